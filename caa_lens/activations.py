@@ -1,0 +1,130 @@
+"""Read `resid_post` at chosen positions: of any prompts, and of both answers of contrast pairs.
+
+Both are generators over batches, so memory does not grow with the number of prompts. Only the positions asked for
+are kept; a prompt's span of several tokens is averaged in float32.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from caa_lens import prefix_cache
+from caa_lens.prompts import Prompt, left_pad
+from caa_lens.vectors import hook_name_of
+
+
+def check_layers(model: Any, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """Layers as distinct block ids in order; all of the model's by default.
+
+    Raises:
+        ValueError: for a layer that the model does not have, negative ones included, or an empty list.
+    """
+    n_layers = model.cfg.n_layers
+    if layers is None:
+        return tuple(range(n_layers))
+    for layer in layers:
+        if not 0 <= layer < n_layers:
+            raise ValueError(
+                f"layer {layer} is out of range: {model.cfg.model_name} has layers 0 to {n_layers - 1}"
+                + (f"; the last is {n_layers - 1}, not -1" if layer < 0 else "")
+            )
+    if not layers:
+        raise ValueError("no layers given: expected at least one")
+    return tuple(sorted(set(layers)))
+
+
+def read_residuals(
+    model: Any, prompts: Sequence[Prompt], *, layers: Sequence[int] | None = None, batch_size: int = 8
+) -> Iterator[Float[Tensor, "batch layer d_model"]]:
+    """Mean `resid_post` over each prompt's `read` span, in float32, batch by batch in the given order.
+
+    Runs the model itself, so the caller's own hooks are felt.
+    """
+    layers = check_layers(model, layers)
+    for first in range(0, len(prompts), batch_size):
+        some = prompts[first : first + batch_size]
+        batch = left_pad(some, n_ctx=model.cfg.n_ctx, device=model.W_E.device)
+        spans = [
+            (pad + prompt.read[0], pad + prompt.read[1])
+            for prompt, pad in zip(some, batch.padding.tolist(), strict=True)
+        ]
+        kept: dict[str, Tensor] = {}
+
+        def keep(resid: Tensor, hook: Any, spans: Sequence = spans, kept: dict = kept) -> None:
+            kept[hook.name] = torch.stack(
+                [row[start:stop].float().mean(0) for row, (start, stop) in zip(resid, spans, strict=True)]
+            )
+
+        names = [hook_name_of(layer) for layer in layers]
+        with torch.no_grad(), model.hooks(fwd_hooks=[(name, keep) for name in names]):
+            model(batch.tokens, attention_mask=batch.attention_mask, stop_at_layer=layers[-1] + 1)
+        yield torch.stack([kept[name] for name in names], dim=1)
+
+
+def read_pairs(
+    model: Any,
+    pairs: Sequence[tuple[Prompt, Prompt]],
+    *,
+    layers: Sequence[int] | None = None,
+    batch_size: int = 8,
+) -> Iterator[tuple[Float[Tensor, "pair side layer d_model"], Sequence[int]]]:
+    """`read_residuals` of both prompts of each pair, side 0 positive and side 1 negative, running what they share once.
+
+    Yields:
+        The activations of a batch of pairs, in float32, and the pairs' indices. Pairs come sorted by length, longest
+        first, so that padding is small and the largest memory need shows at once.
+    """
+    layers = check_layers(model, layers)
+    reason = prefix_cache.unsupported(model)
+    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]))
+    for first in range(0, len(order), batch_size):
+        indices = order[first : first + batch_size]
+        some = [pairs[i] for i in indices]
+        if reason is None:
+            yield _read_with_shared_prefix(model, some, layers), indices
+        else:
+            sides = [
+                next(read_residuals(model, [pair[side] for pair in some], layers=layers, batch_size=batch_size))
+                for side in (0, 1)
+            ]
+            yield torch.stack(sides, dim=1), indices
+
+
+@torch.inference_mode()
+def _read_with_shared_prefix(
+    model: Any, pairs: Sequence[tuple[Prompt, Prompt]], layers: Sequence[int]
+) -> Float[Tensor, "pair side layer d_model"]:
+    shared = [_shared_length(positive, negative) for positive, negative in pairs]
+    n_layers = layers[-1] + 1
+    prefix = prefix_cache.prefill(
+        model, [pair[0].tokens[:n] for pair, n in zip(pairs, shared, strict=True)], n_layers
+    )
+    suffixes = [[prompt.tokens[n:] for prompt in pair] for pair, n in zip(pairs, shared, strict=True)]
+    n_pos = max(len(row) for rows in suffixes for row in rows)
+    weights = torch.zeros(len(pairs), 2, n_pos)  # averages over each row's read span
+    for i, (pair, n) in enumerate(zip(pairs, shared, strict=True)):
+        for side, prompt in enumerate(pair):
+            start, stop = prompt.read
+            weights[i, side, start - n : stop - n] = 1 / (stop - start)
+    weights = weights.to(model.W_E.device)
+    kept: list[Tensor] = []
+
+    def keep(layer: int, resid: Tensor) -> Tensor:
+        if layer in layers:
+            kept.append((weights[..., None] * resid.float()).sum(2))
+        return resid
+
+    prefix_cache.run_suffixes(model, prefix, suffixes, keep, n_layers)
+    return torch.stack(kept, dim=2)
+
+
+def _shared_length(positive: Prompt, negative: Prompt) -> int:
+    """Number of leading tokens that two prompts share before either is read."""
+    limit = min(positive.read[0], negative.read[0])
+    for i, (a, b) in enumerate(zip(positive.tokens[:limit], negative.tokens[:limit], strict=True)):
+        if a != b:
+            return i
+    return limit

@@ -1,0 +1,263 @@
+"""How much a model favours the positive answer of each pair, under many steering conditions at once.
+
+A/B pairs: `p_matching` = p(positive letter) / (p(positive letter) + p(negative letter)) right after the opening
+bracket. The full softmax's normaliser cancels in this ratio, so only the letters' logits are computed.
+
+Completions: `margin` = mean log-probability per token of the positive completion minus that of the negative one, in
+nats. Source: paper section 4 for A/B; the margin is its counterpart where a small model cannot answer by letter.
+
+A condition is a tuple of interventions; `()` is the unsteered model. Steering starts at the instruction's last token.
+The prompt before it runs once for all conditions (see `prefix_cache`).
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from caa_lens import prefix_cache
+from caa_lens.activations import check_layers
+from caa_lens.contrast import ContrastSet
+from caa_lens.prefix_cache import Condition
+from caa_lens.prompts import (
+    Prompt,
+    PromptFormat,
+    check_fits,
+    encode_answer,
+    encode_letters,
+    left_pad,
+    resolve_format,
+)
+
+
+class SharedPrefixWarning(UserWarning):
+    """The shared-prefix engine could not be used, and every condition runs its whole prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scores:
+    """Scores of every pair under every condition.
+
+    Attributes:
+        metric: "p_matching" (a probability) or "margin" (nats per token).
+        values: `[pair condition]`, float32 on the CPU.
+        positive: log-probability of the positive side, `[pair condition]`: of the letter among both letters, or the
+            mean per token of the completion.
+        negative: likewise for the negative side.
+    """
+
+    metric: str
+    values: Float[Tensor, "pair condition"]
+    positive: Float[Tensor, "pair condition"]
+    negative: Float[Tensor, "pair condition"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Item:
+    """A pair ready to be scored: its branches (one for A/B, two for completions) and the tokens to be predicted."""
+
+    branches: tuple[Prompt, ...]
+    letters: tuple[int, int] | None  # ids of the positive and the negative letter
+
+
+def score(
+    model: Any,
+    pairs: ContrastSet,
+    conditions: Sequence[Condition],
+    *,
+    prompt_format: PromptFormat | str | None = None,
+    system: str | None = None,
+    max_tokens: int | None = None,
+    progress: bool = True,
+) -> Scores:
+    """Score every pair under every condition.
+
+    Args:
+        conditions: tuples of interventions with plain-number multipliers; their `start` is ignored, as steering starts
+            at the instruction's last token.
+        max_tokens: suffix tokens in flight at once; worked out from the free memory by default.
+
+    Raises:
+        ValueError: for an empty set, no conditions, a vector that does not fit the model, or a pair longer than the
+            context.
+    """
+    if len(pairs) == 0:
+        raise ValueError("the test set is empty: expected at least one pair")
+    if not conditions:
+        raise ValueError("no conditions given: expected at least one; () is the unsteered model")
+    for condition in conditions:
+        for intervention in condition:
+            check_layers(model, [intervention.vector.layer])
+            if intervention.vector.d_model != model.cfg.d_model:
+                raise ValueError(
+                    f"vector has d_model={intervention.vector.d_model}, but {model.cfg.model_name} has "
+                    f"d_model={model.cfg.d_model}: extract it from this model"
+                )
+            if isinstance(intervention.multiplier, Tensor) and intervention.multiplier.ndim:
+                raise ValueError("a condition's multiplier must be one number: make one condition of each multiplier")
+    items = _encode(model, pairs, resolve_format(model, prompt_format), system)
+    reason = prefix_cache.unsupported(model)
+    if reason is not None:
+        warnings.warn(
+            f"every condition runs its whole prompt, because {reason}", SharedPrefixWarning, stacklevel=2
+        )
+    logp = torch.empty(len(items), len(conditions), 2)
+    order = sorted(range(len(items)), key=lambda i: -len(items[i].branches[0]))
+    with (
+        tqdm(total=len(items), desc=f"score {pairs.behavior}", unit="pair", disable=not progress) as bar,
+        torch.inference_mode(),
+    ):
+        while order:
+            n = 1 if reason else _batch_size(model, [items[i] for i in order], len(conditions), max_tokens)
+            indices, order = order[:n], order[n:]
+            some = [items[i] for i in indices]
+            run = _score_plainly if reason else _score_with_shared_prefix
+            logp[indices] = run(model, some, conditions, max_tokens).float().cpu()
+            bar.update(n)
+    positive, negative = logp.clone().unbind(-1)
+    if pairs.kind == "ab":
+        return Scores(metric="p_matching", values=positive.exp(), positive=positive, negative=negative)
+    return Scores(metric="margin", values=positive - negative, positive=positive, negative=negative)
+
+
+def _encode(model: Any, pairs: ContrastSet, prompt_format: PromptFormat, system: str | None) -> list[_Item]:
+    items = []
+    for pair in pairs:
+        letters = None
+        branches: tuple[Prompt, ...]
+        if pairs.kind == "ab":
+            opened, ids = encode_letters(
+                prompt_format,
+                model.tokenizer,
+                pair.question,
+                (pair.positive[1], pair.negative[1]),
+                system=system,
+            )
+            branches, letters = (opened,), (ids[0], ids[1])
+        else:
+            branches = tuple(
+                encode_answer(prompt_format, model.tokenizer, pair.question, answer, system=system)
+                for answer in (pair.positive, pair.negative)
+            )
+        for prompt in branches:
+            check_fits(prompt, model.cfg.n_ctx)
+        items.append(_Item(branches=branches, letters=letters))
+    return items
+
+
+def _suffix_length(item: _Item) -> int:
+    return max(len(prompt) - prompt.steer_start for prompt in item.branches)
+
+
+def _batch_size(model: Any, items: Sequence[_Item], n_conditions: int, max_tokens: int | None) -> int:
+    """How many of the leading items fit into one batch with all their conditions; at least one."""
+    budget = max_tokens or prefix_cache.token_budget(model, len(items[0].branches[0]), _suffix_length(items[0]))
+    longest = 0
+    for n, item in enumerate(items, start=1):
+        longest = max(longest, _suffix_length(item))
+        if n * longest * len(item.branches) * n_conditions > budget:
+            return max(1, n - 1)
+    return len(items)
+
+
+def _score_with_shared_prefix(
+    model: Any, items: Sequence[_Item], conditions: Sequence[Condition], max_tokens: int | None
+) -> Float[Tensor, "pair condition side"]:
+    """Prefill each prompt once; run the suffixes of as many conditions at a time as fit."""
+    starts = [item.branches[0].steer_start for item in items]
+    prefix = prefix_cache.prefill(
+        model,
+        [item.branches[0].tokens[:start] for item, start in zip(items, starts, strict=True)],
+        model.cfg.n_layers,
+    )
+    suffixes = [
+        [prompt.tokens[start:] for prompt in item.branches] for item, start in zip(items, starts, strict=True)
+    ]
+    n_pos = max(_suffix_length(item) for item in items)
+    budget = max_tokens or prefix_cache.token_budget(model, prefix.keys[0].shape[-1], n_pos)
+    at_once = max(1, budget // (n_pos * len(items) * len(items[0].branches)))
+    by_layer = sorted(range(len(conditions)), key=lambda i: [step.vector.layer for step in conditions[i]])
+    logp = torch.empty(len(items), len(conditions), 2, device=model.W_E.device)
+    for first in range(0, len(conditions), at_once):
+        chunk = by_layer[first : first + at_once]
+        stairs = prefix_cache.Staircase([conditions[i] for i in chunk], len(items[0].branches))
+        resid = prefix_cache.run_suffixes(model, prefix, suffixes, stairs)
+        resid = resid.unflatten(1, (len(stairs.groups), -1))  # [pair group branch pos d_model]
+        read = _letter_logp if items[0].letters else _completion_logp
+        groups = torch.tensor(stairs.condition_groups(), device=resid.device)
+        logp[:, torch.tensor(chunk, device=resid.device)] = read(model, resid, items)[:, groups]
+    return logp
+
+
+def _score_plainly(
+    model: Any, items: Sequence[_Item], conditions: Sequence[Condition], max_tokens: int | None
+) -> Float[Tensor, "pair condition side"]:
+    """One forward a condition through the model's own `forward`, with the caller's hooks in place."""
+    read = _letter_logp if items[0].letters else _completion_logp
+    logp = torch.empty(len(items), len(conditions), 2, device=model.W_E.device)
+    for row, item in enumerate(items):
+        batch = left_pad(item.branches, n_ctx=model.cfg.n_ctx, device=model.W_E.device)
+        n_pos = _suffix_length(item)
+        for column, condition in enumerate(conditions):
+            hooks = [replace(step, start=batch.steer_start).hook() for step in condition]
+            with model.hooks(fwd_hooks=hooks):
+                resid = model(
+                    batch.tokens, attention_mask=batch.attention_mask, stop_at_layer=model.cfg.n_layers
+                )
+            suffixes = resid.new_zeros(1, 1, len(item.branches), n_pos, resid.shape[-1])
+            for branch, (prompt, start) in enumerate(
+                zip(item.branches, batch.steer_start.tolist(), strict=True)
+            ):
+                suffixes[0, 0, branch, : len(prompt) - prompt.steer_start] = resid[branch, start:]
+            logp[row, column] = read(model, suffixes, [item])[0, 0]
+    return logp
+
+
+def _letter_logp(
+    model: Any, resid: Float[Tensor, "pair group branch pos d_model"], items: Sequence[_Item]
+) -> Float[Tensor, "pair group side"]:
+    """Log-probability of each letter among the two, at the opening bracket."""
+    device = resid.device
+    last = torch.tensor([_suffix_length(item) - 1 for item in items], device=device)
+    ids = torch.tensor([item.letters for item in items], device=device)  # [pair side]
+    final = resid[torch.arange(len(items), device=device), :, 0, last]  # [pair group d_model]
+    normed = model.ln_final(final)
+    logits = torch.einsum("pgd,dps->pgs", normed, model.W_U[:, ids]) + model.b_U[ids][:, None]
+    return logits.float().log_softmax(-1)
+
+
+def _completion_logp(
+    model: Any, resid: Float[Tensor, "pair group branch pos d_model"], items: Sequence[_Item]
+) -> Float[Tensor, "pair group side"]:
+    """Mean log-probability per token of each completion."""
+    logp = torch.empty(*resid.shape[:2], 2, device=resid.device)
+    for row, item in enumerate(items):
+        for side, prompt in enumerate(item.branches):
+            first = prompt.answer_start - prompt.steer_start - 1  # where the answer's first token is predicted
+            targets = torch.tensor(prompt.tokens[prompt.answer_start :], device=resid.device)
+            states = resid[row, :, side, first : first + len(targets)]  # [group pos d_model]
+            logp[row, :, side] = token_logp(model, states, targets).mean(-1)
+    return logp
+
+
+def token_logp(
+    model: Any, resid: Float[Tensor, "*row pos d_model"], targets: Tensor, at_once: int = 256
+) -> Float[Tensor, "*row pos"]:
+    """Log-probability of each target token given the last block's output just before it, `at_once` rows at a time.
+
+    The full vocabulary is needed for the softmax, but never for more than `at_once` positions.
+    """
+    states = resid.reshape(-1, resid.shape[-1])
+    wanted = targets.expand(resid.shape[:-1]).reshape(-1)
+    pieces = []
+    for first in range(0, len(states), at_once):
+        normed = model.ln_final(states[None, first : first + at_once])
+        logits = model.unembed(normed)[0].float()
+        chosen = logits.gather(-1, wanted[first : first + at_once, None])[:, 0]
+        pieces.append(chosen - logits.logsumexp(-1))
+    return torch.cat(pieces).reshape(resid.shape[:-1])

@@ -1,0 +1,328 @@
+"""Contrast pairs: a question with an answer that shows a behavior and one that does not.
+
+A pair is *A/B*, with options inside the question and letters as answers, or holds two full *completions*.
+A set of pairs of one kind is what a steering vector is extracted from and measured on.
+
+Letters have to be even: with (B) as the positive answer of two pairs in three, the mean difference between
+positive and negative activations is mostly the direction from one letter to the other.
+`ContrastSet.balance_letters` exchanges option texts until they are even.
+"""
+
+import hashlib
+import json
+import random
+import re
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
+
+from caa_lens import contrast_files
+from caa_lens.contrast_files import LETTER, FieldError, bundled_names
+
+if TYPE_CHECKING:
+    import pandas
+
+_OPTION = re.compile(r"^[ \t]*(\([A-Z]\))", re.MULTILINE)
+_RESTART = re.compile(r"^[ \t]*\([A-Z]\).*\n\s*\(A\)", re.MULTILINE)
+_BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
+# The CAA authors' files have these names in every behavior's folder: there the folder names the behavior.
+_SAME_IN_EVERY_FOLDER = {"generate_dataset", "test_dataset_ab", "test_dataset_open_ended"}
+
+
+class LetterBalanceWarning(UserWarning):
+    """The answer letters of an A/B set are so uneven that its vector would be mostly the letter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastPair:
+    """One question and its two answers.
+
+    Raises:
+        ValueError: a text is empty, the answers are equal, or a letter is not among the question's options.
+    """
+
+    question: str
+    """What is asked; of an A/B pair with the options: `...\\n\\nChoices:\\n (A) Yes\\n (B) No`."""
+    positive: str
+    """The answer that shows the behavior: a letter such as `(A)`, without blanks, or a full completion."""
+    negative: str
+    """The answer that does not show it, of the same kind."""
+
+    def __post_init__(self) -> None:
+        answers = {"positive": self.positive, "negative": self.negative}
+        for field, text in {"question": self.question, **answers}.items():
+            if not text.strip():
+                raise FieldError(field, repr(text), "text")
+            if field in answers and LETTER.fullmatch(text.strip()) and text != text.strip():
+                raise FieldError(field, repr(text), f"{text.strip()!r}, without blanks around it")
+        if self.positive.strip() == self.negative.strip():
+            raise FieldError("negative", repr(self.negative), "another answer than the positive one")
+        letters = [field for field, answer in answers.items() if LETTER.fullmatch(answer)]
+        if len(letters) == 1:
+            raise FieldError(
+                letters[0], repr(answers[letters[0]]), "a full completion, as the other answer is"
+            )
+        if letters:
+            self._check_options(answers)
+
+    def _check_options(self, answers: dict[str, str]) -> None:
+        letters = [letter for letter, _, _ in _option_spans(self.question)]
+        if letters != [f"({chr(ord('A') + i)})" for i in range(len(letters))] or _RESTART.search(
+            self.question
+        ):
+            found = " ".join(mark[1] for mark in _OPTION.finditer(self.question))
+            raise FieldError("question", f"the options {found}", "each letter once, in order from (A)")
+        for field, answer in answers.items():
+            if answer not in letters:
+                offered = ", ".join(letters) or "none: no line starts with (A)"
+                raise FieldError(field, repr(answer), f"a letter of the question's options ({offered})")
+        texts = Counter(self.options.values())
+        if "" in texts or max(texts.values()) > 1:
+            text = "" if "" in texts else texts.most_common(1)[0][0]
+            raise FieldError("question", f"{texts[text]} options {text!r}", "options with texts that differ")
+
+    @property
+    def is_ab(self) -> bool:
+        """Whether the answers are letters of options in the question, not full completions."""
+        return LETTER.fullmatch(self.positive) is not None
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The text of each letter's option, `{"(A)": "Yes", "(B)": "No"}`; empty for completions.
+
+        Options are lines that start with a letter in brackets, from the question's last `(A)` on. A text may
+        span lines. The last one ends at a blank line: a closing instruction after it is no option's text.
+        """
+        if not self.is_ab:
+            return {}
+        return {letter: self.question[start:end] for letter, start, end in _option_spans(self.question)}
+
+    def swapped(self) -> "ContrastPair":
+        """The same pair with the texts of its two options, and so its letters, exchanged; twice is the pair.
+
+        Every other character of the question stays as it is.
+
+        Raises:
+            ValueError: the answers are completions, or an option has a blank line inside: what follows that
+                line would be taken for a closing instruction if the option came last.
+        """
+        if not self.is_ab:
+            raise ValueError(f"got completions for {self.question!r}: only an A/B pair has options to swap")
+        for letter, text in self.options.items():
+            if _BLANK_LINE.search(text):
+                raise ValueError(
+                    f"option {letter} of {self.question!r} has a blank line: take it out to swap"
+                )
+        spans = {letter: (start, end) for letter, start, end in _option_spans(self.question)}
+        (a, b), (c, d) = sorted([spans[self.positive], spans[self.negative]])
+        q = self.question
+        question = q[:a] + q[c:d] + q[b:c] + q[a:b] + q[d:]
+        return ContrastPair(question=question, positive=self.negative, negative=self.positive)
+
+
+def _option_spans(question: str) -> list[tuple[str, int, int]]:
+    """Letter, start and end of every option's text from the last `(A)` on, without the blanks around it."""
+    marks = list(_OPTION.finditer(question))
+    first = max((i for i, mark in enumerate(marks) if mark[1] == "(A)"), default=len(marks))
+    marks = marks[first:]
+    if not marks:
+        return []
+    blank = _BLANK_LINE.search(question, marks[-1].end())
+    ends = [mark.start() for mark in marks[1:]] + [blank.start() if blank else len(question)]
+    spans = []
+    for mark, end in zip(marks, ends, strict=True):
+        text = question[mark.end() : end]
+        start = end - len(text.lstrip())
+        spans.append((mark[1], start, start + len(text.strip())))
+    return spans
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ContrastSet(Sequence[ContrastPair]):
+    """Contrast pairs of one behavior and one kind. Every change gives a new set.
+
+    Raises:
+        ValueError: there are no pairs, or A/B pairs and completions are mixed.
+    """
+
+    name: str
+    """The behavior, as frames and figures call it."""
+    pairs: tuple[ContrastPair, ...]
+    source: str = "memory"
+    """Where the pairs come from: `bundled:<name>`, a path, or `memory`."""
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise ValueError(f"contrast set {self.name!r} has no pairs, expected at least one")
+        n_ab = sum(pair.is_ab for pair in self.pairs)
+        if 0 < n_ab < len(self.pairs):
+            raise ValueError(
+                f"contrast set {self.name!r} mixes {n_ab} A/B pairs with {len(self.pairs) - n_ab} pairs of "
+                "completions: make a set of each kind"
+            )
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, *, name: str | None = None) -> "ContrastSet":
+        """A bundled set by its name, or a file in any format of `caa_lens.contrast_files`.
+
+        A bundled name wins over a file that is called the same: pass a `Path` for the file. `name` is the
+        behavior, by default the bundled name or the file's stem.
+
+        Raises:
+            ContrastFileError: a `ValueError` that says what in the file does not fit, and where.
+        """
+        file = contrast_files.locate(name_or_path)
+        pairs = tuple(contrast_files.read_pairs(file, ContrastPair))
+        if isinstance(name_or_path, str) and name_or_path in bundled_names():
+            stem, source = name_or_path, f"bundled:{name_or_path}"
+        else:
+            path = Path(name_or_path)
+            stem, source = path.stem, str(path)
+            if stem in _SAME_IN_EVERY_FOLDER:
+                stem = path.absolute().parent.name
+        loaded = cls(name=name or stem, pairs=pairs, source=source)
+        loaded.warn_if_unbalanced(stacklevel=3)
+        return loaded
+
+    @classmethod
+    def from_pairs(
+        cls, pairs: Iterable[ContrastPair | tuple[str, str, str]], *, name: str = "pairs"
+    ) -> "ContrastSet":
+        """A set of pairs, each a `ContrastPair` or (question, positive, negative)."""
+        made = []
+        for pair in pairs:
+            if not isinstance(pair, ContrastPair):
+                question, positive, negative = pair
+                pair = ContrastPair(question=question, positive=positive, negative=negative)
+            made.append(pair)
+        found = cls(name=name, pairs=tuple(made))
+        found.warn_if_unbalanced(stacklevel=3)
+        return found
+
+    @property
+    def kind(self) -> Literal["ab", "completions"]:
+        """`ab` where the answers are letters of options in the question, else `completions`."""
+        return "ab" if self.pairs[0].is_ab else "completions"
+
+    @property
+    def behavior(self) -> str:
+        """The behavior that the positive answers show: `name`, in the words of frames."""
+        return self.name
+
+    @property
+    def letter_counts(self) -> Counter[str]:
+        """How often each letter, such as `(A)`, is the positive answer; empty for completions."""
+        return Counter(pair.positive for pair in self.pairs if pair.is_ab)
+
+    def warn_if_unbalanced(self, *, stacklevel: int = 2) -> None:
+        """Warns where one letter is over 0.6 of the positive, or negative, answers of ten pairs or more."""
+        if self.kind != "ab" or len(self) < 10:
+            return
+        for side in ("positive", "negative"):
+            # Beyond two options one side can be even while the other is not.
+            counts = Counter(getattr(pair, side) for pair in self.pairs)
+            if max(counts.values()) > 0.6 * len(self):
+                split = ", ".join(f"{letter} {n}" for letter, n in sorted(counts.items()))
+                warnings.warn(
+                    f"{self.name!r} has uneven letters: its {side} answers are {split}. A vector from it "
+                    "would be mostly the letter, not the behavior: use .balance_letters() first",
+                    LetterBalanceWarning,
+                    stacklevel=stacklevel,
+                )
+                return
+
+    def balance_letters(self, seed: int = 0) -> "ContrastSet":
+        """The set with as few pairs swapped as make the letters even, drawn with `seed`; the order stays.
+
+        Each two letters are balanced among the pairs that oppose just these: afterwards (A) is positive
+        against (B) as often as (B) against (A), give or take one.
+        """
+        if self.kind != "ab":
+            raise ValueError(
+                f"contrast set {self.name!r} has completions: only A/B pairs have letters to balance"
+            )
+        where: dict[tuple[str, str], list[int]] = defaultdict(
+            list
+        )  # (positive, negative): indices of the pairs
+        for i, pair in enumerate(self.pairs):
+            where[pair.positive, pair.negative].append(i)
+        generator = random.Random(seed)
+        swap: set[int] = set()
+        for (positive, negative), indices in sorted(where.items()):
+            surplus = len(indices) - len(where.get((negative, positive), ()))
+            if surplus > 1:
+                swap.update(generator.sample(indices, surplus // 2))
+        return replace(self, pairs=tuple(p.swapped() if i in swap else p for i, p in enumerate(self.pairs)))
+
+    def split(self, test: int | float, seed: int = 0) -> "tuple[ContrastSet, ContrastSet]":
+        """(train, test), shuffled with `seed`: disjoint, and together every pair.
+
+        `test` is a number of pairs (`int`) or a share of them (`float` between 0 and 1).
+        """
+        n_test = test if isinstance(test, int) else round(test * len(self)) if 0 < test < 1 else 0
+        if isinstance(test, bool) or not 0 < n_test < len(self):
+            raise ValueError(
+                f"got test={test!r} for the {len(self)} pairs of {self.name!r}, expected a number of pairs "
+                "(int) or a share between 0 and 1 (float) that leaves at least one pair on each side"
+            )
+        order = random.Random(seed).sample(self.pairs, len(self))
+        return replace(self, pairs=tuple(order[n_test:])), replace(self, pairs=tuple(order[:n_test]))
+
+    def sample(self, n: int, seed: int = 0) -> "ContrastSet":
+        """`n` of the pairs, none twice, drawn with `seed` and kept in order."""
+        if not 0 < n <= len(self):
+            raise ValueError(f"got n={n}, expected 1 to {len(self)}, the number of pairs of {self.name!r}")
+        chosen = sorted(random.Random(seed).sample(range(len(self)), n))
+        return replace(self, pairs=tuple(self.pairs[i] for i in chosen))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @overload
+    def __getitem__(self, index: int) -> ContrastPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> "ContrastSet": ...
+    def __getitem__(self, index: int | slice) -> "ContrastPair | ContrastSet":
+        return self.pairs[index] if isinstance(index, int) else replace(self, pairs=self.pairs[index])
+
+    def __iter__(self) -> Iterator[ContrastPair]:
+        return iter(self.pairs)
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON lines (`question`, `positive`, `negative`), or raises and leaves what `path` held."""
+        contrast_files.write_rows(Path(path), self._rows())
+
+    @property
+    def frame(self) -> "pandas.DataFrame":
+        """One row a pair: `question`, `positive`, `negative`."""
+        import pandas as pd
+
+        return pd.DataFrame(self._rows())
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the pairs, in their order; name and source do not count."""
+        return hashlib.sha256(json.dumps(self._rows()).encode()).hexdigest()
+
+    def summary(self) -> str:
+        """Name, number of pairs, kind and, for A/B pairs, how often each letter is positive."""
+        letters = ", ".join(f"{letter} {n}" for letter, n in sorted(self.letter_counts.items()))
+        return f"{self.name}: {len(self)} {self.kind} pairs" + (f", positive {letters}" if letters else "")
+
+    def __repr__(self) -> str:
+        return f"ContrastSet({self.summary()})"
+
+    def _rows(self) -> list[dict[str, str]]:
+        return [{"question": p.question, "positive": p.positive, "negative": p.negative} for p in self.pairs]
+
+
+def load_open_ended(name_or_path: str | Path) -> list[str]:
+    """Open-ended prompts: those of a bundled name, or the `question` of every row of a .json or .jsonl file.
+
+    Raises:
+        ContrastFileError: a `ValueError` that says what in the file does not fit, and where.
+    """
+    return contrast_files.read_questions(contrast_files.locate(name_or_path, open_ended=True))

@@ -1,0 +1,169 @@
+"""From a contrast set and a model to steering vectors.
+
+The vector of layer l is the mean over pairs of `resid_post[l]` on the positive answer minus on the negative answer,
+read at the answer letter (A/B pairs) or averaged over the completion's tokens. Source: paper section 3.
+
+The mean is a streaming sum, so memory does not grow with the number of pairs. Any other estimator is a plain function
+of both sides' activations at one layer, `(positive, negative) -> direction`, each `[pair d_model]` in float32; for
+those, the activations of all pairs are kept in memory (pairs x layers x d_model x 8 bytes).
+"""
+
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from caa_lens.activations import check_layers, read_pairs
+from caa_lens.contrast import ContrastSet
+from caa_lens.prompts import Prompt, PromptFormat, check_fits, encode_answer, resolve_format
+from caa_lens.vectors import Provenance, SteeringVectors
+
+Estimator = Callable[
+    [Float[Tensor, "pair d_model"], Float[Tensor, "pair d_model"]], Float[Tensor, " d_model"]
+]
+
+
+def mean_difference(
+    positive: Float[Tensor, "pair d_model"], negative: Float[Tensor, "pair d_model"]
+) -> Float[Tensor, " d_model"]:
+    """mean(positive) - mean(negative): the paper's estimator."""
+    return positive.mean(0) - negative.mean(0)
+
+
+def pca_of_differences(
+    positive: Float[Tensor, "pair d_model"], negative: Float[Tensor, "pair d_model"]
+) -> Float[Tensor, " d_model"]:
+    """First principal axis of the pair differences about zero, with the sign and the length of their mean along it.
+
+    The differences are not centred: centring would remove the very shift that all pairs share. The sign is that of
+    the mean difference, since an axis has none of its own.
+    """
+    differences = positive - negative
+    axis = torch.linalg.svd(differences, full_matrices=False).Vh[0]
+    return (differences.mean(0) @ axis) * axis
+
+
+def logistic_probe(
+    positive: Float[Tensor, "pair d_model"], negative: Float[Tensor, "pair d_model"]
+) -> Float[Tensor, " d_model"]:
+    """Weights of an L2-regularised logistic regression that tells the sides apart, scaled to the mean difference's norm.
+
+    Features are standardised for the fit, and the weights taken back to the stream's own units.
+    """
+    from sklearn.linear_model import LogisticRegression  # scikit-learn takes a second to import
+
+    features = torch.cat([positive, negative]).double().cpu().numpy()
+    labels = np.array([1] * len(positive) + [0] * len(negative))
+    scale = features.std(axis=0) + 1e-8
+    probe = LogisticRegression(C=1.0, max_iter=2000).fit((features - features.mean(axis=0)) / scale, labels)
+    weights = torch.tensor(probe.coef_[0] / scale, dtype=positive.dtype, device=positive.device)
+    return weights * (mean_difference(positive, negative).norm() / weights.norm())
+
+
+def extract(
+    model: Any,
+    pairs: ContrastSet,
+    *,
+    layers: Sequence[int] | None = None,
+    estimator: Estimator = mean_difference,
+    prompt_format: PromptFormat | str | None = None,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> SteeringVectors:
+    """Steering vectors of a contrast set, all layers in one pass. No system prompt, as in the paper.
+
+    Args:
+        model: a `HookedTransformer` with its tokenizer.
+        pairs: what to contrast; a warning is given if its answer letters are unbalanced.
+        layers: 0-based blocks; all by default.
+        estimator: how a layer's activations become a direction; the streaming mean difference by default.
+        prompt_format: a format or its name; by default the model's own, see `prompts.default_format`.
+        batch_size: pairs at a time.
+
+    Returns:
+        Vectors in float32 on the CPU, with their provenance.
+
+    Raises:
+        ValueError: for an empty set, a layer out of range, a pair longer than the context, or activations that are not
+            finite (half precision can overflow: load the model in bfloat16 or float32).
+    """
+    if len(pairs) == 0:
+        raise ValueError("the contrast set is empty: expected at least one pair")
+    pairs.warn_if_unbalanced()
+    layers = check_layers(model, layers)
+    prompt_format = resolve_format(model, prompt_format)
+    prompts = encode_pairs(model, pairs, prompt_format)
+    batches = read_pairs(model, prompts, layers=layers, batch_size=batch_size)
+    bar = tqdm(total=len(prompts), desc=f"extract {pairs.behavior}", unit="pair", disable=not progress)
+    with bar, torch.no_grad():
+        if estimator is mean_difference:
+            directions = _streaming_mean_difference(batches, len(prompts), bar)
+        else:
+            kept = torch.cat([_advance(bar, sides.cpu()) for sides, _ in batches])  # [pair side layer d_model]
+            directions = torch.stack(
+                [estimator(kept[:, 0, i], kept[:, 1, i]) for i in range(len(layers))]
+            )
+    if not bool(torch.isfinite(directions).all()):
+        raise ValueError(
+            f"activations of {model.cfg.model_name} are not finite in {model.cfg.dtype}: "
+            "load the model in bfloat16 or float32"
+        )
+    return SteeringVectors(
+        directions=directions.float().cpu(),
+        layers=layers,
+        provenance=Provenance(
+            model=str(model.cfg.model_name),
+            behavior=pairs.behavior,
+            method=estimator.__name__,
+            prompt_format=prompt_format.name,
+            token_position="answer letter" if pairs.kind == "ab" else "mean over the completion",
+            n_pairs=len(pairs),
+            dataset_hash=pairs.content_hash,
+            expression=pairs.behavior,
+            details={
+                "model_dtype": str(model.cfg.dtype).removeprefix("torch."),
+                "caa_lens": importlib.metadata.version("caa-lens"),
+                "transformer_lens": importlib.metadata.version("transformer-lens"),
+                "torch": torch.__version__,
+            },
+        ),
+    )
+
+
+def encode_pairs(
+    model: Any, pairs: ContrastSet, prompt_format: PromptFormat, *, system: str | None = None
+) -> list[tuple[Prompt, Prompt]]:
+    """Both prompts of every pair, checked against the model's context before anything runs."""
+    encoded = [
+        (
+            encode_answer(prompt_format, model.tokenizer, pair.question, pair.positive, system=system),
+            encode_answer(prompt_format, model.tokenizer, pair.question, pair.negative, system=system),
+        )
+        for pair in pairs
+    ]
+    for prompts in encoded:
+        for prompt in prompts:
+            check_fits(prompt, model.cfg.n_ctx)
+    return encoded
+
+
+def _streaming_mean_difference(batches: Any, n_pairs: int, bar: Any) -> Float[Tensor, "layer d_model"]:
+    total: Tensor | None = None
+    for sides, _ in batches:
+        # float64 where the device has it (MPS has not): sums of thousands of pairs lose nothing.
+        wide = torch.float32 if sides.device.type == "mps" else torch.float64
+        difference = (sides[:, 0].to(wide) - sides[:, 1].to(wide)).sum(0)
+        total = difference if total is None else total + difference
+        bar.update(len(sides))
+    assert total is not None
+    return total / n_pairs
+
+
+def _advance(bar: Any, sides: Tensor) -> Tensor:
+    bar.update(len(sides))
+    return sides

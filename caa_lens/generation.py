@@ -1,0 +1,251 @@
+"""Generate steered text: whole, in batches, or as a stream.
+
+The loop feeds the prompt once and then one token at a time. It keeps keys and values in place and computes logits of
+the last position only. Where the model has hooks of the caller's own, or is not a plain Llama, every step goes through
+the model's own `forward`, so that those hooks see and change what they always would; the tokens are the same.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from caa_lens import prefix_cache
+from caa_lens.hooks import Intervention
+from caa_lens.prompts import Prompt, PromptBatch, PromptFormat, left_pad, resolve_format
+from caa_lens.steering import Steering, as_interventions
+
+Forward = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch d_model"]]
+
+
+def generate(
+    model: Any,
+    prompt: str | Prompt | Sequence[str | Prompt],
+    *,
+    vectors: Sequence[Steering] = (),
+    max_new_tokens: int = 100,
+    temperature: float = 0.0,
+    seed: int = 0,
+    system: str | None = None,
+    prompt_format: PromptFormat | str | None = None,
+    use_cache: bool = True,
+) -> str | list[str]:
+    """Steered text: a string for one prompt, a list for several prompts or for a multiplier `[batch]`.
+
+    Args:
+        prompt: a question (put into the model's format) or a `Prompt`; or several of them.
+        vectors: vectors, `(vector, multiplier)` pairs or `Intervention`s. With one prompt, a multiplier tensor
+            `[batch]` gives one text for each of its entries.
+        max_new_tokens: the end-of-sequence token ends a text earlier.
+        temperature: 0 is greedy (the paper's), else softmax sampling from `seed`.
+        use_cache: False recomputes everything for every token: the same text, slower.
+
+    Raises:
+        ValueError: if prompt and new tokens do not fit into the context, or a vector does not fit the model.
+    """
+    given = [prompt] if isinstance(prompt, str | Prompt) else list(prompt)
+    prompts = [_encode(model, one, prompt_format, system) for one in given]
+    rows = {len(m) for i in as_interventions(model, vectors) if (m := torch.as_tensor(i.multiplier)).ndim}
+    single = isinstance(prompt, str | Prompt) and not rows
+    if len(prompts) == 1 and rows:
+        prompts = prompts * max(rows)
+    steps = generate_tokens(
+        model,
+        prompts,
+        vectors=vectors,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        use_cache=use_cache,
+    )
+    tokens = torch.stack(list(steps), dim=1).tolist()
+    texts = [_decode(model, row) for row in tokens]
+    return texts[0] if single else texts
+
+
+def stream(
+    model: Any,
+    prompt: str | Prompt,
+    *,
+    vectors: Sequence[Steering] = (),
+    max_new_tokens: int = 100,
+    temperature: float = 0.0,
+    seed: int = 0,
+    system: str | None = None,
+    prompt_format: PromptFormat | str | None = None,
+) -> Iterator[str]:
+    """Like `generate` for one prompt, piece by piece as the text grows."""
+    encoded = _encode(model, prompt, prompt_format, system)
+    tokens: list[int] = []
+    shown = ""
+    for step in generate_tokens(
+        model, [encoded], vectors=vectors, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+    ):
+        tokens.append(int(step))
+        text = _decode(model, tokens)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else half of a multi-byte character: wait for the rest
+            yield text[len(shown) :]
+            shown = text
+
+
+def generate_tokens(
+    model: Any,
+    prompts: Sequence[Prompt],
+    *,
+    vectors: Sequence[Steering] = (),
+    max_new_tokens: int = 100,
+    temperature: float = 0.0,
+    seed: int = 0,
+    use_cache: bool = True,
+) -> Iterator[Int[Tensor, " batch"]]:
+    """The next token of every row, step by step; a finished row goes on with its end-of-sequence token."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if temperature < 0:
+        raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}")
+    device = model.W_E.device
+    batch = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=device, room=max_new_tokens)
+    interventions = as_interventions(model, vectors, start=batch.steer_start)
+    for intervention in interventions:
+        _check_rows(intervention, len(prompts))
+    if not use_cache:
+        forward = _uncached(model, batch, interventions)
+    elif prefix_cache.unsupported(model) is not None:
+        forward = _cached(model, batch, interventions)
+    else:
+        forward = _in_place(model, batch, interventions, max_new_tokens)
+    eos = getattr(model.tokenizer, "eos_token_id", None)
+    # Drawn on the CPU, so that a seed gives the same text on every device.
+    generator = torch.Generator().manual_seed(seed)
+    finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    tokens = batch.tokens
+    for _ in range(max_new_tokens):
+        with torch.inference_mode():
+            logits = model.unembed(model.ln_final(forward(tokens)[:, None]))[:, 0]  # [batch d_vocab]
+            new = _choose(logits, temperature, generator)
+            if eos is not None:
+                new = torch.where(finished, eos, new)
+                finished = finished | (new == eos)
+        yield new
+        if eos is not None and bool(finished.all()):
+            return
+        tokens = new[:, None]
+
+
+def _choose(logits: Float[Tensor, "batch d_vocab"], temperature: float, generator: Any) -> Tensor:
+    if temperature == 0:
+        return logits.argmax(-1)
+    weights = (logits.float() / temperature).softmax(-1).cpu()
+    return torch.multinomial(weights, 1, generator=generator)[:, 0].to(logits.device)
+
+
+def _uncached(model: Any, batch: PromptBatch, interventions: Sequence[Intervention]) -> Forward:
+    """Every step runs the whole text: the slow, obvious way."""
+    seen: list[Tensor] = []
+    hooks = [intervention.hook() for intervention in interventions]
+
+    def forward(tokens: Tensor) -> Tensor:
+        seen.append(tokens)
+        text = torch.cat(seen, dim=1)
+        mask = F.pad(batch.attention_mask, (0, text.shape[1] - batch.tokens.shape[1]), value=True)
+        with model.hooks(fwd_hooks=hooks):
+            return model(text, attention_mask=mask, stop_at_layer=model.cfg.n_layers)[:, -1]
+
+    return forward
+
+
+def _cached(model: Any, batch: PromptBatch, interventions: Sequence[Intervention]) -> Forward:
+    """The model's own forward with TransformerLens' own KV cache."""
+    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+    cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.W_E.device, len(batch.tokens))
+    hooks = [intervention.hook() for intervention in interventions]
+
+    def forward(tokens: Tensor) -> Tensor:
+        first = cache.previous_attention_mask.shape[1] == 0
+        mask = batch.attention_mask if first else torch.ones_like(tokens, dtype=torch.bool)
+        with model.hooks(fwd_hooks=hooks):
+            return model(
+                tokens, attention_mask=mask.long(), past_kv_cache=cache, stop_at_layer=model.cfg.n_layers
+            )[:, -1]
+
+    return forward
+
+
+def _in_place(
+    model: Any, batch: PromptBatch, interventions: Sequence[Intervention], max_new_tokens: int
+) -> Forward:
+    """The blocks' own modules over keys and values that are written in place."""
+    cfg, device = model.cfg, model.W_E.device
+    n_rows, n_prompt = batch.tokens.shape
+    room = n_prompt + max_new_tokens
+    shape = (n_rows, cfg.n_key_value_heads or cfg.n_heads, room, cfg.d_head)
+    keys = [torch.empty(shape, dtype=cfg.dtype, device=device) for _ in range(cfg.n_layers)]
+    values = [torch.empty(shape, dtype=cfg.dtype, device=device) for _ in range(cfg.n_layers)]
+    cos_table, sin_table = prefix_cache.rotary_tables(model, room)
+    padded = bool(batch.padding.any())
+    visible = F.pad(batch.attention_mask, (0, max_new_tokens), value=True)[:, None, None]  # [batch 1 1 pos]
+    at_layer: dict[int, list[Intervention]] = {}
+    for intervention in interventions:
+        at_layer.setdefault(intervention.vector.layer, []).append(intervention.to(device))
+    behind = 0
+
+    def forward(tokens: Tensor) -> Tensor:
+        nonlocal behind
+        n_new = tokens.shape[1]
+        until = behind + n_new
+        position = torch.arange(behind, until, device=device) - batch.padding[:, None]  # [batch pos]
+        cos, sin = cos_table[position.clamp_min(0)], sin_table[position.clamp_min(0)]
+        mask = visible[..., :until] if padded else None
+        if n_new > 1 and padded:
+            mask = mask & torch.ones(n_new, until, dtype=torch.bool, device=device).tril(until - n_new)
+            # A padded position sees itself, so that its softmax is defined; nobody looks at it.
+            mask = mask | torch.eye(n_new, dtype=torch.bool, device=device)
+        resid = F.embedding(tokens, model.W_E)
+        for layer, block in enumerate(model.blocks):
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, layer: int = layer, attn: Any = block.attn) -> Tensor:
+                keys[layer][:, :, behind:until] = prefix_cache.rotate(attn, k, cos, sin).transpose(1, 2)
+                values[layer][:, :, behind:until] = v.transpose(1, 2)
+                z = F.scaled_dot_product_attention(
+                    prefix_cache.rotate(attn, q, cos, sin).transpose(1, 2),
+                    keys[layer][:, :, :until],
+                    values[layer][:, :, :until],
+                    attn_mask=mask,
+                    is_causal=mask is None and n_new > 1,
+                    scale=1 / attn.attn_scale,
+                    enable_gqa=q.shape[2] != k.shape[2],
+                )
+                return z.transpose(1, 2)
+
+            resid = prefix_cache.run_block(block, resid, attend)
+            for intervention in at_layer.get(layer, ()):
+                resid = intervention.apply(resid, behind)
+        behind = until
+        return resid[:, -1]
+
+    return forward
+
+
+def _check_rows(intervention: Intervention, n_rows: int) -> None:
+    multiplier = torch.as_tensor(intervention.multiplier)
+    if multiplier.ndim and len(multiplier) != n_rows:
+        raise ValueError(
+            f"multiplier has {len(multiplier)} entries for {n_rows} prompts: give one number, or one a prompt"
+        )
+
+
+def _encode(model: Any, prompt: str | Prompt, prompt_format: PromptFormat | str | None, system: str | None) -> Prompt:
+    if isinstance(prompt, Prompt):
+        return prompt
+    return resolve_format(model, prompt_format).encode(model.tokenizer, prompt, system=system)
+
+
+def _decode(model: Any, tokens: Sequence[int]) -> str:
+    """Text up to the end-of-sequence token."""
+    eos = model.tokenizer.eos_token_id
+    tokens = list(tokens)
+    return model.tokenizer.decode(tokens[: tokens.index(eos)] if eos in tokens else tokens)

@@ -1,0 +1,323 @@
+"""The shared-prefix engine: run a prompt once, then only what differs.
+
+Steering starts at the end of the prompt, and the two answers of a contrast pair differ only in their last tokens. So
+the tokens before are the same in every condition: `prefill` runs them once and keeps each layer's keys and values;
+`run_suffixes` then takes many *rows* of suffix tokens a question through the blocks. Every row attends to its
+question's prefix, which is stored once and never copied, and to itself::
+
+    question 0   prefix ------------------+--> row 0: suffix of condition 0
+                                          +--> row 1: suffix of condition 1   ...
+
+Between two blocks an `edit` function sees the residual stream of all rows. It may read it (extraction), or add rows:
+`Staircase` appends the steered rows of layer l right after block l, so that no row recomputes what it shares.
+
+The blocks' own modules do the arithmetic (norms, projections, MLP), so the numbers are the model's; only attention is
+written here. That holds for blocks of the Llama family as TransformerLens builds them; `unsupported` says why a
+model, or a model with somebody's hooks on it, has to take the plain path instead. Right padding needs no mask: the
+blocks are causal, and padded keys of a prefix are hidden by its length.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from caa_lens.hooks import OPERATORS, Intervention
+
+Condition = tuple[Intervention, ...]
+Edit = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prefix:
+    """Keys (rotated) and values of each layer for a batch of prefixes, right-padded.
+
+    Attributes:
+        keys: one tensor a layer, `[question kv_head d_head pos]`.
+        values: one tensor a layer, `[question kv_head pos d_head]`.
+        lengths: number of real tokens, `[question]`.
+    """
+
+    keys: tuple[Float[Tensor, "question kv_head d_head pos"], ...]
+    values: tuple[Float[Tensor, "question kv_head pos d_head"], ...]
+    lengths: Int[Tensor, " question"]
+
+
+def unsupported(model: Any) -> str | None:
+    """Why the engine cannot stand in for `model.forward`, or None if it can."""
+    cfg = model.cfg
+    plain_llama = (
+        cfg.positional_embedding_type == "rotary"
+        and cfg.normalization_type in ("RMS", "RMSPre")
+        and cfg.gated_mlp
+        and not cfg.parallel_attn_mlp
+        and not cfg.use_local_attn
+        and not cfg.use_normalization_before_and_after
+        and not cfg.use_attn_in
+        and not cfg.use_split_qkv_input
+        and not cfg.use_attn_result
+        and not cfg.load_in_4bit
+        and not cfg.use_attention_sinks
+        and not cfg.use_dynamic_ntk_rope
+        and not cfg.use_logn_attn
+        and cfg.attn_scores_soft_cap <= 0
+        and cfg.output_logits_soft_cap <= 0
+        and cfg.num_experts is None
+        and cfg.attention_dir == "causal"
+    )
+    if not plain_llama:
+        return f"{cfg.model_name} is not a plain Llama-family model"
+    hooked = [hook.name for hook in model.hook_points() if hook.fwd_hooks]
+    if hooked:
+        return f"the model has hooks of your own at {', '.join(hooked[:3])}{' ...' if len(hooked) > 3 else ''}"
+    return None
+
+
+def prefill(model: Any, prefixes: Sequence[Sequence[int]], n_layers: int | None = None) -> Prefix:
+    """Run the first `n_layers` blocks (all by default) on a batch of token sequences; sequences may be empty."""
+    device = model.W_E.device
+    lengths = torch.tensor([len(prefix) for prefix in prefixes], device=device)
+    resid = _embed(model, [[prefix] for prefix in prefixes])  # [question 1 pos d_model]
+    n_pos = resid.shape[2]
+    blocks = model.blocks[: model.cfg.n_layers if n_layers is None else n_layers]
+    if n_pos == 0:
+        n_kv, d_head = model.cfg.n_key_value_heads or model.cfg.n_heads, model.cfg.d_head
+        no_keys = resid.new_empty(len(prefixes), n_kv, d_head, 0)
+        return Prefix(
+            keys=(no_keys,) * len(blocks), values=(no_keys.transpose(2, 3),) * len(blocks), lengths=lengths
+        )
+    cos, sin = rotary_tables(model, n_pos)
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
+    for block in blocks:
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, attn: Any = block.attn) -> Tensor:
+            q, k = rotate(attn, q, cos, sin), rotate(attn, k, cos, sin)
+            keys.append(k.permute(0, 2, 3, 1).contiguous())
+            values.append(v.transpose(1, 2).contiguous())
+            z = F.scaled_dot_product_attention(
+                q.transpose(1, 2),
+                k.transpose(1, 2),
+                v.transpose(1, 2),
+                is_causal=True,
+                scale=1 / attn.attn_scale,
+                enable_gqa=q.shape[2] != k.shape[2],
+            )
+            return z.transpose(1, 2)
+
+        resid = run_block(block, resid, attend)
+    return Prefix(keys=tuple(keys), values=tuple(values), lengths=lengths)
+
+
+def run_suffixes(
+    model: Any,
+    prefix: Prefix,
+    suffixes: Sequence[Sequence[Sequence[int]]],
+    edit: Edit,
+    n_layers: int | None = None,
+) -> Float[Tensor, "question row pos d_model"]:
+    """Take rows of suffix tokens through the blocks behind their question's prefix.
+
+    Args:
+        suffixes: `suffixes[question][row]` is a sequence of token ids; every question has equally many rows.
+        edit: `edit(layer, resid)` sees `resid_post` of every layer, `[question row pos d_model]`, and returns what
+            the next block gets. It may change the number of rows.
+
+    Returns:
+        What `edit` returned after the last block; positions past a row's end hold padding.
+    """
+    resid = _embed(model, suffixes)
+    n_pos = resid.shape[2]
+    longest = prefix.keys[0].shape[-1]
+    cos_table, sin_table = rotary_tables(model, longest + n_pos)
+    position = prefix.lengths[:, None] + torch.arange(n_pos, device=resid.device)  # [question pos]
+    hidden = torch.arange(longest, device=resid.device) >= prefix.lengths[:, None]  # [question prefix_pos]
+    blocks = model.blocks[: model.cfg.n_layers if n_layers is None else n_layers]
+    for layer, block in enumerate(blocks):
+        rows = resid.shape[1]
+        cos = cos_table[position].repeat_interleave(rows, 0)
+        sin = sin_table[position].repeat_interleave(rows, 0)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, layer: int = layer, attn: Any = block.attn) -> Tensor:
+            q, k = rotate(attn, q, cos, sin), rotate(attn, k, cos, sin)  # noqa: B023 - called before the next turn
+            return _attend_to_prefix(q, k, v, prefix.keys[layer], prefix.values[layer], hidden, attn.attn_scale)
+
+        resid = edit(layer, run_block(block, resid, attend))
+    return resid
+
+
+def _attend_to_prefix(
+    q: Float[Tensor, "row pos head d_head"],
+    k: Float[Tensor, "row pos kv_head d_head"],
+    v: Float[Tensor, "row pos kv_head d_head"],
+    prefix_k: Float[Tensor, "question kv_head d_head prefix_pos"],
+    prefix_v: Float[Tensor, "question kv_head prefix_pos d_head"],
+    hidden: Tensor,
+    scale: float,
+) -> Float[Tensor, "row pos head d_head"]:
+    """Softmax attention of each row over its question's prefix and, causally, over itself.
+
+    Query heads that share a key head, rows and positions all become one long axis against the question's single copy
+    of the prefix, so the prefix is read once and never expanded.
+    """
+    n_question, n_kv, d_head, n_prefix = prefix_k.shape
+    n_pos, n_head = q.shape[1], q.shape[2]
+    rows, group = q.shape[0] // n_question, n_head // n_kv
+    q = q.reshape(n_question, rows, n_pos, n_kv, group, d_head).permute(0, 3, 1, 4, 2, 5)
+    k = k.reshape(n_question, rows, n_pos, n_kv, d_head).permute(0, 3, 1, 2, 4)
+    v = v.reshape(n_question, rows, n_pos, n_kv, d_head).permute(0, 3, 1, 2, 4)
+    q = q.contiguous() / scale  # [question kv_head row group pos d_head]
+    to_prefix = q.reshape(n_question, n_kv, -1, d_head) @ prefix_k  # [question kv_head (row group pos) prefix_pos]
+    to_prefix = to_prefix.masked_fill(hidden[:, None, None, :], -torch.inf)
+    to_prefix = to_prefix.reshape(n_question, n_kv, rows, group * n_pos, n_prefix)
+    to_self = q.reshape(n_question, n_kv, rows, group * n_pos, d_head) @ k.transpose(-1, -2)
+    future = torch.ones(n_pos, n_pos, dtype=torch.bool, device=q.device).triu(1).repeat(group, 1)
+    to_self = to_self.masked_fill(future, -torch.inf)
+    pattern = torch.softmax(torch.cat([to_prefix, to_self], dim=-1), dim=-1)
+    from_prefix = pattern[..., :n_prefix].reshape(n_question, n_kv, -1, n_prefix) @ prefix_v
+    z = from_prefix.reshape(n_question, n_kv, rows, group * n_pos, d_head) + pattern[..., n_prefix:] @ v
+    z = z.reshape(n_question, n_kv, rows, group, n_pos, d_head).permute(0, 2, 4, 1, 3, 5)
+    return z.reshape(n_question * rows, n_pos, n_head, d_head)
+
+
+def run_block(
+    block: Any, resid: Float[Tensor, "*rows pos d_model"], attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Float[Tensor, "*rows pos d_model"]:
+    """One block with the model's own modules, and `attend(q, k, v) -> z` for what happens between projections.
+
+    `attend` gets and returns `[row pos head d_head]`, with all leading dimensions of `resid` flattened into `row`.
+    """
+    x = resid.flatten(0, -3)  # [row pos d_model]
+    normed = block.ln1(x)
+    z = attend(*block.attn.calculate_qkv_matrices(normed, normed, normed))  # [row pos head d_head]
+    x = x + F.linear(z.flatten(2), block.attn.W_O.flatten(0, 1).T, block.attn.b_O)
+    x = x + block.mlp(block.ln2(x))
+    return x.reshape(resid.shape)
+
+
+def _embed(model: Any, suffixes: Sequence[Sequence[Sequence[int]]]) -> Float[Tensor, "question row pos d_model"]:
+    n_pos = max(len(row) for question in suffixes for row in question)
+    tokens = torch.zeros(len(suffixes), len(suffixes[0]), n_pos, dtype=torch.long)
+    for i, question in enumerate(suffixes):
+        for j, row in enumerate(question):
+            tokens[i, j, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return F.embedding(tokens.to(model.W_E.device), model.W_E)
+
+
+def rotary_tables(model: Any, n_pos: int) -> tuple[Float[Tensor, "pos rotary"], Float[Tensor, "pos rotary"]]:
+    """cos and sin of the model's rotary embedding for the first `n_pos` positions."""
+    cfg, attn = model.cfg, model.blocks[0].attn
+    if n_pos <= attn.rotary_cos.shape[0]:
+        return attn.rotary_cos[:n_pos], attn.rotary_sin[:n_pos]
+    sin, cos = attn.calculate_sin_cos_rotary(cfg.rotary_dim, n_pos, base=cfg.rotary_base, dtype=cfg.dtype)
+    return cos.to(attn.rotary_cos.device), sin.to(attn.rotary_sin.device)
+
+
+def rotate(attn: Any, x: Float[Tensor, "row pos head d_head"], cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding at the given positions; `cos` and `sin` are `[pos rotary]` or `[row pos rotary]`."""
+    d_rotary = cos.shape[-1]
+    turned = x[..., :d_rotary]
+    turned = turned * cos.unsqueeze(-2) + attn.rotate_every_two(turned) * sin.unsqueeze(-2)
+    return torch.cat([turned, x[..., d_rotary:]], dim=-1) if d_rotary < x.shape[-1] else turned
+
+
+class Staircase:
+    """An `edit` for `run_suffixes` that runs many steering conditions at once.
+
+    All conditions start as one group of rows. After block l a group splits: the conditions that steer at l go on in
+    new, steered groups, the others in the old one. Conditions with the same history share their rows to the end, so
+    all multipliers 0 of a sweep cost one row, and a vector at layer 20 costs nothing below layer 20.
+
+    Attributes:
+        groups: for each group of rows, the indices of its conditions. Rows are ordered `[group branch]`, where a
+            branch is one of a question's suffixes.
+    """
+
+    def __init__(self, conditions: Sequence[Condition], n_branches: int) -> None:
+        self.conditions = [tuple(i for i in condition if _acts(i)) for condition in conditions]
+        self.n_branches = n_branches
+        self.groups: list[list[int]] = [list(range(len(conditions)))]
+
+    def __call__(self, layer: int, resid: Float[Tensor, "question row pos d_model"]) -> Tensor:
+        kept: list[tuple[int, list[int]]] = []  # (row group it comes from, conditions)
+        new: list[tuple[int, list[int], Condition]] = []
+        for source, members in enumerate(self.groups):
+            by_action: dict[tuple[int, ...], list[int]] = {}
+            actions: dict[tuple[int, ...], Condition] = {}
+            for index in members:
+                action = tuple(i for i in self.conditions[index] if i.vector.layer == layer)
+                key = tuple(_identity(i) for i in action)
+                by_action.setdefault(key, []).append(index)
+                actions[key] = action
+            for key, indices in by_action.items():
+                if key:
+                    new.append((source, indices, actions[key]))
+                else:
+                    kept.append((source, indices))
+        if not new:
+            return resid
+        grouped = resid.unflatten(1, (-1, self.n_branches))  # [question group branch pos d_model]
+        sources = torch.tensor([g[0] for g in kept] + [g[0] for g in new], device=resid.device)
+        grouped = grouped[:, sources]
+        steered = grouped[:, len(kept) :]
+        if all(len(action) == 1 and action[0].operator == "add" for _, _, action in new):
+            steered += _steps([action[0] for _, _, action in new], resid)[None, :, None, None]
+        else:
+            for row, (_, _, action) in enumerate(new):
+                for i in action:
+                    multiplier = torch.as_tensor(i.multiplier, device=resid.device)
+                    direction = i.vector.direction.to(resid.device)
+                    steered[:, row] = OPERATORS[i.operator](steered[:, row], direction, multiplier)
+        self.groups = [indices for _, indices in kept] + [indices for _, indices, _ in new]
+        return grouped.flatten(1, 2)
+
+    def condition_groups(self) -> list[int]:
+        """For each condition, the group its rows are in."""
+        of_condition = {index: group for group, members in enumerate(self.groups) for index in members}
+        return [of_condition[index] for index in range(len(self.conditions))]
+
+
+def _acts(intervention: Intervention) -> bool:
+    return intervention.operator == "set" or float(intervention.multiplier) != 0
+
+
+def _identity(intervention: Intervention) -> tuple:
+    return id(intervention.vector.direction), intervention.operator, float(intervention.multiplier)
+
+
+def _steps(interventions: Sequence[Intervention], resid: Tensor) -> Float[Tensor, "group d_model"]:
+    """m v of each intervention, formed in float32 and rounded to the stream's dtype as `hooks.add` does."""
+    directions = torch.stack([i.vector.direction for i in interventions]).to(resid.device).float()
+    multipliers = torch.tensor([float(i.multiplier) for i in interventions], device=resid.device)
+    return (multipliers[:, None] * directions).to(resid.dtype)
+
+
+def token_budget(model: Any, prefix_length: int, suffix_length: int) -> int:
+    """How many suffix tokens may be in flight at once, from the memory that is free on the model's device.
+
+    Bytes of one suffix token: (8 d_model + 4 d_mlp + 4 n_heads (prefix + suffix)) x bytes of a number. A quarter of
+    the free memory is used, and at most 8192 tokens, past which matrix products gain nothing.
+    """
+    cfg = model.cfg
+    n_bytes = model.W_E.element_size()
+    a_token = (8 * cfg.d_model + 4 * cfg.d_mlp + 4 * cfg.n_heads * (prefix_length + suffix_length)) * n_bytes
+    return max(suffix_length, min(8192, free_memory(model.W_E.device) // 4 // a_token))
+
+
+def kv_bytes(model: Any, n_pos: int) -> int:
+    """Bytes of the keys and values of one prefix: 2 x layers x kv heads x d_head x tokens x bytes of a number."""
+    cfg = model.cfg
+    n_kv = cfg.n_key_value_heads or cfg.n_heads
+    return 2 * cfg.n_layers * n_kv * cfg.d_head * n_pos * model.W_E.element_size()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

@@ -1,0 +1,105 @@
+"""Steer a model inside a `with` block, in your own code.
+
+Steering starts at the last token of the instruction and goes on through every generated token (paper section 3),
+whatever the batching, padding or caching: see `hooks` for how positions are known.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from caa_lens.activations import check_layers
+from caa_lens.hooks import Intervention
+from caa_lens.prompts import Prompt, explain, left_pad, resolve_format
+from caa_lens.vectors import SteeringVector
+
+Steering = SteeringVector | tuple[SteeringVector, float | Tensor] | Intervention
+
+
+@contextmanager
+def steer(
+    model: Any,
+    *vectors: Steering,
+    prompt: Prompt | str | Sequence[Prompt] | None = None,
+    start: int | Tensor | None = None,
+    multiplier: float | Tensor = 1.0,
+    explain_positions: bool = False,
+) -> Iterator[Any]:
+    """Steer everything the model runs inside the block; composes with the caller's own hooks.
+
+        with steer(model, 1.5 * v, prompt=prompt):
+            model.generate(tokens)
+
+    Args:
+        vectors: vectors, `(vector, multiplier)` pairs or `Intervention`s, of any layers.
+        prompt: what will be run; steering starts at its instruction's last token. Several prompts mean a left-padded
+            batch of them. A string is put into the model's own prompt format.
+        start: instead of a prompt, the first steered position in padded coordinates, a number or `[batch]`; 0 steers
+            everything.
+        multiplier: for vectors given without one; a number or `[batch]`.
+        explain_positions: print which tokens are steered.
+
+    Raises:
+        ValueError: if neither or both of `prompt` and `start` are given, or a vector does not fit the model.
+    """
+    if (prompt is None) == (start is None):
+        raise ValueError(
+            "say where steering starts: either prompt=..., or start=... (start=0 steers every position)"
+        )
+    if prompt is not None:
+        if isinstance(prompt, str):
+            prompt = resolve_format(model, None).encode(model.tokenizer, prompt)
+        prompts = [prompt] if isinstance(prompt, Prompt) else list(prompt)
+        start = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=model.W_E.device).steer_start
+        start = int(start[0]) if len(prompts) == 1 else start
+        if explain_positions:
+            for some in prompts:
+                _show(explain(some, model.tokenizer))
+    elif explain_positions:
+        _show(f"every position from {start} on is steered")
+    interventions = as_interventions(model, vectors, multiplier=multiplier, start=start)
+    with model.hooks(fwd_hooks=[intervention.hook() for intervention in interventions]):
+        yield model
+
+
+def as_interventions(
+    model: Any,
+    vectors: Sequence[Steering],
+    *,
+    multiplier: float | Tensor = 1.0,
+    start: int | Tensor | None = None,
+) -> list[Intervention]:
+    """Interventions from the forms a user may write, checked against the model."""
+    interventions = []
+    for given in vectors:
+        if isinstance(given, Intervention):
+            keep = given.start if given.start is not None else start
+            made = Intervention(
+                vector=given.vector, multiplier=given.multiplier, start=keep, operator=given.operator
+            )
+        elif isinstance(given, SteeringVector):
+            made = Intervention(vector=given, multiplier=multiplier, start=start)
+        elif isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], SteeringVector):
+            made = Intervention(vector=given[0], multiplier=given[1], start=start)
+        else:
+            raise TypeError(
+                f"expected a SteeringVector, a (SteeringVector, multiplier) pair or an Intervention, got {given!r}; "
+                "of SteeringVectors choose a layer, as in vectors[13]"
+            )
+        check_layers(model, [made.vector.layer])
+        if made.vector.d_model != model.cfg.d_model:
+            raise ValueError(
+                f"vector has d_model={made.vector.d_model}, but {model.cfg.model_name!r} has "
+                f"d_model={model.cfg.d_model}: extract it from this model"
+            )
+        interventions.append(made)
+    return interventions
+
+
+def _show(text: str) -> None:
+    """Print for a person who asked for it, in a notebook or a terminal."""
+    from rich.console import Console
+
+    Console().print(text, markup=False, highlight=False)

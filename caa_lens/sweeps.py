@@ -1,0 +1,206 @@
+"""Layer x multiplier grids: how much each vector at each strength moves the model's answers.
+
+One row a layer, multiplier and question, in a tidy frame; intervals are 95 % bootstrap intervals over questions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from caa_lens.activations import check_layers
+from caa_lens.answers import score
+from caa_lens.contrast import ContrastSet
+from caa_lens.hooks import Intervention
+from caa_lens.prefix_cache import Condition
+from caa_lens.prompts import PromptFormat, resolve_format
+from caa_lens.vectors import Provenance, SteeringVectors
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+METRIC_LABEL = {
+    "p_matching": "p(answer matching the behavior)",
+    "margin": "log-probability margin (nats per token)",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sweep:
+    """A finished sweep.
+
+    Attributes:
+        frame: columns `behavior, layer, multiplier, question, p_matching` (A/B) or `margin` (completions), and
+            `logp_positive`, `logp_negative`. `question` is the pair's index in the test set.
+        metric: "p_matching" or "margin".
+        vectors: provenance of the vectors.
+        settings: what else the numbers depend on (model, test set and its hash, prompt format, system prompt, dtype).
+    """
+
+    frame: "pd.DataFrame"
+    metric: str
+    vectors: Provenance
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def summary(self, n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
+        """Mean over questions with its 95 % bootstrap interval: `layer, multiplier, mean, low, high`."""
+        import pandas as pd
+
+        table = self.frame.pivot(index="question", columns=["layer", "multiplier"], values=self.metric)
+        low, high = bootstrap_interval(table.to_numpy(), n_resamples=n_resamples, seed=seed)
+        index = table.columns.to_frame(index=False)
+        return pd.DataFrame({**index, "mean": table.to_numpy().mean(0), "low": low, "high": high})
+
+    def effect(self, n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
+        """By layer, the paired difference between a multiplier and its negative, per question, with its interval.
+
+        Columns `layer, multiplier, effect, low, high`, for each multiplier m > 0 whose -m was swept too: the mean over
+        questions of score(+m) - score(-m), in the metric's units.
+        """
+        import pandas as pd
+
+        table = self.frame.pivot(index="question", columns=["layer", "multiplier"], values=self.metric)
+        multipliers = sorted(set(self.frame["multiplier"]))
+        keys = [
+            (layer, m)
+            for layer in sorted(set(self.frame["layer"]))
+            for m in multipliers
+            if m > 0 and -m in multipliers
+        ]
+        if not keys:
+            raise ValueError(f"no multiplier was swept with its negative, got {multipliers}: sweep e.g. -1 and 1")
+        differences = np.stack([table[(layer, m)] - table[(layer, -m)] for layer, m in keys], axis=1)
+        low, high = bootstrap_interval(differences, n_resamples=n_resamples, seed=seed)
+        layers, ms = zip(*keys, strict=True)
+        return pd.DataFrame(
+            {"layer": layers, "multiplier": ms, "effect": differences.mean(0), "low": low, "high": high}
+        )
+
+    @property
+    def best_layer(self) -> int:
+        """The layer with the largest mean effect of +m against -m, at the smallest swept m >= 1 (else the largest)."""
+        effect = self.effect(n_resamples=0)
+        at_least_one = effect["multiplier"][effect["multiplier"] >= 1]
+        m = at_least_one.min() if len(at_least_one) else effect["multiplier"].max()
+        chosen = effect[effect["multiplier"] == m]
+        return int(chosen.loc[chosen["effect"].idxmax(), "layer"])
+
+    @property
+    def unsteered(self) -> float:
+        """Mean score without steering (multiplier 0); NaN if 0 was not swept."""
+        return float(self.frame.loc[self.frame["multiplier"] == 0, self.metric].mean())
+
+    def plot(self) -> "go.Figure":
+        """Heat map of the mean score, layer x multiplier."""
+        from caa_lens.plots import sweep_heatmap  # plotly takes a second to import
+
+        return sweep_heatmap(self)
+
+    def plot_layer(self, layer: int | None = None) -> "go.Figure":
+        """Dose-response curve of one layer (the best by default) with its interval."""
+        from caa_lens.plots import dose_response
+
+        return dose_response(self, self.best_layer if layer is None else layer)
+
+    def __repr__(self) -> str:
+        f = self.frame
+        return (
+            f"Sweep({self.vectors.behavior}, {self.metric}, {f['layer'].nunique()} layers x "
+            f"{f['multiplier'].nunique()} multipliers x {f['question'].nunique()} questions, "
+            f"best layer {self.best_layer})"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.plot().to_html(include_plotlyjs="cdn", full_html=False)
+
+
+def sweep(
+    model: Any,
+    test: ContrastSet,
+    vectors: SteeringVectors,
+    *,
+    multipliers: Sequence[float] = (-1.0, 0.0, 1.0),
+    layers: Sequence[int] | None = None,
+    prompt_format: PromptFormat | str | None = None,
+    system: str | None = None,
+    max_tokens: int | None = None,
+    progress: bool = True,
+) -> Sweep:
+    """Score a test set with each layer's vector at each multiplier.
+
+    Args:
+        test: held-out pairs (use `ContrastSet.split`).
+        vectors: one vector a layer; each is added at its own layer.
+        multipliers: numbers v is multiplied by.
+        layers: those of the vectors by default.
+        system: a system prompt for every question.
+
+    Raises:
+        ValueError: for an empty test set, no multipliers, repeated multipliers, or a layer without a vector.
+    """
+    if not multipliers:
+        raise ValueError("no multipliers given: expected at least one number")
+    if len(set(multipliers)) != len(multipliers):
+        raise ValueError(f"multipliers must differ, got {list(multipliers)}")
+    layers = check_layers(model, vectors.layers if layers is None else layers)
+    cells = [(layer, float(m)) for layer in layers for m in multipliers]
+    conditions: list[Condition] = [
+        (Intervention(vector=vectors[layer], multiplier=m),) for layer, m in cells
+    ]
+    prompt_format = resolve_format(model, prompt_format)
+    scores = score(
+        model,
+        test,
+        conditions,
+        prompt_format=prompt_format,
+        system=system,
+        max_tokens=max_tokens,
+        progress=progress,
+    )
+    import pandas as pd
+
+    n_pairs = len(test)
+    frame = pd.DataFrame(
+        {
+            "behavior": vectors.behavior,
+            "layer": np.repeat([layer for layer, _ in cells], n_pairs),
+            "multiplier": np.repeat([m for _, m in cells], n_pairs),
+            "question": np.tile(np.arange(n_pairs), len(cells)),
+            scores.metric: scores.values.T.flatten().numpy(),
+            "logp_positive": scores.positive.T.flatten().numpy(),
+            "logp_negative": scores.negative.T.flatten().numpy(),
+        }
+    )
+    return Sweep(
+        frame=frame,
+        metric=scores.metric,
+        vectors=vectors.provenance,
+        settings={
+            "model": str(model.cfg.model_name),
+            "dtype": str(model.cfg.dtype).removeprefix("torch."),
+            "test": test.name,
+            "test_hash": test.content_hash,
+            "prompt_format": prompt_format.name,
+            "system": system or "",
+        },
+    )
+
+
+def bootstrap_interval(
+    values: np.ndarray, *, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap interval of the column means of `values`, `[question cell]`.
+
+    Questions are resampled whole, so that all cells of a resample see the same questions. With 0 resamples, or one
+    question, the interval is NaN.
+    """
+    n_questions = values.shape[0]
+    if n_resamples == 0 or n_questions < 2:
+        return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(n_questions, np.full(n_questions, 1 / n_questions), size=n_resamples)
+    means = counts @ values / n_questions  # [resample cell]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high

@@ -1,0 +1,46 @@
+"""Fixtures that several test modules share."""
+
+import os
+
+# No test may reach for a model hub: set before anything imports huggingface_hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import pytest
+from helpers import SHARED, tiny_model
+
+
+@pytest.fixture(scope="session")
+def demo_model():
+    """SmolLM2-135M-Instruct, the real model; downloaded once into the user's cache."""
+    from caa_lens.models import load_model
+
+    return load_model("demo", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def demo_tokenizer(demo_model):
+    return demo_model.tokenizer
+
+
+@pytest.fixture
+def tiny():
+    """A fresh random Llama with grouped queries and no tokenizer."""
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(demo_tokenizer):
+    """A small random Llama behind the real tokenizer: fast, and prompts are real."""
+    return tiny_model(d_vocab=len(demo_tokenizer), n_ctx=512, tokenizer=demo_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def llama2_tokenizer():
+    """The real Llama 2 tokenizer, where its file is at hand."""
+    folder = SHARED / "llama2_tokenizer"
+    if not (folder / "tokenizer.model").exists():
+        pytest.skip("needs ../shared/llama2_tokenizer/tokenizer.model beside the project")
+    from transformers import LlamaTokenizer
+
+    return LlamaTokenizer.from_pretrained(folder)
