@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from caa_lens.generation import generate as generate
     from caa_lens.generation import stream as stream
     from caa_lens.hooks import Intervention as Intervention
-    from caa_lens.logit_lens import LogitLens as LogitLens
-    from caa_lens.logit_lens import logit_lens as logit_lens
+    from caa_lens.lens import LogitLens as LogitLens
+    from caa_lens.lens import logit_lens as logit_lens
     from caa_lens.models import load_model as load_model
     from caa_lens.prompts import Prompt as Prompt
     from caa_lens.prompts import PromptFormat as PromptFormat
@@ -41,7 +41,7 @@ _MODULE_OF = {
     "ContrastPair": "contrast",
     "ContrastSet": "contrast",
     "Intervention": "hooks",
-    "LogitLens": "logit_lens",
+    "LogitLens": "lens",
     "Prompt": "prompts",
     "PromptFormat": "prompts",
     "SteeringVector": "vectors",
@@ -51,7 +51,7 @@ _MODULE_OF = {
     "generate": "generation",
     "load_model": "models",
     "load_open_ended": "contrast",
-    "logit_lens": "logit_lens",
+    "logit_lens": "lens",
     "normalize_across_behaviors": "vectors",
     "read_residuals": "activations",
     "steer": "steering",

@@ -41,6 +41,7 @@ def read_residuals(
 ) -> Iterator[Float[Tensor, "batch layer d_model"]]:
     """Mean `resid_post` over each prompt's `read` span, in float32, batch by batch in the given order.
 
+    Layers come as `check_layers` gives them: distinct and ascending, however they were asked for.
     Runs the model itself, so the caller's own hooks are felt.
     """
     layers = check_layers(model, layers)
@@ -99,9 +100,7 @@ def _read_with_shared_prefix(
 ) -> Float[Tensor, "pair side layer d_model"]:
     shared = [_shared_length(positive, negative) for positive, negative in pairs]
     n_layers = layers[-1] + 1
-    prefix = prefix_cache.prefill(
-        model, [pair[0].tokens[:n] for pair, n in zip(pairs, shared, strict=True)], n_layers
-    )
+    prefix = prefix_cache.prefill(model, [pair[0].tokens[:n] for pair, n in zip(pairs, shared, strict=True)], n_layers)
     suffixes = [[prompt.tokens[n:] for prompt in pair] for pair, n in zip(pairs, shared, strict=True)]
     n_pos = max(len(row) for rows in suffixes for row in rows)
     weights = torch.zeros(len(pairs), 2, n_pos)  # averages over each row's read span

@@ -103,9 +103,7 @@ def score(
     items = _encode(model, pairs, resolve_format(model, prompt_format), system)
     reason = prefix_cache.unsupported(model)
     if reason is not None:
-        warnings.warn(
-            f"every condition runs its whole prompt, because {reason}", SharedPrefixWarning, stacklevel=2
-        )
+        warnings.warn(f"every condition runs its whole prompt, because {reason}", SharedPrefixWarning, stacklevel=2)
     logp = torch.empty(len(items), len(conditions), 2)
     order = sorted(range(len(items)), key=lambda i: -len(items[i].branches[0]))
     with (
@@ -175,9 +173,7 @@ def _score_with_shared_prefix(
         [item.branches[0].tokens[:start] for item, start in zip(items, starts, strict=True)],
         model.cfg.n_layers,
     )
-    suffixes = [
-        [prompt.tokens[start:] for prompt in item.branches] for item, start in zip(items, starts, strict=True)
-    ]
+    suffixes = [[prompt.tokens[start:] for prompt in item.branches] for item, start in zip(items, starts, strict=True)]
     n_pos = max(_suffix_length(item) for item in items)
     budget = max_tokens or prefix_cache.token_budget(model, prefix.keys[0].shape[-1], n_pos)
     at_once = max(1, budget // (n_pos * len(items) * len(items[0].branches)))
@@ -206,13 +202,9 @@ def _score_plainly(
         for column, condition in enumerate(conditions):
             hooks = [replace(step, start=batch.steer_start).hook() for step in condition]
             with model.hooks(fwd_hooks=hooks):
-                resid = model(
-                    batch.tokens, attention_mask=batch.attention_mask, stop_at_layer=model.cfg.n_layers
-                )
+                resid = model(batch.tokens, attention_mask=batch.attention_mask, stop_at_layer=model.cfg.n_layers)
             suffixes = resid.new_zeros(1, 1, len(item.branches), n_pos, resid.shape[-1])
-            for branch, (prompt, start) in enumerate(
-                zip(item.branches, batch.steer_start.tolist(), strict=True)
-            ):
+            for branch, (prompt, start) in enumerate(zip(item.branches, batch.steer_start.tolist(), strict=True)):
                 suffixes[0, 0, branch, : len(prompt) - prompt.steer_start] = resid[branch, start:]
             logp[row, column] = read(model, suffixes, [item])[0, 0]
     return logp

@@ -11,7 +11,7 @@ The formats are told apart by the keys of a file's first row; other keys are ign
 Rows of the last two are tidied, because the prompt format adds its own marks: blanks around the texts go, and
 so do a leading `Question:` and a closing `Answer:`. Of an answer that is a list (`["(A)", " (C)"]`) the first
 entry is used and the others are dropped. A file is a JSON list, or has one JSON object a line; UTF-8, with or
-without a byte order mark. Rows become pairs through the caller's `make`: what a pair is, `contrast` knows.
+without a byte order mark. Rows become pairs through the caller's `make`: what a pair is, `contrast_pair` knows.
 """
 
 import difflib
@@ -47,6 +47,10 @@ class FieldError(ValueError):
         self.field, self.found, self.expected = field, found, expected
 
 
+class SchemaError(FieldError):
+    """A row whose keys belong to no known format."""
+
+
 class ContrastFileError(ValueError):
     """A file that cannot be read. Its message lists the first five problems; `problems` holds all of them.
 
@@ -54,16 +58,14 @@ class ContrastFileError(ValueError):
     JSON list so are the items. `None` stands for the whole file, or the whole row.
     """
 
-    def __init__(
-        self, file: str, problems: Sequence[tuple[int | None, FieldError]], *, unit: str = "line"
-    ) -> None:
+    def __init__(self, file: str, problems: Sequence[tuple[int | None, FieldError]], *, unit: str = "line") -> None:
         self.file, self.problems = file, tuple(problems)
         self.line, first = self.problems[0]
         self.field, self.found, self.expected = first.field, first.found, first.expected
-        texts = [
-            (f"{unit} {n}, " if e.field else f"{unit} {n}: ") * bool(n) + str(e)
-            for n, e in self.problems[:SHOWN]
-        ]
+        texts = []
+        for line, error in self.problems[:SHOWN]:
+            separator = ", " if error.field else ": "
+            texts.append(f"{unit} {line}{separator}{error}" if line else str(error))
         if len(self.problems) == 1:
             super().__init__(f"{file}: {texts[0]}")
         else:
@@ -73,8 +75,8 @@ class ContrastFileError(ValueError):
 
 def bundled_names() -> list[str]:
     """Names of the contrast sets that come with the package."""
-    names = (entry.name.removesuffix(".jsonl") for entry in (files("caa_lens") / "data").iterdir())
-    return sorted(name for name in names if not name.endswith(_OPEN_ENDED))
+    entries = [Path(entry.name) for entry in (files("caa_lens") / "data").iterdir()]
+    return sorted(e.stem for e in entries if e.suffix == ".jsonl" and not e.stem.endswith(_OPEN_ENDED))
 
 
 def locate(name_or_path: str | Path, *, open_ended: bool = False) -> Traversable:
@@ -149,6 +151,8 @@ def _read(file: Traversable, convert: Callable[[dict[str, Any]], T]) -> list[T]:
             converted.append(convert(value))
         except FieldError as error:
             problems.append((line, error))
+            if isinstance(error, SchemaError):
+                break  # all other rows would say the same
     if not values:
         problems.append((None, FieldError(None, "no rows", "at least one JSON object")))
     if problems:
@@ -193,14 +197,12 @@ def _schema(row: Mapping[str, Any]) -> tuple[str, str, str]:
         if keys[1] in row or keys[2] in row:
             return keys
     known = "; ".join(f"{whose}: {', '.join(keys)}" for whose, keys in SCHEMAS.items())
-    raise FieldError(None, f"the keys {', '.join(row) or '(none)'}", f"one of the schemas {known}")
+    raise SchemaError(None, f"the keys {', '.join(row) or '(none)'}", f"one of the schemas {known}")
 
 
 def _texts(row: Mapping[str, Any], schema: tuple[str, str, str]) -> dict[str, str]:
     ours = schema == OURS
-    row = {
-        k: v[0] if isinstance(v, list) and v and k in schema[1:] and not ours else v for k, v in row.items()
-    }
+    row = {k: v[0] if isinstance(v, list) and v and k in schema[1:] and not ours else v for k, v in row.items()}
     question, positive, negative = (_text(row, key) for key in schema)
     if not ours:
         question = _ANSWER_MARK.sub("", _QUESTION_MARK.sub("", question.strip()))

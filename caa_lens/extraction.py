@@ -4,8 +4,8 @@ The vector of layer l is the mean over pairs of `resid_post[l]` on the positive 
 read at the answer letter (A/B pairs) or averaged over the completion's tokens. Source: paper section 3.
 
 The mean is a streaming sum, so memory does not grow with the number of pairs. Any other estimator is a plain function
-of both sides' activations at one layer, `(positive, negative) -> direction`, each `[pair d_model]` in float32; for
-those, the activations of all pairs are kept in memory (pairs x layers x d_model x 8 bytes).
+of both sides' activations at one layer, `(positive, negative) -> direction`, each `[pair d_model]` in float32, pairs
+in the order of the set. For those, the activations of all pairs are kept in memory: pairs x layers x d_model x 8 bytes.
 """
 
 import importlib.metadata
@@ -23,9 +23,7 @@ from caa_lens.contrast import ContrastSet
 from caa_lens.prompts import Prompt, PromptFormat, check_fits, encode_answer, resolve_format
 from caa_lens.vectors import Provenance, SteeringVectors
 
-Estimator = Callable[
-    [Float[Tensor, "pair d_model"], Float[Tensor, "pair d_model"]], Float[Tensor, " d_model"]
-]
+Estimator = Callable[[Float[Tensor, "pair d_model"], Float[Tensor, "pair d_model"]], Float[Tensor, " d_model"]]
 
 
 def mean_difference(
@@ -51,9 +49,10 @@ def pca_of_differences(
 def logistic_probe(
     positive: Float[Tensor, "pair d_model"], negative: Float[Tensor, "pair d_model"]
 ) -> Float[Tensor, " d_model"]:
-    """Weights of an L2-regularised logistic regression that tells the sides apart, scaled to the mean difference's norm.
+    """Weights of a logistic regression that tells the sides apart, scaled to the mean difference's norm.
 
-    Features are standardised for the fit, and the weights taken back to the stream's own units.
+    The regression is L2-regularised; features are standardised for the fit, and the weights taken back to the
+    stream's own units.
     """
     from sklearn.linear_model import LogisticRegression  # scikit-learn takes a second to import
 
@@ -94,7 +93,7 @@ def extract(
     """
     if len(pairs) == 0:
         raise ValueError("the contrast set is empty: expected at least one pair")
-    pairs.warn_if_unbalanced()
+    pairs.warn_if_unbalanced(stacklevel=3)
     layers = check_layers(model, layers)
     prompt_format = resolve_format(model, prompt_format)
     prompts = encode_pairs(model, pairs, prompt_format)
@@ -104,22 +103,17 @@ def extract(
         if estimator is mean_difference:
             directions = _streaming_mean_difference(batches, len(prompts), bar)
         else:
-            kept = torch.cat([_advance(bar, sides.cpu()) for sides, _ in batches])  # [pair side layer d_model]
-            directions = torch.stack(
-                [estimator(kept[:, 0, i], kept[:, 1, i]) for i in range(len(layers))]
-            )
-    if not bool(torch.isfinite(directions).all()):
-        raise ValueError(
-            f"activations of {model.cfg.model_name} are not finite in {model.cfg.dtype}: "
-            "load the model in bfloat16 or float32"
-        )
+            kept = _keep_all(batches, bar)
+            _check_finite(kept, model)  # before an estimator fails on it in words of its own
+            directions = torch.stack([estimator(kept[:, 0, i], kept[:, 1, i]) for i in range(len(layers))])
+    _check_finite(directions, model)
     return SteeringVectors(
         directions=directions.float().cpu(),
         layers=layers,
         provenance=Provenance(
             model=str(model.cfg.model_name),
             behavior=pairs.behavior,
-            method=estimator.__name__,
+            method=getattr(estimator, "__name__", type(estimator).__name__),
             prompt_format=prompt_format.name,
             token_position="answer letter" if pairs.kind == "ab" else "mean over the completion",
             n_pairs=len(pairs),
@@ -164,6 +158,20 @@ def _streaming_mean_difference(batches: Any, n_pairs: int, bar: Any) -> Float[Te
     return total / n_pairs
 
 
-def _advance(bar: Any, sides: Tensor) -> Tensor:
-    bar.update(len(sides))
-    return sides
+def _keep_all(batches: Any, bar: Any) -> Float[Tensor, "pair side layer d_model"]:
+    """Every pair's activations on the CPU, in the order of the set: batches come sorted by length."""
+    kept: list[Tensor] = []
+    order: list[int] = []
+    for sides, indices in batches:
+        kept.append(sides.cpu())
+        order.extend(indices)
+        bar.update(len(indices))
+    return torch.cat(kept)[torch.tensor(order).argsort()]
+
+
+def _check_finite(values: Tensor, model: Any) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(
+            f"activations of {model.cfg.model_name} are not finite in {model.cfg.dtype}: "
+            "load the model in bfloat16 or float32"
+        )

@@ -80,7 +80,7 @@ def stream(
     """Like `generate` for one prompt, piece by piece as the text grows."""
     encoded = _encode(model, prompt, prompt_format, system)
     tokens: list[int] = []
-    shown = ""
+    text = shown = ""
     for step in generate_tokens(
         model, [encoded], vectors=vectors, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
     ):
@@ -89,6 +89,8 @@ def stream(
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else half of a multi-byte character: wait for the rest
             yield text[len(shown) :]
             shown = text
+    if text != shown:  # a character that never became whole
+        yield text[len(shown) :]
 
 
 def generate_tokens(
@@ -118,6 +120,7 @@ def generate_tokens(
     else:
         forward = _in_place(model, batch, interventions, max_new_tokens)
     eos = getattr(model.tokenizer, "eos_token_id", None)
+    soft_cap = model.cfg.output_logits_soft_cap
     # Drawn on the CPU, so that a seed gives the same text on every device.
     generator = torch.Generator().manual_seed(seed)
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
@@ -125,6 +128,8 @@ def generate_tokens(
     for _ in range(max_new_tokens):
         with torch.inference_mode():
             logits = model.unembed(model.ln_final(forward(tokens)[:, None]))[:, 0]  # [batch d_vocab]
+            if soft_cap > 0:  # of Gemma 2; `model.forward` applies it after unembedding
+                logits = soft_cap * torch.tanh(logits / soft_cap)
             new = _choose(logits, temperature, generator)
             if eos is not None:
                 new = torch.where(finished, eos, new)
@@ -168,16 +173,14 @@ def _cached(model: Any, batch: PromptBatch, interventions: Sequence[Intervention
         first = cache.previous_attention_mask.shape[1] == 0
         mask = batch.attention_mask if first else torch.ones_like(tokens, dtype=torch.bool)
         with model.hooks(fwd_hooks=hooks):
-            return model(
-                tokens, attention_mask=mask.long(), past_kv_cache=cache, stop_at_layer=model.cfg.n_layers
-            )[:, -1]
+            return model(tokens, attention_mask=mask.long(), past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)[
+                :, -1
+            ]
 
     return forward
 
 
-def _in_place(
-    model: Any, batch: PromptBatch, interventions: Sequence[Intervention], max_new_tokens: int
-) -> Forward:
+def _in_place(model: Any, batch: PromptBatch, interventions: Sequence[Intervention], max_new_tokens: int) -> Forward:
     """The blocks' own modules over keys and values that are written in place."""
     cfg, device = model.cfg, model.W_E.device
     n_rows, n_prompt = batch.tokens.shape
@@ -199,11 +202,13 @@ def _in_place(
         until = behind + n_new
         position = torch.arange(behind, until, device=device) - batch.padding[:, None]  # [batch pos]
         cos, sin = cos_table[position.clamp_min(0)], sin_table[position.clamp_min(0)]
-        mask = visible[..., :until] if padded else None
-        if n_new > 1 and padded:
-            mask = mask & torch.ones(n_new, until, dtype=torch.bool, device=device).tril(until - n_new)
-            # A padded position sees itself, so that its softmax is defined; nobody looks at it.
-            mask = mask | torch.eye(n_new, dtype=torch.bool, device=device)
+        mask: Tensor | None = None
+        if padded:
+            mask = visible[..., :until]
+            if n_new > 1:
+                mask = mask & torch.ones(n_new, until, dtype=torch.bool, device=device).tril(until - n_new)
+                # A padded position sees itself, so that its softmax is defined; nobody looks at it.
+                mask = mask | torch.eye(n_new, dtype=torch.bool, device=device)
         resid = F.embedding(tokens, model.W_E)
         for layer, block in enumerate(model.blocks):
 

@@ -9,7 +9,7 @@ Three operators, each a function of the residual stream h at one position, a dir
 A hook knows the absolute position of the tokens in front of it, also when a KV cache feeds the model one token at a
 time: the attention pattern of the same block has shape `[batch head query key]`, and `key - query` tokens are already
 behind. So one `(name, function)` pair listens at two hook points of its block: the pattern, where it learns the offset,
-and `resid_post`, where it uses it and forgets it. Nothing survives a forward pass, so nothing can go stale.
+and `resid_post`, where it uses it. A block's pattern always comes first, so nothing old is ever used.
 """
 
 from collections.abc import Callable
@@ -74,7 +74,7 @@ class Intervention:
     """
 
     vector: SteeringVector
-    multiplier: float | Tensor = 1.0
+    multiplier: float | int | Tensor = 1.0
     start: int | Tensor | None = None
     operator: str = "add"
 
@@ -89,9 +89,7 @@ class Intervention:
         if isinstance(self.start, int) and self.start < 0:
             raise ValueError(f"start must be a position counted from 0, got {self.start}")
 
-    def apply(
-        self, resid: Float[Tensor, "batch pos d_model"], offset: int
-    ) -> Float[Tensor, "batch pos d_model"]:
+    def apply(self, resid: Float[Tensor, "batch pos d_model"], offset: int) -> Float[Tensor, "batch pos d_model"]:
         """The steered stream, as a new tensor; `offset` tokens are already behind `resid`'s first position."""
         batch, n_pos, d_model = resid.shape
         if self.vector.d_model != d_model:
@@ -124,7 +122,7 @@ class Intervention:
         """A `(name, function)` pair for TransformerLens' `fwd_hooks=[...]`, aware of the KV cache."""
         resid_post = self.vector.hook_name
         pattern = f"blocks.{self.vector.layer}.attn.hook_pattern"
-        offsets: list[int] = []  # filled by the pattern, emptied by resid_post of the same block's same forward
+        offsets: list[int] = []  # the latest pattern's; kept, so that the pair may be registered twice
 
         def steer_hook(activation: Tensor, hook: Any) -> Tensor | None:
             if hook.name == pattern:
@@ -132,7 +130,7 @@ class Intervention:
                 return None
             if not offsets:
                 raise RuntimeError(f"{resid_post} ran without {pattern}, so positions are unknown")
-            return self.apply(activation, offsets.pop())
+            return self.apply(activation, offsets[0])
 
         return _BlockHookNames(self.vector.layer, (pattern, resid_post)), steer_hook
 
@@ -170,11 +168,9 @@ class _BlockHookNames:
         return f"<hook points {' and '.join(self.names)}>"
 
 
-def _per_row(name: str, value: float | Tensor, batch: int, device: torch.device) -> Tensor:
+def _per_row(name: str, value: int | float | Tensor, batch: int, device: torch.device) -> Tensor:
     """A number or `[batch]` as `[1, 1, 1]` or `[batch, 1, 1]`."""
     tensor = torch.as_tensor(value, device=device)
     if tensor.ndim == 1 and tensor.shape[0] != batch:
-        raise ValueError(
-            f"{name} has {tensor.shape[0]} entries for a batch of {batch}: give one number, or one a row"
-        )
+        raise ValueError(f"{name} has {tensor.shape[0]} entries for a batch of {batch}: give one number, or one a row")
     return tensor.reshape(-1, 1, 1)

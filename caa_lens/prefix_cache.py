@@ -88,9 +88,7 @@ def prefill(model: Any, prefixes: Sequence[Sequence[int]], n_layers: int | None 
     if n_pos == 0:
         n_kv, d_head = model.cfg.n_key_value_heads or model.cfg.n_heads, model.cfg.d_head
         no_keys = resid.new_empty(len(prefixes), n_kv, d_head, 0)
-        return Prefix(
-            keys=(no_keys,) * len(blocks), values=(no_keys.transpose(2, 3),) * len(blocks), lengths=lengths
-        )
+        return Prefix(keys=(no_keys,) * len(blocks), values=(no_keys.transpose(2, 3),) * len(blocks), lengths=lengths)
     cos, sin = rotary_tables(model, n_pos)
     keys: list[Tensor] = []
     values: list[Tensor] = []
@@ -166,21 +164,22 @@ def _attend_to_prefix(
     of the prefix, so the prefix is read once and never expanded.
     """
     n_question, n_kv, d_head, n_prefix = prefix_k.shape
-    n_pos, n_head = q.shape[1], q.shape[2]
+    n_pos, n_head = q.shape[1:3]
     rows, group = q.shape[0] // n_question, n_head // n_kv
-    q = q.reshape(n_question, rows, n_pos, n_kv, group, d_head).permute(0, 3, 1, 4, 2, 5)
+    q = q.reshape(n_question, rows, n_pos, n_kv, group, d_head).permute(0, 3, 1, 4, 2, 5).contiguous() / scale
     k = k.reshape(n_question, rows, n_pos, n_kv, d_head).permute(0, 3, 1, 2, 4)
     v = v.reshape(n_question, rows, n_pos, n_kv, d_head).permute(0, 3, 1, 2, 4)
-    q = q.contiguous() / scale  # [question kv_head row group pos d_head]
-    to_prefix = q.reshape(n_question, n_kv, -1, d_head) @ prefix_k  # [question kv_head (row group pos) prefix_pos]
-    to_prefix = to_prefix.masked_fill(hidden[:, None, None, :], -torch.inf)
-    to_prefix = to_prefix.reshape(n_question, n_kv, rows, group * n_pos, n_prefix)
-    to_self = q.reshape(n_question, n_kv, rows, group * n_pos, d_head) @ k.transpose(-1, -2)
+
+    # One axis of queries (row, group, pos) against the prefix, and one block a row against the row itself.
+    together = (n_question, n_kv, rows * group * n_pos)
+    each_row = (n_question, n_kv, rows, group * n_pos)
+    to_prefix = (q.reshape(*together, d_head) @ prefix_k).masked_fill(hidden[:, None, None, :], -torch.inf)
+    to_self = q.reshape(*each_row, d_head) @ k.transpose(-1, -2)
     future = torch.ones(n_pos, n_pos, dtype=torch.bool, device=q.device).triu(1).repeat(group, 1)
     to_self = to_self.masked_fill(future, -torch.inf)
-    pattern = torch.softmax(torch.cat([to_prefix, to_self], dim=-1), dim=-1)
-    from_prefix = pattern[..., :n_prefix].reshape(n_question, n_kv, -1, n_prefix) @ prefix_v
-    z = from_prefix.reshape(n_question, n_kv, rows, group * n_pos, d_head) + pattern[..., n_prefix:] @ v
+    pattern = torch.softmax(torch.cat([to_prefix.reshape(*each_row, n_prefix), to_self], dim=-1), dim=-1)
+    from_prefix = pattern[..., :n_prefix].reshape(*together, n_prefix) @ prefix_v
+    z = from_prefix.reshape(*each_row, d_head) + pattern[..., n_prefix:] @ v
     z = z.reshape(n_question, n_kv, rows, group, n_pos, d_head).permute(0, 2, 4, 1, 3, 5)
     return z.reshape(n_question * rows, n_pos, n_head, d_head)
 
@@ -247,8 +246,8 @@ class Staircase:
         kept: list[tuple[int, list[int]]] = []  # (row group it comes from, conditions)
         new: list[tuple[int, list[int], Condition]] = []
         for source, members in enumerate(self.groups):
-            by_action: dict[tuple[int, ...], list[int]] = {}
-            actions: dict[tuple[int, ...], Condition] = {}
+            by_action: dict[tuple, list[int]] = {}
+            actions: dict[tuple, Condition] = {}
             for index in members:
                 action = tuple(i for i in self.conditions[index] if i.vector.layer == layer)
                 key = tuple(_identity(i) for i in action)

@@ -80,7 +80,7 @@ class PromptFormat:
 
         Raises:
             TypeError: if the tokenizer is missing or gives no character offsets.
-            ValueError: if the question is empty.
+            ValueError: if the question is empty, or BOS is asked of a tokenizer that has none.
         """
         if tokenizer is None:
             raise TypeError("this model has no tokenizer: load it from a folder that has tokenizer files")
@@ -96,20 +96,24 @@ class PromptFormat:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         tokens, spans = list(encoded["input_ids"]), list(encoded["offset_mapping"])
         if self.prepend_bos:
+            if tokenizer.bos_token_id is None:
+                raise ValueError(
+                    f"format {self.name!r} starts with BOS, but this tokenizer has none: "
+                    "use a format with prepend_bos=False"
+                )
             tokens, spans = [tokenizer.bos_token_id, *tokens], [(0, 0), *spans]
 
+        instruction_end = len(instruction.rstrip(" "))
         answer_char = len(instruction) + len(self.separator)
         first, last = read if read is not None else (0, len(answer))
         answer_start, _ = _token_span(spans, len(instruction), len(text)) if answer else (len(tokens), 0)
         read_span = (
-            _token_span(spans, answer_char + first, answer_char + last)
-            if answer
-            else (len(tokens) - 1, len(tokens))
+            _token_span(spans, answer_char + first, answer_char + last) if answer else (len(tokens) - 1, len(tokens))
         )
         return Prompt(
             text=text,
             tokens=tuple(tokens),
-            steer_start=_token_span(spans, len(instruction.rstrip(" ")) - 1, len(instruction))[0],
+            steer_start=_token_span(spans, instruction_end - 1, instruction_end)[1] - 1,
             answer_start=answer_start,
             read=read_span,
         )
@@ -135,9 +139,7 @@ def _llama2_base(question: str, system: str | None) -> str:
 
 
 LLAMA2_CHAT = PromptFormat(name="llama2-chat", render=_llama2_chat, separator=" ", prepend_bos=True)
-LLAMA2_CHAT_META = PromptFormat(
-    name="llama2-chat-meta", render=_llama2_chat_meta, separator=" ", prepend_bos=True
-)
+LLAMA2_CHAT_META = PromptFormat(name="llama2-chat-meta", render=_llama2_chat_meta, separator=" ", prepend_bos=True)
 LLAMA2_BASE = PromptFormat(name="llama2-base", render=_llama2_base, separator=" ", prepend_bos=True)
 FORMATS = {fmt.name: fmt for fmt in (LLAMA2_CHAT, LLAMA2_CHAT_META, LLAMA2_BASE)}
 
@@ -169,9 +171,7 @@ def default_format(model: Any) -> PromptFormat:
     if getattr(model.tokenizer, "chat_template", None):
         return chat_template_format(model.tokenizer)
     has_bos = model.tokenizer is not None and model.tokenizer.bos_token_id is not None
-    return PromptFormat(
-        name=LLAMA2_BASE.name, render=_llama2_base, separator=" ", prepend_bos=has_bos
-    )
+    return PromptFormat(name=LLAMA2_BASE.name, render=_llama2_base, separator=" ", prepend_bos=has_bos)
 
 
 def resolve_format(model: Any, prompt_format: PromptFormat | str | None) -> PromptFormat:
@@ -282,8 +282,7 @@ def check_fits(prompt: Prompt, n_ctx: int, room: int = 0) -> None:
     if len(prompt) + room > n_ctx:
         wanted = f"{len(prompt)} tokens" + (f" and {room} to generate" if room else "")
         raise ValueError(
-            f"the prompt has {wanted}, but the model's context is {n_ctx}: shorten it. "
-            f"It begins {prompt.text[:80]!r}"
+            f"the prompt has {wanted}, but the model's context is {n_ctx}: shorten it. It begins {prompt.text[:80]!r}"
         )
 
 

@@ -13,18 +13,18 @@ from torch import Tensor
 from caa_lens.activations import check_layers
 from caa_lens.hooks import Intervention
 from caa_lens.prompts import Prompt, explain, left_pad, resolve_format
-from caa_lens.vectors import SteeringVector
+from caa_lens.vectors import SteeringVector, SteeringVectors
 
-Steering = SteeringVector | tuple[SteeringVector, float | Tensor] | Intervention
+Steering = SteeringVector | tuple[SteeringVector, float | int | Tensor] | Intervention
 
 
 @contextmanager
 def steer(
     model: Any,
     *vectors: Steering,
-    prompt: Prompt | str | Sequence[Prompt] | None = None,
+    prompt: str | Prompt | Sequence[str | Prompt] | None = None,
     start: int | Tensor | None = None,
-    multiplier: float | Tensor = 1.0,
+    multiplier: float | int | Tensor = 1.0,
     explain_positions: bool = False,
 ) -> Iterator[Any]:
     """Steer everything the model runs inside the block; composes with the caller's own hooks.
@@ -45,13 +45,12 @@ def steer(
         ValueError: if neither or both of `prompt` and `start` are given, or a vector does not fit the model.
     """
     if (prompt is None) == (start is None):
-        raise ValueError(
-            "say where steering starts: either prompt=..., or start=... (start=0 steers every position)"
-        )
+        raise ValueError("say where steering starts: either prompt=..., or start=... (start=0 steers every position)")
     if prompt is not None:
-        if isinstance(prompt, str):
-            prompt = resolve_format(model, None).encode(model.tokenizer, prompt)
-        prompts = [prompt] if isinstance(prompt, Prompt) else list(prompt)
+        given = [prompt] if isinstance(prompt, str | Prompt) else prompt
+        prompts = [
+            resolve_format(model, None).encode(model.tokenizer, one) if isinstance(one, str) else one for one in given
+        ]
         start = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=model.W_E.device).steer_start
         start = int(start[0]) if len(prompts) == 1 else start
         if explain_positions:
@@ -68,17 +67,25 @@ def as_interventions(
     model: Any,
     vectors: Sequence[Steering],
     *,
-    multiplier: float | Tensor = 1.0,
+    multiplier: float | int | Tensor = 1.0,
     start: int | Tensor | None = None,
 ) -> list[Intervention]:
-    """Interventions from the forms a user may write, checked against the model."""
+    """Interventions from the forms a user may write, checked against the model.
+
+    Raises:
+        TypeError: for anything else, `SteeringVectors` included: iterated over, it would steer at all its layers.
+        ValueError: for a vector that does not fit the model.
+    """
+    if isinstance(vectors, SteeringVector | SteeringVectors | Intervention):
+        raise TypeError(
+            f"expected a list of vectors, got one {type(vectors).__name__}: put it into a list; "
+            "of SteeringVectors choose a layer, as in [vectors[13]]"
+        )
     interventions = []
     for given in vectors:
         if isinstance(given, Intervention):
             keep = given.start if given.start is not None else start
-            made = Intervention(
-                vector=given.vector, multiplier=given.multiplier, start=keep, operator=given.operator
-            )
+            made = Intervention(vector=given.vector, multiplier=given.multiplier, start=keep, operator=given.operator)
         elif isinstance(given, SteeringVector):
             made = Intervention(vector=given, multiplier=multiplier, start=start)
         elif isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], SteeringVector):

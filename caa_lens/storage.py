@@ -5,8 +5,7 @@ file found years later still says which model, hook point, layer convention and 
 """
 
 import json
-import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +36,7 @@ def save_vectors(vectors: SteeringVectors, path: str | Path) -> Path:
         "dtype": str(vectors.directions.dtype).removeprefix("torch."),
         **{key: _text(value) for key, value in asdict(vectors.provenance).items()},
     }
-    data = save({"directions": vectors.directions.detach().cpu().contiguous()}, metadata)
+    data = _sorted_metadata(save({"directions": vectors.directions.detach().cpu().contiguous()}, metadata))
     return write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
@@ -52,7 +51,9 @@ def load_vectors(path: str | Path) -> SteeringVectors:
 
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no vector file at {path}: expected a .safetensors file written by SteeringVectors.save")
+        raise FileNotFoundError(
+            f"no vector file at {path}: expected a .safetensors file written by SteeringVectors.save"
+        )
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
@@ -77,7 +78,7 @@ def load_vectors(path: str | Path) -> SteeringVectors:
         raise
     except KeyError as error:
         raise VectorFileError(f"{path} lacks the metadata {error}: it was not written by this library") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise VectorFileError(f"{path} has unusable metadata or tensors: {error}") from None
 
 
@@ -95,12 +96,25 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(dict(value) if hasattr(value, "keys") else value)
 
 
+def _sorted_metadata(data: bytes) -> bytes:
+    """The same safetensors file with its metadata in order, so that equal vectors make equal files.
+
+    safetensors writes metadata in an order that differs from call to call. A file is the header's length in 8 bytes,
+    the header as JSON padded with spaces, and the tensors.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    padding = -len(text) % 8  # tensors start at a multiple of 8
+    return (len(text) + padding).to_bytes(8, "little") + text + b" " * padding + data[8 + length :]
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file in the same folder, then rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    # Not tempfile.mkstemp, which makes files that only their owner can read; vectors are shared.
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
         write(temporary)
         temporary.replace(path)

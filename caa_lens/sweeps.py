@@ -64,10 +64,7 @@ class Sweep:
         table = self.frame.pivot(index="question", columns=["layer", "multiplier"], values=self.metric)
         multipliers = sorted(set(self.frame["multiplier"]))
         keys = [
-            (layer, m)
-            for layer in sorted(set(self.frame["layer"]))
-            for m in multipliers
-            if m > 0 and -m in multipliers
+            (layer, m) for layer in sorted(set(self.frame["layer"])) for m in multipliers if m > 0 and -m in multipliers
         ]
         if not keys:
             raise ValueError(f"no multiplier was swept with its negative, got {multipliers}: sweep e.g. -1 and 1")
@@ -106,10 +103,11 @@ class Sweep:
 
     def __repr__(self) -> str:
         f = self.frame
+        multipliers = set(f["multiplier"])
+        best = f", best layer {self.best_layer}" if any(m > 0 and -m in multipliers for m in multipliers) else ""
         return (
             f"Sweep({self.vectors.behavior}, {self.metric}, {f['layer'].nunique()} layers x "
-            f"{f['multiplier'].nunique()} multipliers x {f['question'].nunique()} questions, "
-            f"best layer {self.best_layer})"
+            f"{len(multipliers)} multipliers x {f['question'].nunique()} questions{best})"
         )
 
     def _repr_html_(self) -> str:
@@ -121,7 +119,7 @@ def sweep(
     test: ContrastSet,
     vectors: SteeringVectors,
     *,
-    multipliers: Sequence[float] = (-1.0, 0.0, 1.0),
+    multipliers: Sequence[float | int] = (-1.0, 0.0, 1.0),
     layers: Sequence[int] | None = None,
     prompt_format: PromptFormat | str | None = None,
     system: str | None = None,
@@ -146,9 +144,7 @@ def sweep(
         raise ValueError(f"multipliers must differ, got {list(multipliers)}")
     layers = check_layers(model, vectors.layers if layers is None else layers)
     cells = [(layer, float(m)) for layer in layers for m in multipliers]
-    conditions: list[Condition] = [
-        (Intervention(vector=vectors[layer], multiplier=m),) for layer, m in cells
-    ]
+    conditions: list[Condition] = [(Intervention(vector=vectors[layer], multiplier=m),) for layer, m in cells]
     prompt_format = resolve_format(model, prompt_format)
     scores = score(
         model,

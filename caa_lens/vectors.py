@@ -85,7 +85,12 @@ class SteeringVector:
 
     @classmethod
     def from_direction(
-        cls, direction: Float[Tensor, " d_model"], layer: int, *, behavior: str = "by hand", model: str = "unknown"
+        cls,
+        direction: Float[Tensor, " d_model"],
+        layer: int,
+        *,
+        behavior: str = "by hand",
+        model: str = "unknown",
     ) -> "SteeringVector":
         """A vector built by hand, e.g. from a probe's weights or an unembedding direction."""
         return cls(
@@ -112,15 +117,11 @@ class SteeringVector:
 
     def __add__(self, other: "SteeringVector") -> "SteeringVector":
         self._check_compatible(other)
-        return self._derived(
-            self.direction + other.direction.to(self.direction), f"{self._text} + {other._text}"
-        )
+        return self._derived(self.direction + other.direction.to(self.direction), f"{self._text} + {other._text}")
 
     def __sub__(self, other: "SteeringVector") -> "SteeringVector":
         self._check_compatible(other)
-        return self._derived(
-            self.direction - other.direction.to(self.direction), f"{self._text} - {other._factor}"
-        )
+        return self._derived(self.direction - other.direction.to(self.direction), f"{self._text} - {other._factor}")
 
     def __neg__(self) -> "SteeringVector":
         return self._derived(-self.direction, f"-{self._factor}")
@@ -168,30 +169,30 @@ class SteeringVector:
 
     def without(self, other: "SteeringVector") -> "SteeringVector":
         """This vector with its component along another one removed."""
-        return self._derived(
-            self.direction - self.onto(other).direction, f"{self._factor}.without({other._text})"
-        )
+        return self._derived(self.direction - self.onto(other).direction, f"{self._factor}.without({other._text})")
 
     def at_layer(self, layer: int) -> "SteeringVector":
         """The same direction declared to belong to another layer, on purpose; the expression records the move."""
         moved = self._derived(self.direction, f"{self._factor}.at_layer({layer})")
         return replace(moved, layer=layer)
 
-    def to(self, *args: torch.device | str | torch.dtype) -> "SteeringVector":
+    def to(self, target: torch.device | str | torch.dtype) -> "SteeringVector":
         """The same vector on another device or in another dtype."""
-        return replace(self, direction=self.direction.to(*args))
+        return replace(self, direction=self.direction.to(target))
 
     # ---- in a model -------------------------------------------------------------------------------------------
 
     def hook(
         self,
         *,
-        multiplier: "float | Float[Tensor, ' batch']" = 1.0,
+        multiplier: float | int | Tensor = 1.0,
         start: "int | Tensor | None" = None,
         operator: str = "add",
     ) -> tuple:
         """A `(name, function)` pair for TransformerLens' own `fwd_hooks=[...]`; see `caa_lens.hooks`."""
-        from caa_lens.hooks import Intervention  # hooks stands above vectors; imported here so this reads well
+        from caa_lens.hooks import (
+            Intervention,
+        )  # hooks stands above vectors; imported here so this reads well
 
         return Intervention(vector=self, multiplier=multiplier, start=start, operator=operator).hook()
 
@@ -207,9 +208,7 @@ class SteeringVector:
         return f"({text})" if any(sign in text for sign in (" + ", " - ", " * ", " / ", "-")) else text
 
     def _derived(self, direction: Tensor, expression: str) -> "SteeringVector":
-        return replace(
-            self, direction=direction, provenance=replace(self.provenance, expression=expression)
-        )
+        return replace(self, direction=direction, provenance=replace(self.provenance, expression=expression))
 
     def _check_compatible(self, other: "SteeringVector") -> None:
         if not isinstance(other, SteeringVector):
@@ -268,12 +267,15 @@ class SteeringVectors:
         for vector in ordered[1:]:
             ordered[0]._check_compatible(vector.at_layer(ordered[0].layer))
         first = ordered[0].direction
+        # What one behavior's vectors at several layers have in common; else every vector's own expression.
+        expressions = {vector._text.replace(f"[{vector.layer}]", "") for vector in ordered}
+        together = "{" + ", ".join(vector._text for vector in ordered) + "}"
         return cls(
             directions=torch.stack([vector.direction.to(first) for vector in ordered]),
             layers=tuple(vector.layer for vector in ordered),
             provenance=replace(
                 ordered[0].provenance,
-                expression=ordered[0].provenance.expression.replace(f"[{ordered[0].layer}]", ""),
+                expression=expressions.pop() if len(expressions) == 1 else together,
             ),
         )
 
@@ -302,13 +304,11 @@ class SteeringVectors:
     def at(self, layers: Iterable[int]) -> "SteeringVectors":
         """The subset for some layers."""
         chosen = tuple(sorted(set(layers)))
-        return replace(
-            self, directions=torch.stack([self[layer].direction for layer in chosen]), layers=chosen
-        )
+        return replace(self, directions=torch.stack([self[layer].direction for layer in chosen]), layers=chosen)
 
-    def to(self, *args: torch.device | str | torch.dtype) -> "SteeringVectors":
+    def to(self, target: torch.device | str | torch.dtype) -> "SteeringVectors":
         """The same vectors on another device or in another dtype."""
-        return replace(self, directions=self.directions.to(*args))
+        return replace(self, directions=self.directions.to(target))
 
     @property
     def d_model(self) -> int:
@@ -369,9 +369,7 @@ def normalize_across_behaviors(sets: Mapping[str, SteeringVectors]) -> dict[str,
         name: replace(
             vectors,
             directions=vectors.directions * (mean_norm / vectors.norms).to(vectors.directions)[:, None],
-            provenance=replace(
-                vectors.provenance, normalisation=f"across behaviors: {', '.join(sorted(sets))}"
-            ),
+            provenance=replace(vectors.provenance, normalisation=f"across behaviors: {', '.join(sorted(sets))}"),
         )
         for name, vectors in sets.items()
     }

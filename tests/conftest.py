@@ -37,10 +37,10 @@ def tiny_chat(demo_tokenizer):
 
 @pytest.fixture(scope="session")
 def llama2_tokenizer():
-    """The real Llama 2 tokenizer, where its file is at hand."""
-    folder = SHARED / "llama2_tokenizer"
-    if not (folder / "tokenizer.model").exists():
+    """The real Llama 2 tokenizer as `load_model` reads it from a bare tokenizer.model, where that is at hand."""
+    file = SHARED / "llama2_tokenizer" / "tokenizer.model"
+    if not file.exists():
         pytest.skip("needs ../shared/llama2_tokenizer/tokenizer.model beside the project")
-    from transformers import LlamaTokenizer
+    from caa_lens.tokenizer_loading import sentencepiece_tokenizer
 
-    return LlamaTokenizer.from_pretrained(folder)
+    return sentencepiece_tokenizer(file)

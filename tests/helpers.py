@@ -51,7 +51,11 @@ def tiny_model(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         model = HookedTransformer(cfg)
-    for norm in [model.ln_final, *(block.ln1 for block in model.blocks), *(block.ln2 for block in model.blocks)]:
+    for norm in [
+        model.ln_final,
+        *(block.ln1 for block in model.blocks),
+        *(block.ln2 for block in model.blocks),
+    ]:
         norm.w.data = 1 + 0.3 * torch.randn_like(norm.w)
     model.tokenizer = tokenizer
     model.eval()
@@ -67,3 +71,66 @@ def random_vectors(model, *, layers=None, scale: float = 1.0, seed: int = 0, beh
         layers=layers,
         provenance=Provenance(model=model.cfg.model_name, behavior=behavior, expression=behavior),
     )
+
+
+def random_llama(folder, *, dtype=torch.float32, shard="5GB", seed=0, **options):
+    """Save a random Llama of transformers (grouped queries, untied, unless told otherwise), and return it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2}
+    config = LlamaConfig(**{**shape, **heads, **tokens, "initializer_range": 0.2, **options})
+    model = LlamaForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    return model
+
+
+def write_gguf(path, hf, *, architecture="llama", rope_factors=None, scaling=None, drop=(), tokens=()):
+    """The file that llama.cpp's converter would write, in float32; with a tokenizer if it gets tokens."""
+    import einops
+    import gguf
+
+    config, writer = hf.config, gguf.GGUFWriter(path, architecture)
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    if tokens:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("smollm")
+        writer.add_token_list(tokens)
+        writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+        writer.add_token_merges(["Ġ Ġ"])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        writer.add_add_bos_token(False)
+        writer.add_chat_template("{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}")
+    if scaling:
+        writer.add_rope_scaling_type(scaling)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, tensor in hf.state_dict().items():
+        for projection, n_heads in heads.items():
+            if projection in name:  # llama.cpp rotates neighbours, Hugging Face the two halves
+                tensor = einops.rearrange(tensor, "(n two h) m -> (n h two) m", n=n_heads, two=2)
+        if name not in drop:
+            writer.add_tensor(names.get_name(name, (".weight",)), tensor.float().numpy())
+    if rope_factors is not None:
+        writer.add_tensor("rope_freqs.weight", rope_factors.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

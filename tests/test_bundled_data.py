@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from importlib.resources import files
+from itertools import pairwise
 from statistics import mean
 
 import pytest
@@ -12,9 +13,8 @@ from caa_lens.contrast import ContrastSet, bundled_names, load_open_ended
 
 NAMES = ["formality", "refusal", "sentiment", "sycophancy"]
 
-# Words that carry grammar, not a stance. Refusing needs "I", "not" and "won't": a set without them is no refusal set.
-STOP_WORDS = frozenset(
-    """
+# Words that carry grammar, not a stance. "I", "not" and "won't" are here too: nobody refuses without them.
+GRAMMAR = """
     a an the and or but so as if because than then that this these those
     i me my you your we us our he him his she her it its they them their one
     i'm i'd i'll i've you'd you're you've it's they're that's
@@ -23,8 +23,8 @@ STOP_WORDS = frozenset(
     of to in on at for with from by about into over out up off down
     there here what which who how when where
     every each any some all more most only just
-    """.split()
-)
+"""
+STOP_WORDS = frozenset(GRAMMAR.split())
 
 named = pytest.mark.parametrize("name", NAMES)
 
@@ -68,7 +68,7 @@ def test_pairs_are_of_the_kind_that_is_promised(name, pairs):
 @pytest.mark.parametrize("name", ["refusal", "sycophancy"])
 def test_answer_letters_are_exactly_even_and_have_no_pattern(name, pairs):
     assert pairs.letter_counts == {"(A)": len(pairs) / 2, "(B)": len(pairs) / 2}
-    repeats = sum(before.positive == after.positive for before, after in zip(pairs, pairs[1:], strict=False))
+    repeats = sum(before.positive == after.positive for before, after in pairwise(pairs))
     assert 0.35 < repeats / (len(pairs) - 1) < 0.65, "letters alternate or come in blocks"
     assert all(list(pair.options) == ["(A)", "(B)"] for pair in pairs)
     assert all("\n\nChoices:\n (A) " in pair.question for pair in pairs)
@@ -121,9 +121,7 @@ def test_length_does_not_tell_the_sides_apart(name, pairs):
     assert abs(mean(differences)) < 0.5
     assert max(map(abs, differences)) <= 4
     longer, shorter = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    assert max(longer, shorter) < len(pairs) / 2, (
-        "always guessing the longer, or the shorter, answer would be right"
-    )
+    assert max(longer, shorter) < len(pairs) / 2, "always guessing the longer, or the shorter, answer would be right"
 
 
 @named

@@ -38,7 +38,7 @@ def completion_set(n, name="test"):
     return ContrastSet.from_pairs([(f"Question {i}?", f"good {i}", f"bad {i}") for i in range(n)], name=name)
 
 
-# Texts that could be mistaken for structure: brackets and letters inside, line breaks, outer blanks, no plain ASCII.
+# Texts that could be mistaken for structure: brackets and letters inside, line breaks, not only ASCII.
 texts = st.text(alphabet="ab .,()AB\né\u2028", min_size=1, max_size=12).filter(
     lambda t: t.strip() and not re.search(r"\n[ \t]*\n|^[ \t]*\([A-Z]\)", t, re.MULTILINE)
 )
@@ -56,9 +56,7 @@ def ab_rows(draw):
         f"{indent}({letter}){gap}{text.strip()}"
         for indent, letter, gap, text in zip(indents, LETTERS, gaps, options, strict=False)
     ]
-    stem = draw(
-        st.sampled_from(["Well?\n\nChoices:\n", "Is it (A) or (B)?\n", "Of these:\n(A) x\n(B) y\nwhich?\n\n"])
-    )
+    stem = draw(st.sampled_from(["Well?\n\nChoices:\n", "Is it (A) or (B)?\n", "Of these:\n(A) x\n(B) y\nwhich?\n\n"]))
     closing = draw(st.sampled_from(["", "\n", "\n\nAnswer with (A) or (B)."]))
     question = stem + between.join(lines) + closing
     # Texts only: with runtime checks on, making the pair draws random numbers, which hypothesis forbids here.
@@ -84,9 +82,7 @@ def test_swapping_exchanges_two_texts_and_keeps_what_each_answer_says(row):
 
 
 def test_swapping_leaves_every_other_character_where_it_was():
-    pair = ab_pair(
-        "C", "A", texts=("one\n  more ", "two", "three"), stem=" Odd  stem (C)?", closing="\n\nAnswer:"
-    )
+    pair = ab_pair("C", "A", texts=("one\n  more ", "two", "three"), stem=" Odd  stem (C)?", closing="\n\nAnswer:")
     assert pair.question == " Odd  stem (C)?\n\nChoices:\n (A) one\n  more \n (B) two\n (C) three\n\nAnswer:"
     assert pair.swapped() == ContrastPair(
         question=" Odd  stem (C)?\n\nChoices:\n (A) three \n (B) two\n (C) one\n  more\n\nAnswer:",
@@ -96,9 +92,7 @@ def test_swapping_leaves_every_other_character_where_it_was():
 
 
 def test_only_the_last_run_of_options_counts():
-    pair = ab_pair(
-        stem="Consider:\n (A) tea\n (B) milk\n (C) rum\nWhich (A) do you take?", texts=("Tea", "Milk")
-    )
+    pair = ab_pair(stem="Consider:\n (A) tea\n (B) milk\n (C) rum\nWhich (A) do you take?", texts=("Tea", "Milk"))
     assert pair.options == {"(A)": "Tea", "(B)": "Milk"}
 
 
@@ -194,9 +188,7 @@ def test_balancing_makes_two_letters_even_with_the_fewest_swaps_in_place(positiv
 def test_balancing_many_options_makes_each_two_letters_even(letters):
     pairs = ContrastSet(
         name="test",
-        pairs=tuple(
-            ab_pair(p, n, texts=("a", "b", "c", "d"), stem=f"{i}?") for i, (p, n) in enumerate(letters)
-        ),
+        pairs=tuple(ab_pair(p, n, texts=("a", "b", "c", "d"), stem=f"{i}?") for i, (p, n) in enumerate(letters)),
     )
     balanced = pairs.balance_letters()
     counts = Counter((pair.positive, pair.negative) for pair in balanced)
@@ -237,9 +229,7 @@ def test_splitting_shuffles_and_takes_a_share_as_well_as_a_number():
 
 @pytest.mark.parametrize("test", [0, -1, 4, 5, True, 0.0, 1.0, -0.5, 2.0, 0.01, 0.99, float("nan")])
 def test_a_split_that_leaves_a_side_empty_is_refused(test):
-    with pytest.raises(
-        ValueError, match=f"got test={test!r} for the 4 pairs of 'mood', expected a number of pairs"
-    ):
+    with pytest.raises(ValueError, match=f"got test={test!r} for the 4 pairs of 'mood', expected a number of pairs"):
         completion_set(4, name="mood").split(test)
 
 
@@ -266,17 +256,13 @@ def test_a_set_is_a_sequence_of_pairs():
 def test_an_empty_or_mixed_set_is_refused():
     with pytest.raises(ValueError, match="contrast set 'x' has no pairs, expected at least one"):
         ContrastSet.from_pairs([], name="x")
-    with pytest.raises(
-        ValueError, match="'x' mixes 1 A/B pairs with 2 pairs of completions: make a set of each"
-    ):
+    with pytest.raises(ValueError, match="'x' mixes 1 A/B pairs with 2 pairs of completions: make a set of each"):
         ContrastSet.from_pairs([ab_pair(), *completion_set(2)], name="x")
 
 
 def test_uneven_letters_are_warned_about_where_the_set_comes_in(tmp_path):
     rows = ab_set("AAAAAAABBB", name="mood")
-    said = (
-        r"'mood' has uneven letters: its positive answers are \(A\) 7, \(B\) 3\. .* use \.balance_letters\(\)"
-    )
+    said = r"'mood' has uneven letters: its positive answers are \(A\) 7, \(B\) 3\. .* use \.balance_letters\(\)"
     with pytest.warns(LetterBalanceWarning, match=said):
         ContrastSet.from_pairs(rows, name="mood")
     rows.save(tmp_path / "mood.jsonl")
@@ -344,9 +330,7 @@ def test_the_content_hash_is_of_the_pairs_alone():
     pairs = completion_set(3)
     assert pairs.content_hash == completion_set(3, name="other name").content_hash
     assert pairs.content_hash != pairs[::-1].content_hash
-    assert (
-        completion_set(1).content_hash == "b3bbf6ca3f1165300defc0f3ec88cfa3fc6f1f585073ac635cff1d55ac370da7"
-    )
+    assert completion_set(1).content_hash == "b3bbf6ca3f1165300defc0f3ec88cfa3fc6f1f585073ac635cff1d55ac370da7"
 
 
 def test_the_frame_has_one_row_a_pair():

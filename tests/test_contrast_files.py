@@ -1,4 +1,4 @@
-"""Every public format is read; what does not fit is told with file, line, field, what was found and expected."""
+"""Every public format is read; what does not fit is told with file, line, field, found and expected."""
 
 import json
 import re
@@ -23,9 +23,7 @@ AB = "Do you?\n\nChoices:\n (A) Yes\n (B) No"
 
 
 def write(path, *lines, ending="\n"):
-    text = ending.join(
-        line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines
-    )
+    text = ending.join(line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines)
     path.write_bytes(text.encode())
     return path
 
@@ -85,7 +83,7 @@ def test_every_row_of_every_public_file_is_read_in_order(public):
 def test_options_of_public_files_are_as_many_as_an_independent_count_finds(public):
     _, raw, pairs = public
     for row, pair in zip(raw, pairs, strict=True):
-        # Counted from the end, line by line, until (A): no regular expression, and none of the parser's rules.
+        # Counted by lines from the end until (A): no regular expression, and none of the parser's rules.
         count = 0
         for line in reversed(row["question"].split("\n")):
             start = line.strip()[:3]
@@ -94,9 +92,7 @@ def test_options_of_public_files_are_as_many_as_an_independent_count_finds(publi
                 if start == "(A)":
                     break
         assert list(pair.options) == [f"({letter})" for letter in "ABCDEFGH"[:count]]
-        assert all(
-            text and text in row["question"] and text == text.strip() for text in pair.options.values()
-        )
+        assert all(text and text in row["question"] and text == text.strip() for text in pair.options.values())
 
 
 def test_swapping_public_pairs_twice_gives_the_pairs_themselves(public):
@@ -121,9 +117,7 @@ def test_the_public_file_with_uneven_letters_warns():
     path = SHARED / "mwe/survival-instinct.jsonl"
     if not path.exists():
         pytest.skip(f"{path} is not there: public test data is kept beside the project, not in it")
-    with pytest.warns(
-        LetterBalanceWarning, match=r"'survival-instinct' .* positive answers are \(A\) 590, \(B\) 271"
-    ):
+    with pytest.warns(LetterBalanceWarning, match=r"'survival-instinct' .* positive answers are \(A\) 590, \(B\) 271"):
         ContrastSet.load(path)
 
 
@@ -155,9 +149,7 @@ def test_full_completions_are_read_in_both_key_sets(tmp_path, make_row):
     path = write(tmp_path / "pairs.jsonl", make_row("How are you?", "Never better.", "Never worse."))
     pairs = ContrastSet.load(path)
     assert pairs.kind == "completions"
-    assert pairs[0] == ContrastPair(
-        question="How are you?", positive="Never better.", negative="Never worse."
-    )
+    assert pairs[0] == ContrastPair(question="How are you?", positive="Never better.", negative="Never worse.")
 
 
 def test_our_own_completions_are_read_exactly_and_public_ones_are_tidied(tmp_path):
@@ -228,9 +220,7 @@ def test_a_line_separator_inside_a_text_does_not_cut_the_line(tmp_path):
         ),
     ],
 )
-def test_a_row_that_does_not_fit_is_told_with_line_field_found_and_expected(
-    tmp_path, row, field, found, expected
-):
+def test_a_row_that_does_not_fit_is_told_with_line_field_found_and_expected(tmp_path, row, field, found, expected):
     error = error_of(write(tmp_path / "bad.jsonl", ours(), "", row))
     assert (error.line, error.field, len(error.problems)) == (3, field, 1)
     assert found in error.found
@@ -248,9 +238,7 @@ def test_a_row_that_does_not_fit_is_told_with_line_field_found_and_expected(
         (caa(matching=["(B)"], not_matching=["(B)"]), "answer_not_matching_behavior", "another answer"),
     ],
 )
-def test_problems_in_a_json_list_are_told_by_item_and_in_the_words_of_the_file(
-    tmp_path, row, field, expected
-):
+def test_problems_in_a_json_list_are_told_by_item_and_in_the_words_of_the_file(tmp_path, row, field, expected):
     error = error_of(write(tmp_path / "bad.json", json.dumps([caa(), row])))
     assert f"bad.json: item 2, {field}: found" in str(error)
     assert (error.line, error.field) == (2, field)
@@ -259,9 +247,7 @@ def test_problems_in_a_json_list_are_told_by_item_and_in_the_words_of_the_file(
 
 def test_completions_first_and_letters_later_are_a_mixture_too(tmp_path):
     error = error_of(write(tmp_path / "bad.jsonl", ours("q", "x", "y"), ours()))
-    assert "line 2, positive: found an option letter, expected a full completion, as in the first row" in str(
-        error
-    )
+    assert "line 2, positive: found an option letter, expected a full completion, as in the first row" in str(error)
 
 
 def test_five_problems_are_told_at_once_and_all_are_kept(tmp_path):

@@ -1,0 +1,216 @@
+"""The command line: one verb a thing, the same engine as the library.
+
+Modules are imported inside the commands, so that `--help` answers at once.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(
+    name="caa-lens",
+    help="Contrastive Activation Addition: extract steering vectors, steer, and ask what the vectors are.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+vectors_app = typer.Typer(help="Look into vector files.", no_args_is_help=True)
+app.add_typer(vectors_app, name="vectors")
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="'demo', a hub id, a folder with safetensors, or a GGUF file.")
+]
+DtypeOption = Annotated[Optional[str], typer.Option(help="float32, bfloat16 or float16.")]  # noqa: UP045
+DeviceOption = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, mps.")]  # noqa: UP045
+DataArgument = Annotated[
+    str, typer.Argument(help="A bundled set (sentiment, formality, refusal, sycophancy) or a file.")
+]
+VectorsArgument = Annotated[Path, typer.Argument(help="A .safetensors file of vectors.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Optional[Path], typer.Option(help="Run folder; runs/demo by default.")] = None,  # noqa: UP045
+    layers: Annotated[str, typer.Option(help="'coarse' (every third), 'all', or e.g. 3,9,14-20.")] = "coarse",
+    behavior: Annotated[str, typer.Option(help="A bundled set or a file.")] = "sentiment",
+    model: ModelOption = "demo",
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Do the main job on a real model and write a report.
+
+    Example: `caa-lens demo --layers all --out runs/full`
+    """
+    from caa_lens.demo import DemoConfig, run_demo
+
+    if out is None:
+        given = [part for part in (behavior, layers) if part not in ("sentiment", "coarse")]
+        out = Path("runs") / "-".join(["demo", *given]).replace(",", "_").replace("/", "_")
+    chosen: Any = layers if layers in ("coarse", "all") else parse_layers(layers)
+    run_demo(DemoConfig(model=model, dtype=dtype, device=device, behavior=behavior, layers=chosen), out)
+
+
+@app.command()
+def extract(
+    data: DataArgument,
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    model: ModelOption = "demo",
+    layers: Annotated[Optional[str], typer.Option(help="e.g. 3,9,14-20; all by default.")] = None,  # noqa: UP045
+    balance: Annotated[bool, typer.Option(help="Swap options until answer letters are even.")] = False,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Extract steering vectors from a contrast set.
+
+    Example: `caa-lens extract sentiment sentiment.safetensors`
+    """
+    from caa_lens import ContrastSet, load_model
+    from caa_lens import extract as run_extract
+
+    if out.suffix != ".safetensors":
+        raise ValueError(f"vectors are saved as .safetensors, got {out.name!r}")
+    pairs = ContrastSet.load(data)
+    if balance:
+        pairs = pairs.balance_letters()
+    loaded = load_model(model, dtype=dtype, device=device)
+    vectors = run_extract(loaded, pairs, layers=parse_layers(layers) if layers else None)
+    vectors.save(out)
+    typer.echo(f"{vectors!r}\nwritten to {out}")
+
+
+@app.command()
+def sweep(
+    data: DataArgument,
+    vectors: VectorsArgument,
+    out: Annotated[Path, typer.Option(help="The .parquet file to write.")] = Path("sweep.parquet"),
+    model: ModelOption = "demo",
+    multipliers: Annotated[str, typer.Option(help="Numbers, comma-separated.")] = "-1,0,1",
+    layers: Annotated[Optional[str], typer.Option(help="e.g. 3,9,14-20; all by default.")] = None,  # noqa: UP045
+    test: Annotated[int, typer.Option(help="Held-out pairs of the set to score; 0 scores all.")] = 0,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Score a test set at every layer and multiplier.
+
+    Example: `caa-lens sweep sentiment sentiment.safetensors --multipliers=-2,-1,0,1,2 --layers 9-20`
+    """
+    from caa_lens import ContrastSet, SteeringVectors, load_model
+    from caa_lens import sweep as run_sweep
+    from caa_lens.storage import write_atomically
+
+    pairs = ContrastSet.load(data)
+    if test:
+        _, pairs = pairs.split(test=test, seed=0)
+    result = run_sweep(
+        load_model(model, dtype=dtype, device=device),
+        pairs,
+        SteeringVectors.load(vectors),
+        multipliers=[float(m) for m in multipliers.split(",")],
+        layers=parse_layers(layers) if layers else None,
+    )
+    write_atomically(out, lambda file: result.frame.to_parquet(file, index=False))
+    mean = result.summary().pivot(index="layer", columns="multiplier", values="mean")
+    typer.echo(f"mean {result.metric}\n{mean.round(4).to_string()}\nwritten to {out}")
+
+
+@app.command()
+def lens(
+    vectors: VectorsArgument,
+    model: ModelOption = "demo",
+    layers: Annotated[Optional[str], typer.Option(help="e.g. 3,9,14-20; all by default.")] = None,  # noqa: UP045
+    k: Annotated[int, typer.Option(help="Tokens on each side.")] = 8,
+    reading: Annotated[str, typer.Option(help="'normed' or 'direct'.")] = "normed",
+) -> None:
+    """Show which tokens each layer's vector promotes and suppresses.
+
+    Example: `caa-lens lens sentiment.safetensors --layers 20-29`
+    """
+    from caa_lens import SteeringVectors, load_model, logit_lens
+
+    result = logit_lens(
+        load_model(model),
+        SteeringVectors.load(vectors),
+        layers=parse_layers(layers) if layers else None,
+        k=k,
+        reading=reading,
+    )
+    typer.echo(result.table(k).to_string())
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    vectors: Annotated[Optional[Path], typer.Option(help="A .safetensors file of vectors.")] = None,  # noqa: UP045
+    layer: Annotated[Optional[int], typer.Option(help="Which layer's vector.")] = None,  # noqa: UP045
+    multiplier: Annotated[float, typer.Option(help="How much of it.")] = 1.0,
+    model: ModelOption = "demo",
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the answer.")] = 100,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Answer a prompt, steered or not, as it is written.
+
+    Example: `caa-lens generate "How was your day?" --vectors sentiment.safetensors --layer 14 --multiplier=-2`
+    """
+    from caa_lens import SteeringVectors, load_model, stream
+
+    if vectors is not None and layer is None:
+        raise ValueError("which layer's vector? add --layer, e.g. --layer 14")
+    steering = [] if vectors is None or layer is None else [(SteeringVectors.load(vectors)[layer], multiplier)]
+    loaded = load_model(model, dtype=dtype, device=device)
+    for piece in stream(loaded, prompt, vectors=steering, max_new_tokens=max_new_tokens):
+        typer.echo(piece, nl=False)
+    typer.echo()
+
+
+@vectors_app.command()
+def show(path: VectorsArgument) -> None:
+    """Say what a vector file holds.
+
+    Example: `caa-lens vectors show sentiment.safetensors`
+    """
+    from caa_lens import SteeringVectors
+
+    vectors = SteeringVectors.load(path)
+    p = vectors.provenance
+    facts = {
+        "behavior": p.behavior,
+        "model": p.model,
+        "method": p.method,
+        "layers": ", ".join(map(str, vectors.layers)) + " (0-based blocks, at hook_resid_post)",
+        "d_model": vectors.d_model,
+        "dtype": str(vectors.directions.dtype).removeprefix("torch."),
+        "pairs": p.n_pairs,
+        "prompt format": p.prompt_format,
+        "read at": p.token_position,
+        "normalisation": p.normalisation,
+        "expression": p.expression,
+        **p.details,
+    }
+    for key, value in facts.items():
+        typer.echo(f"{key:>16}  {value}")
+    typer.echo(f"{'norm by layer':>16}  " + "  ".join(f"{norm:.3g}" for norm in vectors.norms.tolist()))
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """`3,9,14-16` as (3, 9, 14, 15, 16)."""
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"layers {text!r} are not understood: expected e.g. 3,9,14-20")
+        layers += range(int(first), int(last or first) + 1)
+    return tuple(sorted(set(layers)))
+
+
+def main() -> None:
+    """Run the command line; mistakes of the caller end in one line, not in a traceback."""
+    import sys
+
+    try:
+        app()
+    except (ValueError, TypeError, OSError, MemoryError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)

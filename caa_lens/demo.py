@@ -1,0 +1,277 @@
+"""The main job end to end on one model: extract, sweep, steer, look through the lens, and write a report.
+
+A run lives in one folder. Each step leaves a file behind and is skipped when that file is there and was made with the
+same settings, so a run that was interrupted goes on where it stopped, and a second run only shows what is there.
+"""
+
+import importlib.metadata
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from rich.console import Console
+from rich.table import Table
+
+from caa_lens.contrast import ContrastSet
+from caa_lens.storage import write_atomically
+from caa_lens.vectors import SteeringVectors
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from caa_lens.sweeps import Sweep
+
+
+class DemoConfig(BaseModel):
+    """Everything a demo run's numbers depend on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = "demo"
+    dtype: str | None = None
+    device: str | None = None
+    behavior: str = "sentiment"
+    n_test: int = Field(default=40, ge=2)
+    seed: int = 0
+    layers: Literal["coarse", "all"] | tuple[int, ...] = "coarse"
+    """Layers to sweep, "coarse" being every third. Vectors are extracted at every layer anyway."""
+    multipliers: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
+    prompts: tuple[str, ...] = (
+        "Describe a walk in the park.",
+        "How was your day?",
+        "What was the last meal you ate like?",
+    )
+    max_new_tokens: int = Field(default=48, ge=1)
+
+    @field_validator("multipliers")
+    @classmethod
+    def _symmetric(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not any(m > 0 and -m in value for m in value):
+            raise ValueError(f"expected some multiplier together with its negative, got {value}")
+        return tuple(sorted(value))
+
+
+def run_demo(config: DemoConfig, folder: str | Path, console: Console | None = None) -> Path:
+    """Run (or finish) the demo in a folder and return the path of its report.
+
+    Writes `config.json`, `vectors.safetensors`, `sweep.parquet`, `texts.json` and `report.html`.
+
+    Raises:
+        ValueError: if the folder holds a run with other settings.
+    """
+    folder = Path(folder)
+    console = console or Console()
+    began = time.perf_counter()
+    _claim(folder, config)
+
+    from caa_lens.models import load_model
+
+    with console.status("loading the model"):
+        model = load_model(config.model, dtype=config.dtype, device=config.device)
+    train, test = ContrastSet.load(config.behavior).split(test=config.n_test, seed=config.seed)
+    console.print(
+        f"[bold]{model.cfg.model_name}[/]: {model.cfg.n_layers} layers, d_model {model.cfg.d_model}, "
+        f"on {model.W_E.device}. Behavior [bold]{config.behavior}[/]: {len(train)} pairs to extract from, "
+        f"{len(test)} held out."
+    )
+    vectors = _vectors(model, train, folder, console)
+    sweep = _sweep(model, test, vectors, config, folder, console)
+    _show_sweep(sweep, console)
+    texts = _texts(model, vectors, sweep.best_layer, config, folder, console)
+    _show_texts(texts, sweep.best_layer, console)
+    lens = _show_lens(model, vectors, sweep.best_layer, console)
+    report = _write_report(model, config, sweep, texts, lens, folder)
+    console.print(f"\nFinished in {time.perf_counter() - began:.0f} s. Vectors, sweep and texts are in {folder}.")
+    console.print(f"Open this file: {report.resolve()}", soft_wrap=True, highlight=False)
+    return report
+
+
+def _claim(folder: Path, config: DemoConfig) -> None:
+    """Write the run's settings, or check that the folder was made with the same ones."""
+    path = folder / "config.json"
+    settings = {**config.model_dump(mode="json"), "caa_lens": importlib.metadata.version("caa-lens")}
+    if path.exists():
+        try:
+            present = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            present = {}
+        if present != settings:
+            changed = sorted(key for key in {*present, *settings} if present.get(key) != settings.get(key))
+            raise ValueError(
+                f"{folder} holds a run with other settings ({', '.join(changed)}): choose another folder with --out, "
+                "or delete it"
+            )
+        return
+    write_atomically(path, lambda file: file.write_text(json.dumps(settings, indent=2), encoding="utf-8"))
+
+
+def _vectors(model: Any, train: ContrastSet, folder: Path, console: Console) -> SteeringVectors:
+    from caa_lens.extraction import extract
+
+    path = folder / "vectors.safetensors"
+    if path.exists():
+        vectors = SteeringVectors.load(path)
+        if vectors.provenance.dataset_hash == train.content_hash:
+            console.print(f"reusing {path}")
+            return vectors
+    vectors = extract(model, train)
+    vectors.save(path)
+    return vectors
+
+
+def _sweep(
+    model: Any,
+    test: ContrastSet,
+    vectors: SteeringVectors,
+    config: DemoConfig,
+    folder: Path,
+    console: Console,
+) -> "Sweep":
+    import pandas as pd
+
+    from caa_lens.sweeps import Sweep, sweep
+
+    path = folder / "sweep.parquet"
+    if path.exists():
+        frame = pd.read_parquet(path)
+        attributes = {str(key): str(value) for key, value in frame.attrs.items()}
+        if attributes.get("test_hash") == test.content_hash:
+            console.print(f"reusing {path}")
+            metric = "margin" if "margin" in frame else "p_matching"
+            return Sweep(frame=frame, metric=metric, vectors=vectors.provenance, settings=attributes)
+    steps = {"coarse": 3, "all": 1}
+    layers = range(model.cfg.n_layers)[:: steps[config.layers]] if isinstance(config.layers, str) else config.layers
+    result = sweep(model, test, vectors, layers=layers, multipliers=config.multipliers)
+    result.frame.attrs.update(result.settings)
+    write_atomically(path, lambda file: result.frame.to_parquet(file, index=False))
+    return result
+
+
+def _texts(
+    model: Any, vectors: SteeringVectors, layer: int, config: DemoConfig, folder: Path, console: Console
+) -> dict[str, dict[str, str]]:
+    """`texts[prompt][multiplier]`, generated greedily; all multipliers of a prompt run as one batch."""
+    from tqdm.auto import tqdm
+
+    from caa_lens.generation import generate
+
+    path = folder / "texts.json"
+    if path.exists():
+        console.print(f"reusing {path}")
+        return json.loads(path.read_text(encoding="utf-8"))
+    multipliers = torch.tensor(sorted({*config.multipliers, 0.0}))
+    texts = {}
+    for prompt in tqdm(config.prompts, desc=f"generate at layer {layer}", unit="prompt"):
+        answers = generate(model, prompt, vectors=[(vectors[layer], multipliers)], max_new_tokens=config.max_new_tokens)
+        texts[prompt] = {f"{m:+g}": text for m, text in zip(multipliers.tolist(), answers, strict=True)}
+    write_atomically(
+        path, lambda file: file.write_text(json.dumps(texts, indent=2, ensure_ascii=False), encoding="utf-8")
+    )
+    return texts
+
+
+def _show_sweep(sweep: "Sweep", console: Console) -> None:
+    from caa_lens.sweeps import METRIC_LABEL
+
+    mean = sweep.summary().pivot(index="layer", columns="multiplier", values="mean")
+    table = Table(title=f"mean {METRIC_LABEL[sweep.metric]} by layer and multiplier", title_justify="left")
+    table.add_column("layer", justify="right")
+    for m in mean.columns:
+        table.add_column(f"{m:+g}" if m else "unsteered", justify="right")
+    for layer, row in mean.iterrows():
+        style = "bold" if layer == sweep.best_layer else ""
+        table.add_row(str(layer), *(f"{value:.3f}" for value in row), style=style)
+    console.print(table)
+    console.print(_verdict(sweep))
+
+
+def _verdict(sweep: "Sweep") -> str:
+    """The best layer and whether its effect can be told from nothing."""
+    effect = sweep.effect()
+    row = effect[effect["layer"] == sweep.best_layer].iloc[0]
+    certain = "excludes" if row["low"] > 0 or row["high"] < 0 else "includes"
+    return (
+        f"Best layer: {sweep.best_layer}. There, multiplier +{row['multiplier']:g} scores {row['effect']:.3f} above "
+        f"-{row['multiplier']:g} (paired over questions, 95 % interval {row['low']:.3f} to {row['high']:.3f}, "
+        f"which {certain} 0)."
+    )
+
+
+def _show_texts(texts: dict[str, dict[str, str]], layer: int, console: Console) -> None:
+    for prompt, answers in texts.items():
+        table = Table(title=f"{prompt}  (layer {layer}, greedy)", title_justify="left", show_lines=True)
+        table.add_column("multiplier", justify="right")
+        table.add_column("answer")
+        for multiplier, answer in answers.items():
+            table.add_row("unsteered" if float(multiplier) == 0 else multiplier, _plain(answer))
+        console.print(table)
+
+
+def _plain(text: str) -> Any:
+    from rich.text import Text  # model output is text, never markup
+
+    return Text(text)
+
+
+def _show_lens(model: Any, vectors: SteeringVectors, best: int, console: Console) -> "pd.DataFrame":
+    from caa_lens.lens import logit_lens
+
+    n = model.cfg.n_layers
+    layers = sorted({n // 3, best, (2 * n) // 3, n - 4, n - 1})
+    frame = logit_lens(model, vectors, layers=layers, k=8).table().reset_index()
+    table = Table(title="logit lens of the vectors (read through the final norm)", title_justify="left")
+    for column in frame.columns:
+        table.add_column(column, justify="right" if column == "layer" else "left")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(_plain(str(cell)) for cell in row))
+    console.print(table)
+    return frame
+
+
+def _write_report(
+    model: Any,
+    config: DemoConfig,
+    sweep: "Sweep",
+    texts: dict[str, dict[str, str]],
+    lens: "pd.DataFrame",
+    folder: Path,
+) -> Path:
+    from caa_lens.report import Section, write_report
+
+    groups: Sequence[tuple[str, list[tuple[str, str]]]] = [
+        (prompt, [("unsteered" if float(m) == 0 else m, answer) for m, answer in answers.items()])
+        for prompt, answers in texts.items()
+    ]
+    return write_report(
+        folder / "report.html",
+        title=f"Steering {model.cfg.model_name} by {config.behavior}",
+        lead=_verdict(sweep),
+        sections=[
+            Section(
+                title=f"Dose and response at layer {sweep.best_layer}",
+                text="The score of held-out answers as the vector is added more or less strongly.",
+                figures=[sweep.plot_layer()],
+            ),
+            Section(
+                title="Steered text",
+                text="The same greedy generation with the vector added at the multiplier on the left.",
+                texts=groups,
+            ),
+            Section(
+                title="Layer by multiplier",
+                text="Blue is above the unsteered level, red below. Hover for 95 % intervals over questions.",
+                figures=[sweep.plot()],
+            ),
+            Section(
+                title="What the vectors say",
+                text="Tokens each layer's vector promotes and suppresses most, through the final norm and the "
+                "unembedding.",
+                tables=[lens],
+            ),
+        ],
+        settings={**sweep.settings, **config.model_dump(), "vectors": sweep.vectors.method},
+    )

@@ -1,0 +1,61 @@
+"""Download a model from the Hugging Face hub; every refusal says what to do, and none shows the token."""
+
+from pathlib import Path
+
+CONFIG_FILES = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "chat_template*",
+]
+WEIGHT_FILES = ["model*.safetensors", "model.safetensors.index.json"]
+
+
+def download(repo: str, patterns: list[str], revision: str | None) -> Path:
+    """The cached folder of a hub repository with the files that match.
+
+    The causes of errors are cut off (``from None``): their text can hold request headers, and so the token.
+
+    Args:
+        repo: the Hugging Face id, ``owner/name``.
+        patterns: the files to fetch, such as ``CONFIG_FILES``.
+        revision: branch, tag or commit; None for the main branch.
+
+    Raises:
+        FileNotFoundError: there is no such repository or revision.
+        PermissionError: the model is licensed, and access was not granted.
+        ConnectionError: the hub cannot be reached, and the files are not in its cache.
+    """
+    import httpx  # what huggingface_hub lets through when a download breaks off
+    from huggingface_hub import errors, snapshot_download
+
+    elsewhere = "or load a local folder, a .gguf file or 'demo'"
+    page = f"https://huggingface.co/{repo}"
+    refused = PermissionError(
+        f"access to {repo!r} was refused, expected an account with access: ask for it on its licence page"
+        f" {page}, and set the environment variable HF_TOKEN to a token of that account, {elsewhere}"
+    )
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except errors.GatedRepoError:
+        raise refused from None
+    except errors.RevisionNotFoundError:
+        raise FileNotFoundError(f"{page} has no revision {revision!r}: expected a branch, tag or commit") from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise FileNotFoundError(
+            f"got {repo!r}, which is neither here nor a public model on {page}: check the name (a private"
+            f" model needs HF_TOKEN), {elsewhere}"
+        ) from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.TransportError):
+        raise ConnectionError(
+            f"{repo!r} is not in the local cache, and the Hugging Face hub cannot be reached: connect (and"
+            f" unset HF_HUB_OFFLINE), {elsewhere}"
+        ) from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise refused from None
+        raise ConnectionError(
+            f"the Hugging Face hub answered {status} for {repo!r}: try again later, {elsewhere}"
+        ) from None

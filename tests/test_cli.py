@@ -1,0 +1,96 @@
+"""The command line: help with examples, the same numbers as the library, errors in one line."""
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from caa_lens import cli
+from caa_lens.contrast import ContrastSet
+from caa_lens.extraction import extract
+from caa_lens.generation import generate
+from caa_lens.vectors import SteeringVectors
+
+runner = CliRunner()
+COMMANDS = [["demo"], ["extract"], ["sweep"], ["lens"], ["generate"], ["vectors", "show"]]
+
+
+@pytest.fixture
+def small_model(tiny_chat, monkeypatch):
+    monkeypatch.setattr("caa_lens.models.load_model", lambda *args, **kwargs: tiny_chat)
+    return tiny_chat
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example(command):
+    result = runner.invoke(cli.app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert "Example: caa-lens" in " ".join(result.output.split())
+
+
+def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
+    file = tmp_path / "v.safetensors"
+    done = runner.invoke(cli.app, ["extract", "sentiment", str(file)])
+    assert done.exit_code == 0, done.output
+    vectors = SteeringVectors.load(file)
+    expected = extract(small_model, ContrastSet.load("sentiment"), progress=False)
+    assert vectors.directions.equal(expected.directions)
+
+    shown = runner.invoke(cli.app, ["vectors", "show", str(file)]).output
+    assert "tiny-random-llama" in shown
+    assert "0-based blocks" in shown
+
+    table = tmp_path / "s.parquet"
+    done = runner.invoke(
+        cli.app, ["sweep", "sentiment", str(file), "--out", str(table), "--layers", "1,3-4", "--test", "5"]
+    )
+    assert done.exit_code == 0, done.output
+    assert sorted(set(pd.read_parquet(table)["layer"])) == [1, 3, 4]
+
+    assert "promoted" in runner.invoke(cli.app, ["lens", str(file), "--layers", "4"]).output
+
+    words = ["generate", "How was your day?", "--vectors", str(file), "--layer", "3", "--multiplier=-2"]
+    done = runner.invoke(cli.app, [*words, "--max-new-tokens", "6"])
+    text = generate(small_model, "How was your day?", vectors=[(vectors[3], -2.0)], max_new_tokens=6)
+    assert done.output.rstrip("\n") == text.rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["extract", "sentimant", "x.safetensors"], "sentiment"),
+        (["extract", "sentiment", "x.pt"], "vectors are saved as .safetensors"),
+        (["vectors", "show", "nowhere.safetensors"], "no vector file at nowhere.safetensors"),
+        (["generate", "Hi", "--vectors", "v.safetensors"], "add --layer"),
+        (["lens", "v.safetensors", "--layers", "a-b"], "not understood"),
+        (["generate", "Hi", "--model", "no/such/folder"], "error:"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_write_nothing(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["caa-lens", *words])
+    if words[0] == "lens":
+        vectors = SteeringVectors.from_vectors([_some_vector()])
+        vectors.save(tmp_path / "v.safetensors")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def _some_vector():
+    import torch
+
+    from caa_lens.vectors import SteeringVector
+
+    return SteeringVector.from_direction(torch.ones(32), layer=1)
+
+
+def test_layer_lists_are_read_as_written():
+    assert cli.parse_layers("3, 9,14-16") == (3, 9, 14, 15, 16)
+    with pytest.raises(ValueError, match=r"expected e\.g\. 3,9,14-20"):
+        cli.parse_layers("-1")

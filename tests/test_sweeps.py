@@ -1,0 +1,157 @@
+"""Sweeps: the frame, its intervals and what is read off it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import random_vectors
+
+from caa_lens.answers import score
+from caa_lens.contrast import ContrastSet
+from caa_lens.hooks import Intervention
+from caa_lens.sweeps import Sweep, bootstrap_interval, sweep
+from caa_lens.vectors import Provenance
+
+PAIRS = ContrastSet.from_pairs(
+    [
+        (f"Is number {n} good?\n\nChoices:\n (A) Yes\n (B) No", *(("(A)", "(B)") if n % 2 else ("(B)", "(A)")))
+        for n in range(6)
+    ],
+    name="numbers",
+)
+
+
+def made_up(effect_at: dict[int, float], n_questions: int = 30, noise: float = 0.01) -> Sweep:
+    """A sweep whose score rises by `effect` a multiplier at each layer."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "behavior": "b",
+            "layer": layer,
+            "multiplier": m,
+            "question": q,
+            "margin": base + effect * m + noise * rng.standard_normal(),
+        }
+        for q, base in enumerate(rng.standard_normal(n_questions))
+        for layer, effect in effect_at.items()
+        for m in (-2.0, -1.0, 0.0, 1.0, 2.0)
+    ]
+    return Sweep(frame=pd.DataFrame(rows), metric="margin", vectors=Provenance(behavior="b"))
+
+
+def test_every_cell_of_the_frame_is_the_score_of_its_layer_multiplier_and_question(tiny_chat):
+    vectors = random_vectors(tiny_chat, layers=(1, 2, 4))  # ids that are not list positions
+    result = sweep(tiny_chat, PAIRS, vectors, multipliers=[2, 0, -1], layers=[4, 1], progress=False)
+    assert list(result.frame.columns) == [
+        "behavior",
+        "layer",
+        "multiplier",
+        "question",
+        "p_matching",
+        "logp_positive",
+        "logp_negative",
+    ]
+    assert len(result.frame) == 2 * 3 * 6
+    for layer in (1, 4):
+        for m in (2.0, 0.0, -1.0):
+            step = Intervention(vector=vectors[layer], multiplier=m)
+            expected = score(tiny_chat, PAIRS, [(step,)], progress=False).values[:, 0]
+            cell = result.frame.query("layer == @layer and multiplier == @m").sort_values("question")
+            np.testing.assert_allclose(cell["p_matching"], expected.numpy(), atol=2e-5)
+            np.testing.assert_allclose(np.exp(cell["logp_positive"]), cell["p_matching"], rtol=1e-5)
+
+
+def test_the_unsteered_level_is_the_same_at_every_layer(tiny_chat):
+    result = sweep(tiny_chat, PAIRS, random_vectors(tiny_chat), multipliers=[0, 1], progress=False)
+    unsteered = result.frame[result.frame["multiplier"] == 0].pivot(
+        index="question", columns="layer", values="p_matching"
+    )
+    assert (unsteered.nunique(axis=1) == 1).all()
+    assert result.unsteered == pytest.approx(unsteered.iloc[:, 0].mean())
+
+
+def test_the_best_layer_is_the_one_with_the_largest_paired_effect():
+    result = made_up({3: 0.1, 7: 0.5, 20: -0.9})
+    assert result.best_layer == 7
+    effect = result.effect().set_index(["layer", "multiplier"])
+    assert effect.loc[(7, 1.0), "effect"] == pytest.approx(1.0, abs=0.02)
+    assert effect.loc[(7, 2.0), "effect"] == pytest.approx(2.0, abs=0.02)
+    assert effect.loc[(20, 1.0), "high"] < 0 < effect.loc[(3, 1.0), "low"]
+
+
+def test_the_paired_effect_is_far_surer_than_the_means_are():
+    result = made_up({7: 0.5})
+    summary = result.summary().set_index("multiplier")
+    effect = result.effect().set_index("multiplier")
+    assert effect.loc[1.0, "high"] - effect.loc[1.0, "low"] < 0.1 * (summary.loc[1.0, "high"] - summary.loc[1.0, "low"])
+
+
+def test_summaries_are_the_same_each_time():
+    result = made_up({7: 0.5})
+    pd.testing.assert_frame_equal(result.summary(), result.summary())
+
+
+def test_the_bootstrap_interval_covers_the_normal_theory_interval():
+    values = np.random.default_rng(1).standard_normal((400, 3)) + np.array([0.0, 1.0, 5.0])
+    low, high = bootstrap_interval(values)
+    half = 1.96 * values.std(axis=0) / np.sqrt(len(values))
+    np.testing.assert_allclose(low, values.mean(0) - half, atol=0.012)
+    np.testing.assert_allclose(high, values.mean(0) + half, atol=0.012)
+
+
+def test_one_question_has_no_interval():
+    low, high = bootstrap_interval(np.ones((1, 2)))
+    assert np.isnan(low).all()
+    assert np.isnan(high).all()
+
+
+def test_no_effect_without_a_multiplier_and_its_negative(tiny_chat):
+    result = sweep(tiny_chat, PAIRS, random_vectors(tiny_chat, layers=[2]), multipliers=[0, 1], progress=False)
+    with pytest.raises(ValueError, match="no multiplier was swept with its negative"):
+        result.effect()
+    assert "best layer" not in repr(result)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"multipliers": []}, "no multipliers given"),
+        ({"multipliers": [1, 1]}, "multipliers must differ"),
+        ({"layers": [5]}, "layer 5 is out of range: tiny-random-llama has layers 0 to 4"),
+        ({"layers": [-1]}, "the last is 4, not -1"),
+        ({"multipliers": [float("nan")]}, "multiplier must be finite"),
+    ],
+)
+def test_bad_requests_are_refused_with_the_remedy(tiny_chat, options, message):
+    with pytest.raises(ValueError, match=message):
+        sweep(tiny_chat, PAIRS, random_vectors(tiny_chat), progress=False, **options)
+
+
+def test_a_layer_without_a_vector_is_refused(tiny_chat):
+    with pytest.raises(IndexError, match=r"no vector for layer 3: this set has layers 1, 4"):
+        sweep(tiny_chat, PAIRS, random_vectors(tiny_chat, layers=[1, 4]), layers=[3], progress=False)
+
+
+def test_figures_show_the_numbers_of_the_frame():
+    result = made_up({3: 0.1, 7: 0.5})
+    heat = result.plot().data[0]
+    mean = result.frame.query("layer == 7 and multiplier == 2")["margin"].mean()
+    assert heat.z[1][4] == pytest.approx(mean)
+    assert list(heat.y) == ["3", "7"]
+    assert list(heat.x) == ["-2", "-1", "0", "1", "2"]
+    curve = result.plot_layer().data[1]
+    assert list(curve.x) == [-2, -1, 0, 1, 2]
+    assert curve.y[4] == pytest.approx(mean)
+    with pytest.raises(ValueError, match="layer 9 was not swept"):
+        result.plot_layer(9)
+
+
+def test_sentiment_steers_the_real_model_in_a_dose_dependent_way(demo_model):
+    """The issue's claim: the margin rises with the multiplier, and +1 against -1 cannot be chance."""
+    from caa_lens.extraction import extract
+
+    train, test = ContrastSet.load("sentiment").split(test=40, seed=0)
+    vectors = extract(demo_model, train.sample(40, seed=0), layers=[15, 18], progress=False)
+    result = sweep(demo_model, test.sample(12, seed=0), vectors, multipliers=[-2, -1, 0, 1, 2], progress=False)
+    mean = result.summary().query("layer == @result.best_layer")["mean"].to_numpy()
+    assert (np.diff(mean) > 0).all(), mean
+    assert result.effect().query("layer == @result.best_layer and multiplier == 1")["low"].item() > 0
