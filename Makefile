@@ -1,6 +1,7 @@
 # `make demo` runs the main job on a real model, `make test` the tests, `make check` the linters.
 # Each builds .venv from the pinned versions by itself, once.
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -18,7 +19,7 @@ demo: $(READY)
 	$(BIN)/caa-lens demo $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

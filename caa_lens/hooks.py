@@ -110,12 +110,12 @@ class Intervention:
         return torch.where(changed, steered, resid)
 
     def to(self, device: torch.device) -> "Intervention":
-        """The same with its tensors on a device."""
+        """The same with all its numbers as tensors on a device, so that `apply` moves nothing."""
         return replace(
             self,
             vector=self.vector.to(device),
-            multiplier=self.multiplier.to(device) if isinstance(self.multiplier, Tensor) else self.multiplier,
-            start=self.start.to(device) if isinstance(self.start, Tensor) else self.start,
+            multiplier=torch.as_tensor(self.multiplier, device=device),
+            start=None if self.start is None else torch.as_tensor(self.start, device=device),
         )
 
     def hook(self) -> "tuple[_BlockHookNames, Callable[[Tensor, Any], Tensor | None]]":
@@ -123,6 +123,7 @@ class Intervention:
         resid_post = self.vector.hook_name
         pattern = f"blocks.{self.vector.layer}.attn.hook_pattern"
         offsets: list[int] = []  # the latest pattern's; kept, so that the pair may be registered twice
+        placed: dict[torch.device, Intervention] = {}  # moved once to each device it meets
 
         def steer_hook(activation: Tensor, hook: Any) -> Tensor | None:
             if hook.name == pattern:
@@ -130,7 +131,10 @@ class Intervention:
                 return None
             if not offsets:
                 raise RuntimeError(f"{resid_post} ran without {pattern}, so positions are unknown")
-            return self.apply(activation, offsets[0])
+            device = activation.device
+            if device not in placed:
+                placed[device] = self.to(device)
+            return placed[device].apply(activation, offsets[0])
 
         return _BlockHookNames(self.vector.layer, (pattern, resid_post)), steer_hook
 

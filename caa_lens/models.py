@@ -7,19 +7,18 @@ the norms; here the configuration is read from ``config.json``, the model is bui
 """
 
 import re
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from caa_lens.checkpoints import GgufFile, Read, SafetensorsFolder
+from caa_lens.checkpoints import GgufFile, SafetensorsFolder
+from caa_lens.device_memory import free_memory
 from caa_lens.hub import CONFIG_FILES, WEIGHT_FILES, download
 from caa_lens.llama_config import Config, count_parameters, hooked_config, read_config
 from caa_lens.llama_config import n_parameters as n_parameters
 from caa_lens.tokenizer_loading import TOKENIZER_FILES, attach_tokenizer, folder_tokenizer
-from caa_lens.tokenizer_loading import sentencepiece_tokenizer as _sentencepiece_tokenizer  # noqa: F401 (test_prompts)
-from caa_lens.weights import expected_shapes, fill_weights
+from caa_lens.weights import build_model, expected_shapes
 
 # TransformerLens takes about 3 s to import and transformers 4 s, so both are imported where they are used.
 if TYPE_CHECKING:
@@ -143,18 +142,9 @@ class _Placement(NamedTuple):
         }
 
 
-def _free_memory(device: str) -> int:
-    """Bytes that can still be allocated on the device."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(torch.device(device))[0]
-    import psutil
-
-    return psutil.virtual_memory().available
-
-
 def _check_memory(cfg: "HookedTransformerConfig", name: str) -> None:
     needed = count_parameters(cfg) * cfg.dtype.itemsize * HEADROOM
-    free = _free_memory(str(cfg.device))
+    free = free_memory(str(cfg.device))
     if needed > free:
         dtype = str(cfg.dtype).removeprefix("torch.")
         smaller = "" if cfg.dtype.itemsize == 2 else "dtype='bfloat16' or 'float16' for half of that, "
@@ -175,20 +165,10 @@ def _load_folder(folder: Path, name: str, wanted: _Placement) -> "HookedTransfor
     tensors = SafetensorsFolder(folder)
     tensors.check(expected_shapes(cfg))
     _check_memory(cfg, name)
-    model = _build(cfg, lambda tensor: tensors.read(tensor, device=wanted.device, dtype=cfg.dtype))
+    model = build_model(cfg, lambda tensor: tensors.read(tensor, device=wanted.device, dtype=cfg.dtype))
     if any((folder / file).is_file() for file in TOKENIZER_FILES):
         attach_tokenizer(model, folder_tokenizer(folder), name)
     return model
-
-
-def _build(cfg: "HookedTransformerConfig", read: Read) -> "HookedTransformer":
-    from transformer_lens import HookedTransformer
-
-    with warnings.catch_warnings(), torch.device("meta"):
-        warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
-        model = HookedTransformer(cfg, move_to_device=False)
-    fill_weights(model, read)
-    return model.eval()
 
 
 def _load_gguf(path: Path, wanted: _Placement) -> "HookedTransformer":
@@ -200,7 +180,7 @@ def _load_gguf(path: Path, wanted: _Placement) -> "HookedTransformer":
     # Whatever comes after, transformers dequantises to float32 on the CPU.
     _check_memory(hooked_config(gguf.config), path.name)
     tensors = gguf.dequantised(cfg.dtype)
-    model = _build(cfg, tensors.pop)  # pop, so that the CPU's copy goes away as an accelerator's comes
+    model = build_model(cfg, tensors.pop)  # pop, so that the CPU's copy goes away as an accelerator's comes
     if gguf.has_tokenizer:
         attach_tokenizer(model, gguf.tokenizer(), path.stem)
     return model

@@ -21,12 +21,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from caa_lens.device_memory import free_memory
 from caa_lens.hooks import OPERATORS, Intervention
 
 Condition = tuple[Intervention, ...]
@@ -313,10 +313,3 @@ def kv_bytes(model: Any, n_pos: int) -> int:
     cfg = model.cfg
     n_kv = cfg.n_key_value_heads or cfg.n_heads
     return 2 * cfg.n_layers * n_kv * cfg.d_head * n_pos * model.W_E.element_size()
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes free on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available

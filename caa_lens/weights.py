@@ -10,6 +10,7 @@ Nothing is folded or centred: ``ln1.w``, ``ln2.w`` and ``ln_final.w`` are the no
 the residual stream has to apply ``ln_final`` before it unembeds.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,17 @@ def expected_shapes(cfg: "HookedTransformerConfig") -> dict[str, Shape]:
     Tied embeddings appear once. The sum of the sizes is the number of parameters.
     """
     return {name: shape for name, shape, _, _ in _parameter_map(cfg)}
+
+
+def build_model(cfg: "HookedTransformerConfig", read: Read) -> "HookedTransformer":
+    """A HookedTransformer whose every tensor comes from `read`, on ``cfg.device`` as ``cfg.dtype``, for inference."""
+    from transformer_lens import HookedTransformer
+
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
+        model = HookedTransformer(cfg, move_to_device=False)
+    fill_weights(model, read)
+    return model.eval()
 
 
 def fill_weights(model: "HookedTransformer", read: Read) -> None:

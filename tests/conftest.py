@@ -7,7 +7,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import pytest
+import torch
 from helpers import SHARED, tiny_model
+
+# Tests run in parallel processes, each on one core: threads that wait for each other would only slow them down.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

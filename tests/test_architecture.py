@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "caa_lens"
 
 # Lowest first. A module may import (at its top level) modules of lower rows only.
 LEVELS = [
-    {"vectors", "contrast_files", "prompts", "checkpoints", "hub", "tokenizer_loading"},
+    {"vectors", "contrast_files", "prompts", "checkpoints", "hub", "tokenizer_loading", "device_memory"},
     {"hooks", "contrast_pair", "storage", "weights", "demo_model"},
     {"contrast", "prefix_cache", "llama_config"},
     {"models"},

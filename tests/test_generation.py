@@ -249,31 +249,38 @@ def test_interleaved_generations_do_not_disturb_each_other(small):
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_text_is_the_slow_loops_tokens_in_words(tiny_chat, prompts, layer, use_cache):
     v = random_vectors(tiny_chat, scale=2.0)[layer]
-    texts = generate(tiny_chat, QUESTIONS, vectors=[(v, -1.5)], max_new_tokens=8, use_cache=use_cache)
+    texts = generate(tiny_chat, QUESTIONS, vectors=[(v, -1.5)], max_new_tokens=5, use_cache=use_cache)
     for text, prompt in zip(texts, prompts, strict=True):
-        expected = slow_loop(tiny_chat, prompt, [plain_hook(layer, v.direction, -1.5, len(prompt) - 1)], n_new=8)
+        expected = slow_loop(tiny_chat, prompt, [plain_hook(layer, v.direction, -1.5, len(prompt) - 1)], n_new=5)
         assert text == tiny_chat.tokenizer.decode(expected.tokens[0])
-    assert generate(tiny_chat, prompts, vectors=[(v, -1.5)], max_new_tokens=8) == texts
+    assert generate(tiny_chat, prompts, vectors=[(v, -1.5)], max_new_tokens=5) == texts
 
 
 def test_one_prompt_with_several_multipliers_gives_a_text_for_each(tiny_chat):
     v = random_vectors(tiny_chat, scale=2.0)[2]
     multipliers = [-1.0, 0.0, 1.0]
-    texts = generate(tiny_chat, QUESTIONS[0], vectors=[(v, torch.tensor(multipliers))], max_new_tokens=8)
-    one_by_one = [generate(tiny_chat, QUESTIONS[0], vectors=[(v, m)], max_new_tokens=8) for m in multipliers]
+    texts = generate(tiny_chat, QUESTIONS[0], vectors=[(v, torch.tensor(multipliers))], max_new_tokens=5)
+    one_by_one = [generate(tiny_chat, QUESTIONS[0], vectors=[(v, m)], max_new_tokens=5) for m in multipliers]
     assert texts == one_by_one
-    assert texts[1] == generate(tiny_chat, QUESTIONS[0], max_new_tokens=8)
+    assert texts[1] == generate(tiny_chat, QUESTIONS[0], max_new_tokens=5)
     assert len(set(texts)) == 3
+
+
+def test_a_list_of_one_gives_a_list_of_one(tiny_chat):
+    v = random_vectors(tiny_chat, scale=2.0)[2]
+    text = generate(tiny_chat, QUESTIONS[0], vectors=[v], max_new_tokens=5)
+    assert generate(tiny_chat, QUESTIONS[:1], vectors=[v], max_new_tokens=5) == [text]
+    assert generate(tiny_chat, QUESTIONS[0], vectors=[(v, torch.ones(1))], max_new_tokens=5) == [text]
 
 
 def test_the_system_prompt_and_format_reach_the_model(tiny_chat, demo_tokenizer):
     chat = chat_template_format(demo_tokenizer)
     prompt = chat.encode(demo_tokenizer, QUESTIONS[0], system="Answer in one word.")
-    expected = generate(tiny_chat, prompt, max_new_tokens=8)
-    assert generate(tiny_chat, QUESTIONS[0], system="Answer in one word.", max_new_tokens=8) == expected
+    expected = generate(tiny_chat, prompt, max_new_tokens=5)
+    assert generate(tiny_chat, QUESTIONS[0], system="Answer in one word.", max_new_tokens=5) == expected
     by_name = {"system": "Answer in one word.", "prompt_format": "chat-template"}
-    assert "".join(stream(tiny_chat, QUESTIONS[0], max_new_tokens=8, **by_name)) == expected
-    assert generate(tiny_chat, QUESTIONS[0], max_new_tokens=8) != expected
+    assert "".join(stream(tiny_chat, QUESTIONS[0], max_new_tokens=5, **by_name)) == expected
+    assert generate(tiny_chat, QUESTIONS[0], max_new_tokens=5) != expected
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

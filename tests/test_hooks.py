@@ -365,6 +365,8 @@ def test_a_layer_the_model_does_not_have_is_refused_before_it_runs(tiny, layer):
     deep = tiny_model(n_layers=layer + 1)
     expected = logits_of(deep, some_tokens(), [twin(layer, vectors[4].direction)])
     torch.testing.assert_close(logits_of(deep, some_tokens(), [far]), expected, **LOGITS)
+    with pytest.raises(ValueError, match=f"is for layer {layer}"):
+        logits_of(tiny, some_tokens(), [far])
 
 
 def test_a_vector_of_another_width_is_refused_with_a_remedy(tiny):

@@ -205,10 +205,10 @@ def test_unknown_dtype_and_device_are_refused_before_anything_is_read():
 def test_model_that_does_not_fit_is_refused_before_its_weights_are_read(folder, monkeypatch):
     n_bytes = 4 * n_parameters(json.loads((folder / "config.json").read_text()))
     monkeypatch.setattr(models.SafetensorsFolder, "read", lambda *_, **__: pytest.fail("read a weight"))
-    monkeypatch.setattr(models, "_free_memory", lambda device: int(n_bytes * 1.09))
+    monkeypatch.setattr(models, "free_memory", lambda device: int(n_bytes * 1.09))
     with pytest.raises(ModelTooLargeError, match=r"billion parameters .*10 % headroom.*dtype='bfloat16' or 'float16'"):
         load_model(folder, device="cpu")
-    monkeypatch.setattr(models, "_free_memory", lambda device: int(n_bytes * 0.54))
+    monkeypatch.setattr(models, "free_memory", lambda device: int(n_bytes * 0.54))
     with pytest.raises(ModelTooLargeError, match=r"as bfloat16 .*free: choose a smaller model, or another device"):
         load_model(folder, device="cpu", dtype="bf16")
 
@@ -221,7 +221,7 @@ def test_hub_model_that_does_not_fit_is_refused_before_its_weights_are_downloade
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(models, "_free_memory", lambda device: 1000)
+    monkeypatch.setattr(models, "free_memory", lambda device: 1000)
     with pytest.raises(ModelTooLargeError, match="'meta-llama/Llama-2-70b-hf' has"):
         load_model("meta-llama/Llama-2-70b-hf", device="cpu")
 

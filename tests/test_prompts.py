@@ -66,9 +66,9 @@ def llama():
     """Llama 2's tokenizer as `load_model` reads it from a bare tokenizer.model."""
     if not TOKENIZER_MODEL.exists():
         pytest.skip("needs ../shared/llama2_tokenizer/tokenizer.model beside the project")
-    from caa_lens.models import _sentencepiece_tokenizer
+    from caa_lens.tokenizer_loading import sentencepiece_tokenizer
 
-    return _sentencepiece_tokenizer(TOKENIZER_MODEL)
+    return sentencepiece_tokenizer(TOKENIZER_MODEL)
 
 
 @pytest.fixture(scope="module")

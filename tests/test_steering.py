@@ -82,13 +82,16 @@ def test_a_prompt_with_an_answer_steers_the_answer_too(tiny_chat, demo_tokenizer
         torch.testing.assert_close(logits_of(tiny_chat, [prompt.tokens]), expected, **LOGITS)
 
 
-@pytest.mark.parametrize("as_text", [False, True])
-def test_several_prompts_steer_every_row_of_their_padded_batch_from_its_own_token(tiny_chat, prompts, as_text):
-    v = random_vectors(tiny_chat)[2]
+@pytest.mark.parametrize("answers", [("", "", ""), ("", "No, never.", "Yes.")], ids=["questions", "answered"])
+def test_several_prompts_steer_every_row_of_their_padded_batch_from_its_own_token(tiny_chat, answers):
+    v, multipliers = random_vectors(tiny_chat)[2], (1.0, -2.0, 3.0)
+    chat = chat_template_format(tiny_chat.tokenizer)
+    prompts = [chat.encode(tiny_chat.tokenizer, *both) for both in zip(QUESTIONS, answers, strict=True)]
     batch = left_pad(prompts, n_ctx=tiny_chat.cfg.n_ctx)
-    with steer(tiny_chat, v, prompt=QUESTIONS if as_text else prompts, multiplier=torch.tensor([1.0, -2.0, 3.0])):
+    given = prompts if any(answers) else [prompts[0], *QUESTIONS[1:]]  # in words too, and mixed
+    with steer(tiny_chat, v, prompt=given, multiplier=torch.tensor(multipliers)):
         together = logits_of(tiny_chat, batch.tokens, attention_mask=batch.attention_mask.long())
-    for row, (prompt, multiplier) in enumerate(zip(prompts, (1.0, -2.0, 3.0), strict=True)):
+    for row, (prompt, multiplier) in enumerate(zip(prompts, multipliers, strict=True)):
         alone = logits_of(tiny_chat, [prompt.tokens], [adding(v, prompt.steer_start, multiplier)])[0]
         torch.testing.assert_close(together[row, batch.padding[row] :], alone, **LOGITS)
 
@@ -307,11 +310,11 @@ def their_generation(model, prompt, n_tokens, **settings):
 @pytest.mark.parametrize("layer", [0, 4])
 def test_transformer_lens_own_generation_inside_the_block_equals_ours(tiny_chat, prompts, layer, use_cache):
     v, prompt = random_vectors(tiny_chat, scale=2.0)[layer], prompts[1]
-    plain = their_generation(tiny_chat, prompt, 12, use_past_kv_cache=use_cache)
+    plain = their_generation(tiny_chat, prompt, 7, use_past_kv_cache=use_cache)
     with steer(tiny_chat, v, prompt=prompt):
-        steered = their_generation(tiny_chat, prompt, 12, use_past_kv_cache=use_cache)
-    assert steered == generate(tiny_chat, prompt, vectors=[v], max_new_tokens=12)
-    assert plain == generate(tiny_chat, prompt, max_new_tokens=12) != steered
+        steered = their_generation(tiny_chat, prompt, 7, use_past_kv_cache=use_cache)
+    assert steered == generate(tiny_chat, prompt, vectors=[v], max_new_tokens=7)
+    assert plain == generate(tiny_chat, prompt, max_new_tokens=7) != steered
 
 
 def test_the_demo_models_own_generation_inside_the_block_equals_ours(demo_model, prompts):

@@ -349,11 +349,12 @@ def test_arithmetic_keeps_the_left_vectors_dtype(dtype):
 
 
 def test_norms_are_computed_in_float32_whatever_the_dtype():
-    large = vector([300.0] * 4).to(torch.float16)  # the sum of squares overflows float16
-    assert large.norm == 600
-    assert large @ large == 360000
-    half = SteeringVectors(directions=torch.full((1, 4), 300.0, dtype=torch.float16), layers=(7,))
-    torch.testing.assert_close(half.norms, torch.tensor([600.0]), atol=0, rtol=0)
+    large = vector([60000.0] * 4).to(torch.float16)  # whose norm is more than float16 can hold
+    assert large.norm == pytest.approx(120000, rel=1e-6)
+    assert large @ large == pytest.approx(120000**2, rel=1e-6)
+    assert large.cosine(large) == pytest.approx(1, abs=1e-6)
+    half = SteeringVectors(directions=torch.full((1, 4), 60000.0, dtype=torch.float16), layers=(7,))
+    torch.testing.assert_close(half.norms, torch.tensor([120000.0]), atol=0, rtol=1e-6)
 
 
 def test_changing_the_dtype_and_back_is_exact():
