@@ -35,7 +35,7 @@ class DemoConfig(BaseModel):
     dtype: str | None = None
     device: str | None = None
     behavior: str = "sentiment"
-    n_test: int = Field(default=40, ge=2)
+    n_test: int = Field(default=20, ge=2)
     seed: int = 0
     layers: Literal["coarse", "all"] | tuple[int, ...] = "coarse"
     """Layers to sweep, "coarse" being every third. Vectors are extracted at every layer anyway."""
@@ -43,7 +43,7 @@ class DemoConfig(BaseModel):
     prompts: tuple[str, ...] = (
         "Describe a walk in the park.",
         "How was your day?",
-        "What was the last meal you ate like?",
+        "Write a few sentences about a rainy afternoon.",
     )
     max_new_tokens: int = Field(default=48, ge=1)
 

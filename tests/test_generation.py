@@ -15,7 +15,7 @@ from caa_lens.prompts import Prompt, chat_template_format
 from caa_lens.vectors import SteeringVector
 
 QUESTIONS = ["How was your day?", "Is it right to lie to a friend who asks for the truth?", "Why?"]
-N_NEW = 7
+N_NEW = 5
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -136,7 +136,7 @@ PATHS = ["in place", "foreign hook", "uncached"]
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("layer", [0, 2, 4])
+@pytest.mark.parametrize("layer", [0, 4])
 def test_every_path_equals_the_slow_loop(small, path, operator, layer):
     prompt, v = prompt_of(9, 6), random_vectors(small)[layer]
     chosen = Intervention(vector=v, multiplier=1.5, operator=operator)

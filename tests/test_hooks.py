@@ -123,7 +123,7 @@ def test_operators_keep_a_half_precision_stream_and_round_once(operator, dtype):
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("layer", [0, 2, 4])
+@pytest.mark.parametrize("layer", [0, 4])
 @pytest.mark.parametrize("start", [0, 4, N_POS - 1])
 def test_a_hook_equals_its_slow_twin(tiny, operator, layer, start):
     v = random_vectors(tiny)[layer]
@@ -152,7 +152,6 @@ CHUNKS = {
     "token by token": [1] * N_POS,
     "uneven": [2, 5, 1, 3],
     "prompt, then tokens": [7, 1, 1, 1, 1],
-    "whole": [N_POS],
 }
 
 

@@ -12,7 +12,7 @@ from caa_lens.vectors import Provenance, SteeringVector, SteeringVectors, normal
 D_MODEL = 6
 LAYERS = (3, 7, 20)  # neither positions nor a run, so that an index cannot pass for a block
 
-laws = settings(deadline=None, derandomize=True, max_examples=60)
+laws = settings(deadline=None, derandomize=True, max_examples=30)
 components = st.floats(-100, 100, width=32, allow_subnormal=False).filter(lambda x: x == 0 or abs(x) > 1e-3)
 directions = st.lists(components, min_size=D_MODEL, max_size=D_MODEL)
 nonzero_directions = directions.filter(any)
