@@ -2,6 +2,7 @@
 
     python benchmarks/sweep.py                      # A/B letters, 20 questions, 30 layers x 5 multipliers
     python benchmarks/sweep.py --completions        # pairs of full completions, same grid
+    python benchmarks/sweep.py --transfer           # also a 30 x 30 matrix: every layer's vector at every layer
     python benchmarks/sweep.py --questions 4        # quicker
 
 The naive ways run a few of the conditions on every question, and their time is scaled to the whole grid: every
@@ -46,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--completions", action="store_true")
+    parser.add_argument("--transfer", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -127,6 +129,12 @@ def main() -> None:
             ]
         ],
     )
+    if options.transfer:
+        matrix = [(Intervention(vector=v.at_layer(target)),) for v in vectors for target in range(30)]
+        time = seconds(lambda: score(model, pairs, matrix, progress=False))
+        print(
+            f"\n{len(matrix)} conditions of a 30 x 30 layer-transfer matrix: {time:.3g} s, {time / engine:.2f} sweeps"
+        )
     print(f"\nlargest difference from naive: {worst:.1e}; largest steering effect in this run: {effect:.2f}")
 
 

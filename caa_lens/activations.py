@@ -80,6 +80,8 @@ def read_pairs(
     """
     layers = check_layers(model, layers)
     reason = prefix_cache.unsupported(model)
+    if reason is not None:
+        prefix_cache.warn_unshared(reason)
     order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]))
     for first in range(0, len(order), batch_size):
         indices = order[first : first + batch_size]

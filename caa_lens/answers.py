@@ -10,7 +10,6 @@ A condition is a tuple of interventions; `()` is the unsteered model. Steering s
 The prompt before it runs once for all conditions (see `prefix_cache`).
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,10 +32,6 @@ from caa_lens.prompts import (
     left_pad,
     resolve_format,
 )
-
-
-class SharedPrefixWarning(UserWarning):
-    """The shared-prefix engine could not be used, and every condition runs its whole prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,7 +98,7 @@ def score(
     items = _encode(model, pairs, resolve_format(model, prompt_format), system)
     reason = prefix_cache.unsupported(model)
     if reason is not None:
-        warnings.warn(f"every condition runs its whole prompt, because {reason}", SharedPrefixWarning, stacklevel=2)
+        prefix_cache.warn_unshared(reason)
     logp = torch.empty(len(items), len(conditions), 2)
     order = sorted(range(len(items)), key=lambda i: -len(items[i].branches[0]))
     with (
@@ -154,13 +149,15 @@ def _suffix_length(item: _Item) -> int:
 
 def _batch_size(model: Any, items: Sequence[_Item], n_conditions: int, max_tokens: int | None) -> int:
     """How many of the leading items fit into one batch with all their conditions; at least one."""
-    budget = max_tokens or prefix_cache.token_budget(model, len(items[0].branches[0]), _suffix_length(items[0]))
+    length = len(items[0].branches[0])  # the longest: items come sorted
+    budget = max_tokens or prefix_cache.token_budget(model, length, _suffix_length(items[0]))
+    most = min(len(items), prefix_cache.prefix_budget(model, length))
     longest = 0
-    for n, item in enumerate(items, start=1):
+    for n, item in enumerate(items[:most], start=1):
         longest = max(longest, _suffix_length(item))
         if n * longest * len(item.branches) * n_conditions > budget:
             return max(1, n - 1)
-    return len(items)
+    return most
 
 
 def _score_with_shared_prefix(
@@ -181,7 +178,7 @@ def _score_with_shared_prefix(
     logp = torch.empty(len(items), len(conditions), 2, device=model.W_E.device)
     for first in range(0, len(conditions), at_once):
         chunk = by_layer[first : first + at_once]
-        stairs = prefix_cache.Staircase([conditions[i] for i in chunk], len(items[0].branches))
+        stairs = prefix_cache.Staircase([conditions[i] for i in chunk], len(items[0].branches), model.W_E.device)
         resid = prefix_cache.run_suffixes(model, prefix, suffixes, stairs)
         resid = resid.unflatten(1, (len(stairs.groups), -1))  # [pair group branch pos d_model]
         read = _letter_logp if items[0].letters else _completion_logp

@@ -85,6 +85,7 @@ def dose_response(sweep: "Sweep", layer: int) -> go.Figure:
             go.Scatter(
                 x=band_x,
                 y=band_y,
+                mode="lines",
                 fill="toself",
                 fillcolor=FAINT_BLUE,
                 line={"width": 0},

@@ -17,6 +17,7 @@ model, or a model with somebody's hooks on it, has to take the plain path instea
 blocks are causal, and padded keys of a prefix are hidden by its length.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,12 @@ from caa_lens.hooks import OPERATORS, Intervention
 
 Condition = tuple[Intervention, ...]
 Edit = Callable[[int, Tensor], Tensor]
+
+MOST_TOKENS = 8192  # in flight at once, in prefixes or suffixes
+
+
+class SharedPrefixWarning(UserWarning):
+    """The shared-prefix engine could not be used; the plain path gives the same numbers more slowly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -232,80 +239,121 @@ class Staircase:
     new, steered groups, the others in the old one. Conditions with the same history share their rows to the end, so
     all multipliers 0 of a sweep cost one row, and a vector at layer 20 costs nothing below layer 20.
 
+    Which rows split where depends on the conditions alone, so it is worked out at once, with all tensors on the device.
+
     Attributes:
-        groups: for each group of rows, the indices of its conditions. Rows are ordered `[group branch]`, where a
-            branch is one of a question's suffixes.
+        groups: after the last block, the indices of each group's conditions. Rows are ordered `[group branch]`, where
+            a branch is one of a question's suffixes.
     """
 
-    def __init__(self, conditions: Sequence[Condition], n_branches: int) -> None:
-        self.conditions = [tuple(i for i in condition if _acts(i)) for condition in conditions]
+    def __init__(self, conditions: Sequence[Condition], n_branches: int, device: torch.device | str = "cpu") -> None:
         self.n_branches = n_branches
+        self.n_conditions = len(conditions)
         self.groups: list[list[int]] = [list(range(len(conditions)))]
+        self._steps: dict[int, _Step] = {}
+        active = [tuple(step for step in condition if _acts(step)) for condition in conditions]
+        for layer in sorted({step.vector.layer for condition in active for step in condition}):
+            self._steps[layer] = self._split(active, layer, torch.device(device))
 
-    def __call__(self, layer: int, resid: Float[Tensor, "question row pos d_model"]) -> Tensor:
-        kept: list[tuple[int, list[int]]] = []  # (row group it comes from, conditions)
-        new: list[tuple[int, list[int], Condition]] = []
+    def _split(self, conditions: Sequence[Condition], layer: int, device: torch.device) -> "_Step":
+        """Split the groups at a layer, and say which rows the new groups come from and what is done to them."""
+        kept: list[tuple[int, list[int]]] = []  # (the group it comes from, its conditions)
+        new: list[tuple[int, list[int]]] = []
+        actions: list[Condition] = []
         for source, members in enumerate(self.groups):
-            by_action: dict[tuple, list[int]] = {}
-            actions: dict[tuple, Condition] = {}
+            alike: dict[tuple, tuple[Condition, list[int]]] = {}
             for index in members:
-                action = tuple(i for i in self.conditions[index] if i.vector.layer == layer)
-                key = tuple(_identity(i) for i in action)
-                by_action.setdefault(key, []).append(index)
-                actions[key] = action
-            for key, indices in by_action.items():
-                if key:
-                    new.append((source, indices, actions[key]))
+                action = tuple(step for step in conditions[index] if step.vector.layer == layer)
+                alike.setdefault(tuple(map(_identity, action)), (action, []))[1].append(index)
+            for action, indices in alike.values():
+                if action:
+                    new.append((source, indices))
+                    actions.append(action)
                 else:
                     kept.append((source, indices))
-        if not new:
+        self.groups = [indices for _, indices in (*kept, *new)]
+        additions = None
+        if all(len(action) == 1 and action[0].operator == "add" for action in actions):
+            directions = torch.stack([step.vector.direction.float() for (step,) in actions]).to(device)
+            additions = directions * torch.tensor([[float(step.multiplier)] for (step,) in actions], device=device)
+        return _Step(
+            sources=torch.tensor([source for source, _ in (*kept, *new)], device=device),
+            n_kept=len(kept),
+            actions=[tuple(step.to(device) for step in action) for action in actions],
+            additions=additions,
+        )
+
+    def __call__(self, layer: int, resid: Float[Tensor, "question row pos d_model"]) -> Tensor:
+        step = self._steps.get(layer)
+        if step is None:
             return resid
-        grouped = resid.unflatten(1, (-1, self.n_branches))  # [question group branch pos d_model]
-        sources = torch.tensor([g[0] for g in kept] + [g[0] for g in new], device=resid.device)
-        grouped = grouped[:, sources]
-        steered = grouped[:, len(kept) :]
-        if all(len(action) == 1 and action[0].operator == "add" for _, _, action in new):
-            steered += _steps([action[0] for _, _, action in new], resid)[None, :, None, None]
+        grouped = resid.unflatten(1, (-1, self.n_branches))[:, step.sources]  # [question group branch pos d_model]
+        steered = grouped[:, step.n_kept :]
+        if step.additions is not None:
+            steered += step.additions.to(resid.dtype)[None, :, None, None]  # rounded once, as `hooks.add` does
         else:
-            for row, (_, _, action) in enumerate(new):
+            for row, action in enumerate(step.actions):
                 for i in action:
-                    multiplier = torch.as_tensor(i.multiplier, device=resid.device)
-                    direction = i.vector.direction.to(resid.device)
-                    steered[:, row] = OPERATORS[i.operator](steered[:, row], direction, multiplier)
-        self.groups = [indices for _, indices in kept] + [indices for _, indices, _ in new]
+                    multiplier = torch.as_tensor(i.multiplier)
+                    steered[:, row] = OPERATORS[i.operator](steered[:, row], i.vector.direction, multiplier)
         return grouped.flatten(1, 2)
 
     def condition_groups(self) -> list[int]:
         """For each condition, the group its rows are in."""
         of_condition = {index: group for group, members in enumerate(self.groups) for index in members}
-        return [of_condition[index] for index in range(len(self.conditions))]
+        return [of_condition[index] for index in range(self.n_conditions)]
 
 
-def _acts(intervention: Intervention) -> bool:
-    return intervention.operator == "set" or float(intervention.multiplier) != 0
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Step:
+    """What happens to the rows after one block.
+
+    Attributes:
+        sources: for each group after the step, the group it is copied from; kept groups first, `[group]`.
+        n_kept: number of groups that go on unsteered.
+        actions: for each new group, its interventions.
+        additions: if every new group just has one vector added, what is added, `[new d_model]` in float32.
+    """
+
+    sources: Tensor
+    n_kept: int
+    actions: list[Condition]
+    additions: Tensor | None
 
 
-def _identity(intervention: Intervention) -> tuple:
-    return id(intervention.vector.direction), intervention.operator, float(intervention.multiplier)
+def _acts(step: Intervention) -> bool:
+    return step.operator == "set" or float(step.multiplier) != 0
 
 
-def _steps(interventions: Sequence[Intervention], resid: Tensor) -> Float[Tensor, "group d_model"]:
-    """m v of each intervention, formed in float32 and rounded to the stream's dtype as `hooks.add` does."""
-    directions = torch.stack([i.vector.direction for i in interventions]).to(resid.device).float()
-    multipliers = torch.tensor([float(i.multiplier) for i in interventions], device=resid.device)
-    return (multipliers[:, None] * directions).to(resid.dtype)
+def _identity(step: Intervention) -> tuple:
+    return id(step.vector.direction), step.operator, float(step.multiplier)
+
+
+def warn_unshared(reason: str) -> None:
+    """Tell the user that whole prompts are run again and again, and why."""
+    warnings.warn(
+        f"the prompt that conditions share is run once for each of them, because {reason}",
+        SharedPrefixWarning,
+        stacklevel=3,
+    )
 
 
 def token_budget(model: Any, prefix_length: int, suffix_length: int) -> int:
     """How many suffix tokens may be in flight at once, from the memory that is free on the model's device.
 
     Bytes of one suffix token: (8 d_model + 4 d_mlp + 4 n_heads (prefix + suffix)) x bytes of a number. A quarter of
-    the free memory is used, and at most 8192 tokens, past which matrix products gain nothing.
+    the free memory is used, and at most `MOST_TOKENS`, past which matrix products gain nothing.
     """
     cfg = model.cfg
     n_bytes = model.W_E.element_size()
     a_token = (8 * cfg.d_model + 4 * cfg.d_mlp + 4 * cfg.n_heads * (prefix_length + suffix_length)) * n_bytes
-    return max(suffix_length, min(8192, free_memory(model.W_E.device) // 4 // a_token))
+    return max(suffix_length, min(MOST_TOKENS, free_memory(model.W_E.device) // 4 // a_token))
+
+
+def prefix_budget(model: Any, prefix_length: int) -> int:
+    """How many prefixes of a length may be held at once: a quarter of the free memory, `MOST_TOKENS` tokens at most."""
+    held = free_memory(model.W_E.device) // 4 // max(1, kv_bytes(model, prefix_length))
+    return max(1, min(held, MOST_TOKENS // max(1, prefix_length)))
 
 
 def kv_bytes(model: Any, n_pos: int) -> int:

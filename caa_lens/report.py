@@ -57,7 +57,9 @@ def _rendered(section: Section) -> dict[str, object]:
         "title": section.title,
         "text": section.text,
         "figures": [
-            figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True})
+            figure.to_html(
+                full_html=False, include_plotlyjs=False, config={"responsive": True, "displayModeBar": False}
+            )
             for figure in section.figures
         ],
         "texts": section.texts,

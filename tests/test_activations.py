@@ -5,6 +5,7 @@ import torch
 from helpers import tiny_model
 
 from caa_lens.activations import read_pairs, read_residuals
+from caa_lens.prefix_cache import SharedPrefixWarning
 from caa_lens.prompts import Prompt, chat_template_format, encode_answer
 
 PAIRS = [
@@ -208,7 +209,8 @@ def test_hooks_of_the_callers_are_felt_by_pairs_and_kept(tiny_chat):
     plain = collect(tiny_chat, pairs)
     with tiny_chat.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda resid, hook: resid + 2.0)]):
         before = hooks_of(tiny_chat)
-        found = collect(tiny_chat, pairs, batch_size=2)
+        with pytest.warns(SharedPrefixWarning, match="hooks of your own at blocks.1.hook_resid_post"):
+            found = collect(tiny_chat, pairs, batch_size=2)
         expected = pairs_one_by_one(tiny_chat, pairs)
         assert hooks_of(tiny_chat) == before == {"blocks.1.hook_resid_post": 1}
     assert_same(found, expected)
@@ -263,7 +265,8 @@ def test_no_hook_is_left_while_a_reader_waits_or_after_it_fails(tiny):
 
     tiny.add_hook("blocks.3.hook_resid_pre", fail)
     for reader in (read_residuals(tiny, prompts), read_pairs(tiny, [(prompts[0], prompts[2])])):
-        with pytest.raises(RuntimeError, match="stop here"):
+        with pytest.raises(RuntimeError, match="stop here"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", SharedPrefixWarning)
             next(reader)
     assert hooks_of(tiny) == {"blocks.3.hook_resid_pre": 1}
 

@@ -5,9 +5,11 @@ import torch
 from helpers import random_vectors, tiny_model
 from torch.testing import assert_close
 
-from caa_lens.answers import SharedPrefixWarning, score, token_logp
+from caa_lens import prefix_cache
+from caa_lens.answers import score, token_logp
 from caa_lens.contrast import ContrastSet
 from caa_lens.hooks import Intervention
+from caa_lens.prefix_cache import SharedPrefixWarning
 from caa_lens.prompts import default_format, encode_answer, encode_letters
 
 AB = ContrastSet.from_pairs(
@@ -193,3 +195,30 @@ def test_a_question_longer_than_the_context_is_refused_before_anything_runs(tiny
     monkeypatch.setattr("caa_lens.prefix_cache.prefill", lambda *a, **k: pytest.fail("ran"))
     with pytest.raises(ValueError, match="context is 512: shorten it"):
         score(tiny_chat, long, [()], progress=False)
+
+
+@pytest.mark.parametrize("pairs", [AB, TEXT], ids=["letters", "completions"])
+def test_tokens_in_flight_stay_within_the_budget_whatever_the_number_of_questions(tiny_chat, pairs, monkeypatch):
+    seen = []
+    run_block = prefix_cache.run_block
+
+    def recording(block, resid, attend):
+        seen.append(resid.shape[:-1].numel())
+        return run_block(block, resid, attend)
+
+    monkeypatch.setattr(prefix_cache, "run_block", recording)
+    monkeypatch.setattr(prefix_cache, "MOST_TOKENS", 200)
+    peaks = []
+    for n_copies in (1, 3):
+        seen.clear()
+        many = ContrastSet.from_pairs(list(pairs) * n_copies, name="many")
+        score(tiny_chat, many, grid(tiny_chat), progress=False)
+        peaks.append(max(seen))
+    assert max(peaks) <= 200
+    assert peaks[1] <= peaks[0] * 2
+
+
+def test_the_prefix_budget_counts_keys_and_values(tiny_chat, monkeypatch):
+    monkeypatch.setattr(prefix_cache, "free_memory", lambda device: 4 * 10 * prefix_cache.kv_bytes(tiny_chat, 50))
+    assert prefix_cache.prefix_budget(tiny_chat, 50) == 10
+    assert prefix_cache.prefix_budget(tiny_chat, 5000) == 1

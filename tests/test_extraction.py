@@ -18,6 +18,7 @@ from caa_lens.extraction import (
     mean_difference,
     pca_of_differences,
 )
+from caa_lens.prefix_cache import SharedPrefixWarning
 from caa_lens.prompts import LLAMA2_BASE, resolve_format
 
 MYOPIC_REWARD = SHARED / "data" / "mwe" / "myopic-reward.jsonl"
@@ -166,7 +167,8 @@ def test_streaming_is_the_mean_difference_of_kept_activations(tiny_chat):
 def test_callers_hooks_are_felt_by_the_vectors(tiny_chat):
     pairs = small("refusal", 4)
     plain = extract(tiny_chat, pairs)
-    with tiny_chat.hooks(fwd_hooks=[("blocks.2.hook_resid_post", lambda resid, hook: 3.0 * resid)]):
+    triple = ("blocks.2.hook_resid_post", lambda resid, hook: 3.0 * resid)
+    with tiny_chat.hooks(fwd_hooks=[triple]), pytest.warns(SharedPrefixWarning):
         hooked = extract(tiny_chat, pairs)
     assert relative_error(hooked[1].direction, plain[1].direction) < 1e-4
     assert relative_error(hooked[2].direction, 3.0 * plain[2].direction) < 1e-4
