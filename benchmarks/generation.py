@@ -4,9 +4,11 @@
     python benchmarks/generation.py --tokens 20 --batches 1 8
 
 All ways greedy, the same prompts, no early stop; the tokens must be identical. All ratios are taken in one process.
+`steering-vectors` is optional: `pip install --no-deps steering-vectors`.
 """
 
 import argparse
+import importlib.util
 
 import torch
 from timing import as_transformer_lens_loads_it, print_table, seconds
@@ -55,6 +57,23 @@ def hugging_face(hf, batch, vector, n):
     return out[:, batch.tokens.shape[1] :]
 
 
+def steering_vectors_package(hf, batch, vector, n):
+    """The `steering-vectors` package; it can only steer every token of the prompt, so its tokens may differ."""
+    from steering_vectors import SteeringVector
+
+    peer = SteeringVector(layer_activations={LAYER: vector}, layer_type="decoder_block")
+    with peer.apply(hf, multiplier=MULTIPLIER):
+        return hf.generate(
+            batch.tokens,
+            attention_mask=batch.attention_mask.long(),
+            max_new_tokens=n,
+            min_new_tokens=n,
+            do_sample=False,
+            eos_token_id=-1,
+            pad_token_id=2,
+        )[:, batch.tokens.shape[1] :]
+
+
 def transformer_lens(model, prompts, vector, n):
     with cl.steer(model, MULTIPLIER * vector, prompt=prompts):
         out = model.generate(
@@ -99,6 +118,10 @@ def main() -> None:
                 theirs, p, vector, n
             ),
         }
+        if importlib.util.find_spec("steering_vectors"):
+            ways["steering-vectors on the Hugging Face model"] = lambda b=batch: steering_vectors_package(
+                hf, b, vector.direction, n
+            )
         tokens, times = {}, dict.fromkeys(ways, float("inf"))
         for turn in range(options.repeats):  # turn by turn, so that a noisy minute hits all ways
             for name, run in ways.items():
@@ -115,7 +138,9 @@ def main() -> None:
                     name,
                     batch_size * n / time,
                     time / base,
-                    "-" if "unsteered" in name else str(bool(torch.equal(tokens[name], steered))),
+                    "-"
+                    if "unsteered" in name or "steering-vectors" in name
+                    else str(bool(torch.equal(tokens[name], steered))),
                 ]
                 for name, time in times.items()
             ],

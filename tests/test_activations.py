@@ -1,5 +1,7 @@
 """Activations are those of the model itself, one prompt at a time, whatever is batched, padded or shared."""
 
+import warnings
+
 import pytest
 import torch
 from helpers import tiny_model
@@ -265,9 +267,10 @@ def test_no_hook_is_left_while_a_reader_waits_or_after_it_fails(tiny):
 
     tiny.add_hook("blocks.3.hook_resid_pre", fail)
     for reader in (read_residuals(tiny, prompts), read_pairs(tiny, [(prompts[0], prompts[2])])):
-        with pytest.raises(RuntimeError, match="stop here"), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", SharedPrefixWarning)
-            next(reader)
+            with pytest.raises(RuntimeError, match="stop here"):
+                next(reader)
     assert hooks_of(tiny) == {"blocks.3.hook_resid_pre": 1}
 
 
