@@ -21,6 +21,7 @@ from caa_lens.generation import generate_tokens
 from caa_lens.hooks import Intervention
 from caa_lens.llama_config import hooked_config
 from caa_lens.prompts import Prompt
+from caa_lens.staircase import Staircase
 from caa_lens.weights import build_model, expected_shapes
 
 SHAPES = {
@@ -144,7 +145,7 @@ def main() -> None:
     def staircase():
         for p in questions:
             prefix = prefix_cache.prefill(model, [p.tokens[: p.steer_start]])
-            stairs = prefix_cache.Staircase(conditions, 1)
+            stairs = Staircase(conditions, 1, device)
             resid = prefix_cache.run_suffixes(model, prefix, [[p.tokens[p.steer_start :]]], stairs)
             model.ln_final(resid[:, :, -1]) @ model.W_U[:, [29909, 29933]]
 

@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 from caa_lens import prefix_cache
 from caa_lens.activations import check_layers
 from caa_lens.contrast import ContrastSet
-from caa_lens.prefix_cache import Condition
 from caa_lens.prompts import (
     Prompt,
     PromptFormat,
@@ -32,6 +31,7 @@ from caa_lens.prompts import (
     left_pad,
     resolve_format,
 )
+from caa_lens.staircase import Condition, Staircase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -178,7 +178,7 @@ def _score_with_shared_prefix(
     logp = torch.empty(len(items), len(conditions), 2, device=model.W_E.device)
     for first in range(0, len(conditions), at_once):
         chunk = by_layer[first : first + at_once]
-        stairs = prefix_cache.Staircase([conditions[i] for i in chunk], len(items[0].branches), model.W_E.device)
+        stairs = Staircase([conditions[i] for i in chunk], len(items[0].branches), model.W_E.device)
         resid = prefix_cache.run_suffixes(model, prefix, suffixes, stairs)
         resid = resid.unflatten(1, (len(stairs.groups), -1))  # [pair group branch pos d_model]
         read = _letter_logp if items[0].letters else _completion_logp

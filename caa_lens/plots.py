@@ -18,7 +18,7 @@ FAINT_BLUE = "rgba(59, 125, 216, 0.2)"
 GRID = "rgba(128, 128, 128, 0.25)"
 
 
-def _styled(figure: go.Figure, *, title: str, x: str, y: str, height: int = 420) -> go.Figure:
+def styled(figure: go.Figure, *, title: str, x: str, y: str, height: int = 420) -> go.Figure:
     figure.update_layout(
         title={"text": title, "font": {"size": 15}},
         paper_bgcolor="rgba(0,0,0,0)",
@@ -63,7 +63,7 @@ def sweep_heatmap(sweep: "Sweep") -> go.Figure:
     )
     figure.update_xaxes(type="category")
     figure.update_yaxes(type="category")
-    return _styled(
+    return styled(
         figure,
         title=f"{sweep.vectors.behavior}: {label}, unsteered {unsteered:.3f}",
         x="multiplier",
@@ -105,7 +105,7 @@ def dose_response(sweep: "Sweep", layer: int) -> go.Figure:
         ]
     )
     n_questions = sweep.frame["question"].nunique()
-    return _styled(
+    return styled(
         figure,
         title=f"{sweep.vectors.behavior} at layer {layer}: mean of {n_questions} questions, 95 % interval",
         x="multiplier",

@@ -13,8 +13,8 @@ from caa_lens.activations import check_layers
 from caa_lens.answers import score
 from caa_lens.contrast import ContrastSet
 from caa_lens.hooks import Intervention
-from caa_lens.prefix_cache import Condition
 from caa_lens.prompts import PromptFormat, resolve_format
+from caa_lens.staircase import Condition
 from caa_lens.vectors import Provenance, SteeringVectors
 
 if TYPE_CHECKING:

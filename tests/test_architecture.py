@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "caa_lens"
 LEVELS = [
     {"vectors", "contrast_files", "prompts", "checkpoints", "hub", "tokenizer_loading", "device_memory"},
     {"hooks", "contrast_pair", "storage", "weights", "demo_model"},
-    {"contrast", "prefix_cache", "llama_config"},
+    {"contrast", "prefix_cache", "staircase", "llama_config"},
     {"models"},
     {"activations"},
     {"extraction", "answers", "steering", "lens"},

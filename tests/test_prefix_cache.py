@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from caa_lens import prefix_cache
 from caa_lens.hooks import Intervention
+from caa_lens.staircase import Staircase
 from caa_lens.vectors import hook_name_of
 
 TEXTS = [[5, 9, 2, 40, 33, 8, 21], [1, 2, 3], [50, 12, 7, 7, 7, 19, 4, 60, 31, 2, 11]]
@@ -90,7 +91,7 @@ def test_the_staircase_gives_every_condition_its_own_numbers(tiny, branches):
     conditions = conditions_for(tiny)
     starts = [len(text) - 2 for text in TEXTS]
     tails = [[], [30, 31, 32]][:branches]
-    stairs = prefix_cache.Staircase(conditions, branches)
+    stairs = Staircase(conditions, branches)
     with torch.inference_mode():
         prefix = prefix_cache.prefill(tiny, [text[:n] for text, n in zip(TEXTS, starts, strict=True)])
         out = prefix_cache.run_suffixes(
@@ -110,7 +111,7 @@ def test_the_staircase_gives_every_condition_its_own_numbers(tiny, branches):
 def test_conditions_with_the_same_history_share_their_rows(tiny):
     vectors = random_vectors(tiny)
     conditions = [(Intervention(vector=vectors[layer], multiplier=m),) for layer in range(5) for m in (-1.0, 0.0, 1.0)]
-    stairs = prefix_cache.Staircase(conditions, 1)
+    stairs = Staircase(conditions, 1)
     with torch.inference_mode():
         prefix = prefix_cache.prefill(tiny, [TEXTS[0]])
         out = prefix_cache.run_suffixes(tiny, prefix, [[[3, 4]]], stairs)
@@ -119,7 +120,7 @@ def test_conditions_with_the_same_history_share_their_rows(tiny):
 
 def test_rows_that_no_condition_needs_any_more_are_dropped(tiny):
     vectors = random_vectors(tiny)
-    stairs = prefix_cache.Staircase([(Intervention(vector=vectors[0]),), (Intervention(vector=vectors[1]),)], 1)
+    stairs = Staircase([(Intervention(vector=vectors[0]),), (Intervention(vector=vectors[1]),)], 1)
     with torch.inference_mode():
         prefix = prefix_cache.prefill(tiny, [TEXTS[0]])
         out = prefix_cache.run_suffixes(tiny, prefix, [[[3, 4]]], stairs)
@@ -137,7 +138,7 @@ def test_half_precision_is_no_further_from_float32_than_a_plain_forward_is(dtype
     for text in TEXTS[::2]:
         start = len(text) - 2
         reference = twin_residual(exact, text, condition, start)[-1]
-        stairs = prefix_cache.Staircase([condition], 1)
+        stairs = Staircase([condition], 1)
         with torch.inference_mode():
             prefix = prefix_cache.prefill(model, [text[:start]])
             out = prefix_cache.run_suffixes(model, prefix, [[text[start:]]], stairs)
