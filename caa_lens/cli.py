@@ -121,20 +121,24 @@ def lens(
     model: ModelOption = "demo",
     layers: Annotated[Optional[str], typer.Option(help="e.g. 3,9,14-20; all by default.")] = None,  # noqa: UP045
     k: Annotated[int, typer.Option(help="Tokens on each side.")] = 8,
-    reading: Annotated[str, typer.Option(help="'normed' or 'direct'.")] = "normed",
+    reading: Annotated[str, typer.Option(help="'normed', 'direct' or 'in_context'.")] = "normed",
+    pairs: Annotated[Optional[str], typer.Option(help="For in_context: a contrast set to read in.")] = None,  # noqa: UP045
 ) -> None:
     """Show which tokens each layer's vector promotes and suppresses.
 
     Example: `caa-lens lens sentiment.safetensors --layers 20-29`
     """
-    from caa_lens import SteeringVectors, load_model, logit_lens
+    from caa_lens import ContrastSet, SteeringVectors, load_model, logit_lens
 
+    if reading == "in_context" and pairs is None:
+        raise ValueError("the in_context reading needs real residuals: add --pairs, e.g. --pairs sentiment")
     result = logit_lens(
         load_model(model),
         SteeringVectors.load(vectors),
         layers=parse_layers(layers) if layers else None,
         k=k,
         reading=reading,
+        pairs=None if pairs is None else ContrastSet.load(pairs),
     )
     typer.echo(result.table(k).to_string())
 
@@ -163,6 +167,36 @@ def generate(
     for piece in stream(loaded, prompt, vectors=steering, max_new_tokens=max_new_tokens):
         typer.echo(piece, nl=False)
     typer.echo()
+
+
+@app.command()
+def similarity(
+    text: Annotated[str, typer.Argument(help="A question; with --raw, any text.")],
+    vectors: VectorsArgument,
+    out: Annotated[Path, typer.Option(help="The .html page to write.")] = Path("similarity.html"),
+    layers: Annotated[Optional[str], typer.Option(help="e.g. 14 or 10-20; all by default.")] = None,  # noqa: UP045
+    answer: Annotated[str, typer.Option(help="An answer to follow the question.")] = "",
+    raw: Annotated[bool, typer.Option(help="Take the text as it is, in no prompt format.")] = False,
+    model: ModelOption = "demo",
+) -> None:
+    """Colour every token of a text by its similarity with a vector.
+
+    Example: `caa-lens similarity "How was your day?" sentiment.safetensors --layers 14 --answer "It was awful."`
+    """
+    from caa_lens import SteeringVectors, load_model, token_similarity
+
+    if out.suffix != ".html":
+        raise ValueError(f"the page is written as .html, got {out.name!r}")
+    chosen = SteeringVectors.load(vectors)
+    result = token_similarity(
+        load_model(model),
+        text,
+        chosen.at(parse_layers(layers)) if layers else chosen,
+        answer=answer,
+        raw_text=raw,
+    )
+    result.show().save(out)
+    typer.echo(f"written to {out}")
 
 
 @vectors_app.command()

@@ -20,9 +20,12 @@ from caa_lens.vectors import SteeringVectors
 PROMPT = "Write a few sentences about a rainy afternoon."
 
 PAGE = """<!doctype html><meta charset="utf-8"><script>{script}</script>
-<style>body{{margin:0;padding:18px 22px;background:#fff;color:#1d2433;font:15px/1.45 system-ui,sans-serif;display:grid;
-grid-template-columns:470px 1fr;gap:22px}} dl{{margin:0;display:grid;grid-template-columns:max-content 1fr;gap:8px 14px}}
-dt{{font-weight:700;text-align:right;padding-top:7px;white-space:nowrap}} dd{{margin:0;padding:7px 11px;border-radius:6px}}
+<style>
+body{{margin:0;padding:18px 22px;background:#fff;color:#1d2433;font:15px/1.45 system-ui,sans-serif;
+display:grid;grid-template-columns:470px 1fr;gap:22px}}
+dl{{margin:0;display:grid;grid-template-columns:max-content 1fr;gap:8px 14px}}
+dt{{font-weight:700;text-align:right;padding-top:7px;white-space:nowrap}}
+dd{{margin:0;padding:7px 11px;border-radius:6px}}
 h1{{font-size:17px;margin:4px 0 12px}}</style>
 <div>{figure}</div><div><h1>“{prompt}”</h1><dl>{rows}</dl></div>"""
 SHADES = {"-2": "#f6cfc6", "-1": "#fae5df", "+0": "#f2f3f5", "+1": "#dfeaf8", "+2": "#c6dbf4"}
