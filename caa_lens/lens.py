@@ -1,31 +1,52 @@
 """What a steering vector says in tokens, layer by layer.
 
-Two readings, chosen by name. With g the final norm's weight, W_U the unembedding and v the vector:
+Three readings, chosen by name. With g the final norm's weight, W_U and b_U the unembedding, v a layer's vector times
+the multiplier, rms(x) = sqrt(mean(x^2) + eps), and h the layer's real residuals at answer positions::
 
-    direct   centre( (v * g) W_U )         how v shifts the logits per unit of 1 / (norm of the residual), linear in v
-    normed   centre( (v / rms(v) * g) W_U ) the final norm applied as if v were the whole residual
+    direct       centre( (v * g) W_U )            how v shifts the logits per unit of 1 / rms(residual), linear in v
+    normed       centre( (v / rms(v) * g) W_U )   the final norm applied as if v were the whole residual
+    in_context   centre( mean over h of lens(h + v) - lens(h) ),   lens(h) = (h / rms(h) * g) W_U + b_U
 
-`centre` subtracts the mean over the vocabulary, which softmax ignores. Both rank tokens alike (they differ by the
-factor rms(v)); `normed` makes layers comparable, since vectors grow with depth. The final norm's weight is used
-whether it was folded into W_U or not. The lens reads the vector's direct path to the logits only: early layers act
-through the blocks above them, and may say little here.
+`centre` subtracts the mean over the vocabulary, which softmax ignores. The final norm's weight is used whether or not
+it was folded into W_U. `direct` and `normed` rank tokens alike (they differ by the factor rms(v)); `normed` makes
+layers comparable, since vectors grow with depth. `in_context` is the faithful one: the size of v against the real
+residual, and what the norm does to their sum, count. All three follow the vector's direct path to the logits only:
+early layers act through the blocks above them, and may say little here.
+
+`in_context` reads h over each prompt's `read` span, at both answers of each pair: the letter of an A/B pair; of a
+completion of several tokens the *averaged* residual, one state a prompt. Unembedding is linear, so that the scores
+need only the mean of h / rms(h), and are unembedded once a layer.
+
+The background of `in_context` is what any vector of this size does: it shrinks the residual's own share behind the
+norm, so that tokens the model would have said fall, and others rise, whatever v is. With n random directions u_j of
+v's norm, each used with its negative::
+
+    corrected    score(v) - 1/(2n) sum_j [ score(u_j) + score(-u_j) ]
+
+The other readings are odd in v, so that their background is exactly zero.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from caa_lens.activations import check_layers
+from caa_lens.activations import check_layers, read_pairs
+from caa_lens.contrast import ContrastSet
+from caa_lens.extraction import encode_pairs
+from caa_lens.prompts import PromptFormat, resolve_format
+from caa_lens.residual_lens import STATES_AT_ONCE, lens_logits, rms_normed, show_token, unembed
 from caa_lens.vectors import Provenance, SteeringVector, SteeringVectors
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
-READINGS = ("direct", "normed")
+READINGS = ("direct", "normed", "in_context")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,14 +55,18 @@ class LogitLens:
 
     Attributes:
         frame: columns `layer, side, rank, token, token_id, score, probability`; `side` is "promoted" or "suppressed",
-            rank 1 is the extreme; `score` is a centred logit, `probability` its softmax over the vocabulary.
-        reading: "direct" or "normed".
+            rank 1 is the extreme; `score` is a centred logit. `probability` is the softmax of the scores over the
+            vocabulary for `direct` and `normed`; for `in_context` it is the mean *change* of the lens' probability at
+            the real residuals (from -1 to 1), of the vector alone, without background correction.
+        reading: "direct", "normed" or "in_context".
         vectors: provenance of the vectors.
+        settings: what else the numbers depend on (model, dtype, multiplier, pairs and their hash, background, seed).
     """
 
     frame: "pd.DataFrame"
     reading: str
     vectors: Provenance
+    settings: dict[str, str] = field(default_factory=dict)
 
     def table(self, k: int = 8) -> "pd.DataFrame":
         """One row a layer: the first `k` promoted and suppressed tokens, joined for reading."""
@@ -49,8 +74,61 @@ class LogitLens:
         joined = top.groupby(["layer", "side"])["token"].agg("  ".join).unstack("side")
         return joined[["promoted", "suppressed"]]
 
+    def plot(self, k: int = 6) -> "go.Figure":
+        """Heat maps of the first `k` promoted and suppressed: layer x rank, cells are tokens, colour is the score."""
+        from caa_lens.plots_lens import token_heatmaps  # plotly takes a second to import
+
+        return token_heatmaps(self, k)
+
     def __repr__(self) -> str:
         return f"LogitLens({self.vectors.expression}, {self.reading})\n{self.table(5).to_string()}"
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()  # pandas escapes the tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WordRanks:
+    """Where named words stand among all tokens, by layer.
+
+    Attributes:
+        frame: columns `layer, word, token, token_id, pieces, rank, score`; rank 1 is the most promoted token of
+            `d_vocab`. A word of several tokens is ranked by its first one: then `pieces` is larger than 1.
+        reading, vectors, settings: as in `LogitLens`.
+        d_vocab: number of tokens, the rank of the most suppressed one.
+    """
+
+    frame: "pd.DataFrame"
+    reading: str
+    vectors: Provenance
+    d_vocab: int
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def table(self) -> "pd.DataFrame":
+        """Ranks, one row a layer and one column a word, in the order the words were given."""
+        words = list(dict.fromkeys(self.frame["word"]))
+        return self.frame.pivot(index="layer", columns="word", values="rank")[words]
+
+    def margin(self, positive: Sequence[str], negative: Sequence[str]) -> "pd.DataFrame":
+        """By layer, the mean score of some of the words, of others, and the difference, in logits.
+
+        Columns `layer, positive, negative, margin`.
+        """
+        scores = self.frame.pivot(index="layer", columns="word", values="score")
+        if missing := [word for word in [*positive, *negative] if word not in scores]:
+            raise ValueError(f"{missing} were not ranked: expected some of {list(scores)}")
+        means = scores[list(positive)].mean(axis=1).to_frame("positive")
+        means["negative"] = scores[list(negative)].mean(axis=1)
+        return means.assign(margin=means["positive"] - means["negative"]).reset_index()
+
+    def plot(self) -> "go.Figure":
+        """Rank by layer, one line a word; the axis is logarithmic, with rank 1 on top."""
+        from caa_lens.plots_lens import rank_curves
+
+        return rank_curves(self)
+
+    def __repr__(self) -> str:
+        return f"WordRanks({self.vectors.expression}, {self.reading}, of {self.d_vocab})\n{self.table().to_string()}"
 
     def _repr_html_(self) -> str:
         return self.table().to_html()
@@ -64,70 +142,258 @@ def logit_lens(
     k: int = 10,
     layers: Sequence[int] | None = None,
     reading: str = "normed",
+    pairs: ContrastSet | None = None,
+    multiplier: float | int = 1.0,
+    background: int = 0,
+    seed: int = 0,
+    prompt_format: PromptFormat | str | None = None,
 ) -> LogitLens:
     """Project each layer's vector onto the vocabulary.
 
     Args:
         k: tokens to keep on each side.
         layers: those of the vectors by default.
-        reading: "direct" or "normed", see the module's formulas.
+        reading: "direct", "normed" or "in_context", see the module's formulas.
+        pairs: whose answers give the real residuals of `in_context`; the other readings do not look at them.
+        multiplier: the vector is read times this; `normed` keeps its sign only.
+        background: number of random directions whose mean is subtracted, each with its negative; `in_context` only.
+        seed: of the random directions, which are the same at all layers but for their length.
+        prompt_format: of the pairs; the model's own by default.
 
     Raises:
-        ValueError: for an unknown reading, a vector of another width, or a layer without a vector.
+        ValueError: for an unknown reading, `in_context` without pairs, a background of another reading, a vector of
+            another width, a layer that the model does not have, or a model whose final norm is not RMSNorm.
+        IndexError: for a layer without a vector.
     """
     import pandas as pd
 
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}: it is the number of tokens on each side")
     if isinstance(vectors, SteeringVector):
         vectors = SteeringVectors.from_vectors([vectors])
+    options = _Options(reading, pairs, float(multiplier), background, seed, prompt_format)
+    layers = check_layers(model, vectors.layers if layers is None else layers)
+    scores, probabilities = _read(model, vectors, layers, options, with_probabilities=True)
+    assert probabilities is not None
+    frames = []
+    for layer, layer_scores, layer_probabilities in zip(layers, scores, probabilities, strict=True):
+        for side, largest in (("promoted", True), ("suppressed", False)):
+            best = layer_scores.topk(min(k, len(layer_scores)), largest=largest)
+            columns = {
+                "layer": layer,
+                "side": side,
+                "rank": range(1, len(best.indices) + 1),
+                "token": [show_token(model.tokenizer, token) for token in best.indices.tolist()],
+                "token_id": best.indices.tolist(),
+                "score": best.values.tolist(),
+                "probability": layer_probabilities[best.indices].tolist(),
+            }
+            frames.append(pd.DataFrame(columns))
+    frame = pd.concat(frames, ignore_index=True)
+    return LogitLens(frame=frame, reading=reading, vectors=vectors.provenance, settings=options.settings(model))
+
+
+@torch.inference_mode()
+def word_ranks(
+    model: Any,
+    vectors: SteeringVectors | SteeringVector,
+    words: Sequence[str],
+    *,
+    layers: Sequence[int] | None = None,
+    reading: str = "normed",
+    pairs: ContrastSet | None = None,
+    multiplier: float | int = 1.0,
+    background: int = 0,
+    seed: int = 0,
+    prompt_format: PromptFormat | str | None = None,
+) -> WordRanks:
+    """Rank words among all tokens by how much each layer's vector promotes them.
+
+    A word is looked up with a leading blank, then without one; if neither is a single token, the first token of the
+    blank-led form stands for it, which other words may share.
+
+    Args:
+        words: plain words; blanks around them do not count.
+        layers, reading, pairs, multiplier, background, seed, prompt_format: as in `logit_lens`.
+
+    Raises:
+        ValueError: for no words, an empty one, or one that the tokenizer does not know; and as `logit_lens`.
+        TypeError: for one string instead of a list, or a model without a tokenizer.
+    """
+    import pandas as pd
+
+    looked_up = {word: word_tokens(model.tokenizer, word) for word in _check_words(words)}
+    if isinstance(vectors, SteeringVector):
+        vectors = SteeringVectors.from_vectors([vectors])
+    options = _Options(reading, pairs, float(multiplier), background, seed, prompt_format)
+    layers = check_layers(model, vectors.layers if layers is None else layers)
+    scores, _ = _read(model, vectors, layers, options, with_probabilities=False)
+    rows = [
+        {
+            "layer": layer,
+            "word": word,
+            "token": show_token(model.tokenizer, tokens[0]),
+            "token_id": tokens[0],
+            "pieces": len(tokens),
+            "rank": 1 + int((of_layer > of_layer[tokens[0]]).sum()),
+            "score": float(of_layer[tokens[0]]),
+        }
+        for layer, of_layer in zip(layers, scores, strict=True)
+        for word, tokens in looked_up.items()
+    ]
+    return WordRanks(
+        frame=pd.DataFrame(rows),
+        reading=reading,
+        vectors=vectors.provenance,
+        d_vocab=scores.shape[1],
+        settings=options.settings(model),
+    )
+
+
+class _Options(NamedTuple):
+    reading: str
+    pairs: ContrastSet | None
+    multiplier: float
+    background: int
+    seed: int
+    prompt_format: PromptFormat | str | None
+
+    def check(self) -> None:
+        _check_reading(self.reading)
+        if self.reading == "in_context" and self.pairs is None:
+            raise ValueError("reading 'in_context' needs real residuals: give a ContrastSet as pairs=...")
+        if not math.isfinite(self.multiplier) or self.multiplier == 0:
+            raise ValueError(f"multiplier must be a finite number other than 0, got {self.multiplier}")
+        if self.background < 0:
+            raise ValueError(f"background must be a number of random directions, 0 for none, got {self.background}")
+        if self.background and self.reading != "in_context":
+            raise ValueError(
+                f"background={self.background} has nothing to correct in reading {self.reading!r}, whose mean over "
+                "random directions is zero: use reading='in_context'"
+            )
+
+    def settings(self, model: Any) -> dict[str, str]:
+        settings = {
+            "model": str(model.cfg.model_name),
+            "dtype": str(model.cfg.dtype).removeprefix("torch."),
+            "multiplier": f"{self.multiplier:g}",
+        }
+        if self.reading == "in_context" and self.pairs is not None:
+            settings |= {
+                "pairs": self.pairs.name,
+                "pairs_hash": self.pairs.content_hash,
+                "prompt_format": resolve_format(model, self.prompt_format).name,
+                "background": str(self.background),
+                "seed": str(self.seed),
+            }
+        return settings
+
+
+def _check_reading(reading: str) -> None:
+    if reading not in READINGS:
+        raise ValueError(f"unknown reading {reading!r}: expected one of {', '.join(READINGS)}")
+
+
+def _read(
+    model: Any, vectors: SteeringVectors, layers: Sequence[int], options: _Options, *, with_probabilities: bool
+) -> tuple[Float[Tensor, "layer d_vocab"], Float[Tensor, "layer d_vocab"] | None]:
+    """Scores, and if asked for what `LogitLens` calls probabilities."""
+    options.check()
     if vectors.d_model != model.cfg.d_model:
         raise ValueError(
             f"vectors have d_model={vectors.d_model}, but {model.cfg.model_name!r} has d_model={model.cfg.d_model}: "
             "extract them from this model"
         )
-    layers = check_layers(model, vectors.layers if layers is None else layers)
-    rows = []
-    for layer in layers:
-        scores = lens_scores(model, vectors[layer].direction, reading)
-        probabilities = scores.softmax(-1)
-        for side, largest in (("promoted", True), ("suppressed", False)):
-            best = scores.topk(min(k, len(scores)), largest=largest)
-            for rank, (score, token) in enumerate(
-                zip(best.values.tolist(), best.indices.tolist(), strict=True), start=1
-            ):
-                rows.append(
-                    {
-                        "layer": layer,
-                        "side": side,
-                        "rank": rank,
-                        "token": show_token(model.tokenizer, token),
-                        "token_id": token,
-                        "score": score,
-                        "probability": float(probabilities[token]),
-                    }
-                )
-    return LogitLens(frame=pd.DataFrame(rows), reading=reading, vectors=vectors.provenance)
+    steps = options.multiplier * torch.stack([vectors[layer].direction.float() for layer in layers])
+    steps = steps.to(model.W_U.device)  # [layer d_model]
+    if options.reading == "in_context":
+        return _read_in_context(model, steps, layers, options, with_probabilities)
+    scores = torch.stack([lens_scores(model, step, options.reading) for step in steps])
+    return scores, scores.softmax(-1) if with_probabilities else None
 
 
 def lens_scores(model: Any, direction: Float[Tensor, " d_model"], reading: str) -> Float[Tensor, " d_vocab"]:
-    """Centred logits of one direction, in float32; see the module's formulas."""
-    if reading not in READINGS:
-        raise ValueError(f"unknown reading {reading!r}: expected one of {', '.join(READINGS)}")
+    """Centred logits of one direction by `direct` or `normed`, in float32; see the module's formulas."""
+    _check_reading(reading)
+    if reading == "in_context":
+        raise ValueError("'in_context' is read at the residuals of pairs: call logit_lens(..., pairs=...)")
     direction = direction.to(model.W_U.device).float()
     if reading == "normed":
-        direction = direction / (direction.pow(2).mean() + model.cfg.eps).sqrt()
-    weight = getattr(model.ln_final, "w", None)  # absent where it was folded into W_U
-    if weight is not None:
-        direction = direction * weight.float()
-    scores = direction @ model.W_U.float()
+        direction = rms_normed(model, direction)
+    scores = unembed(model, direction)
     return scores - scores.mean()
 
 
-def show_token(tokenizer: Any, token: int) -> str:
-    """A token's text with what does not print made visible: `␣` for a leading blank, escapes for the rest."""
+def _read_in_context(
+    model: Any,
+    steps: Float[Tensor, "layer d_model"],
+    layers: Sequence[int],
+    options: _Options,
+    with_probabilities: bool,
+) -> tuple[Float[Tensor, "layer d_vocab"], Float[Tensor, "layer d_vocab"] | None]:
+    assert options.pairs is not None
+    prompts = encode_pairs(model, options.pairs, resolve_format(model, options.prompt_format))
+    generator = torch.Generator().manual_seed(options.seed)
+    random = torch.randn(options.background, model.cfg.d_model, generator=generator)
+    units = (random / random.norm(dim=-1, keepdim=True)).to(steps.device)
+    shift = torch.zeros_like(steps)
+    change = torch.zeros(len(layers), model.W_U.shape[1], device=steps.device) if with_probabilities else None
+    for sides, _ in read_pairs(model, prompts, layers=layers):
+        states = sides.flatten(0, 1).to(steps.device)  # [state layer d_model]
+        for i, step in enumerate(steps):
+            resid = states[:, i]
+            shift[i] += (rms_normed(model, resid + step) - rms_normed(model, resid)).sum(0)
+            if options.background:
+                shift[i] -= _background(model, resid, step.norm() * units)
+            if change is not None:
+                for some in resid.split(STATES_AT_ONCE // 2):  # half, for two tables of logits stand side by side
+                    after, before = lens_logits(model, some + step), lens_logits(model, some)
+                    change[i] += (after.softmax(-1) - before.softmax(-1)).sum(0)
+    n_states = 2 * len(prompts)
+    scores = unembed(model, shift / n_states)
+    return scores - scores.mean(-1, keepdim=True), None if change is None else change / n_states
+
+
+def _background(
+    model: Any, resid: Float[Tensor, "state d_model"], directions: Float[Tensor, "direction d_model"]
+) -> Float[Tensor, " d_model"]:
+    """Sum over states h of the mean of normed(h + u) - normed(h) over the directions u and their negatives.
+
+    From (h + u) / rms(h + u), with rms(h + u)^2 known from |h|, |u| and h . u: no state is ever added to a direction,
+    which would take states x directions x d_model numbers.
+    """
+    squares = resid.pow(2).sum(-1, keepdim=True) + directions.pow(2).sum(-1)  # [state direction]
+    products = resid @ directions.T
+    d_model, eps = resid.shape[1], model.cfg.eps
+    plus = ((squares + 2 * products) / d_model + eps).rsqrt()
+    minus = ((squares - 2 * products) / d_model + eps).rsqrt()
+    of_resid = ((plus + minus).mean(1, keepdim=True) / 2 * resid).sum(0)
+    of_directions = (plus - minus).sum(0) @ directions / (2 * len(directions))
+    return of_resid + of_directions - rms_normed(model, resid).sum(0)
+
+
+def word_tokens(tokenizer: Any, word: str) -> tuple[int, ...]:
+    """Token ids of a word: the single token with a leading blank, or without, or else the pieces with one."""
     if tokenizer is None:
-        return f"[{token}]"
-    text = tokenizer.decode([token])
-    if not text.strip() or "\N{REPLACEMENT CHARACTER}" in text:
-        return repr(tokenizer.convert_ids_to_tokens(token))
-    shown = text.replace("\n", "\\n").replace("\t", "\\t")
-    return "␣" + shown[1:] if shown.startswith(" ") else shown
+        raise TypeError("this model has no tokenizer: load it from a folder that has tokenizer files")
+    if not word.strip():
+        raise ValueError(f"got {word!r} among the words, expected some text")
+    found = []
+    for text in (" " + word.strip(), word.strip()):
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        while len(tokens) > 1 and not tokenizer.convert_ids_to_tokens(tokens[0]).strip("▁Ġ"):
+            tokens = tokens[1:]  # sentencepiece puts a blank of its own before a text, so this one stands alone
+        found.append(tuple(tokens))
+    chosen = next((tokens for tokens in found if len(tokens) == 1), found[0])
+    if not chosen or chosen[0] == tokenizer.unk_token_id != tokenizer.eos_token_id:
+        raise ValueError(f"the tokenizer has no token for {word!r}: choose another word")
+    return chosen
+
+
+def _check_words(words: Sequence[str]) -> list[str]:
+    """Distinct words, in order."""
+    if isinstance(words, str):
+        raise TypeError(f"expected a list of words, got the string {words!r}: put it into a list")
+    if not words:
+        raise ValueError("no words given: expected at least one")
+    return list(dict.fromkeys(words))

@@ -3,6 +3,7 @@
 Backgrounds are transparent and text is mid-grey, so that figures read in light and dark notebooks alike.
 """
 
+from html import escape
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
@@ -65,7 +66,7 @@ def sweep_heatmap(sweep: "Sweep") -> go.Figure:
     figure.update_yaxes(type="category")
     return styled(
         figure,
-        title=f"{sweep.vectors.behavior}: {label}, unsteered {unsteered:.3f}",
+        title=f"{escape(sweep.vectors.behavior)}: {label}, unsteered {unsteered:.3f}",
         x="multiplier",
         y="layer (0-based block)",
         height=max(320, 110 + 24 * len(table)),
@@ -107,7 +108,7 @@ def dose_response(sweep: "Sweep", layer: int) -> go.Figure:
     n_questions = sweep.frame["question"].nunique()
     return styled(
         figure,
-        title=f"{sweep.vectors.behavior} at layer {layer}: mean of {n_questions} questions, 95 % interval",
+        title=f"{escape(sweep.vectors.behavior)} at layer {layer}: mean of {n_questions} questions, 95 % interval",
         x="multiplier",
         y=METRIC_LABEL[sweep.metric],
     )

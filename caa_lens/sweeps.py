@@ -110,8 +110,9 @@ class Sweep:
             f"{len(multipliers)} multipliers x {f['question'].nunique()} questions{best})"
         )
 
-    def _repr_html_(self) -> str:
-        return self.plot().to_html(include_plotlyjs="cdn", full_html=False)
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
+        """In Jupyter a sweep shows its heat map."""
+        return self.plot()._repr_mimebundle_(include, exclude)
 
 
 def sweep(

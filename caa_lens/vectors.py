@@ -126,14 +126,14 @@ class SteeringVector:
     def __neg__(self) -> "SteeringVector":
         return self._derived(-self.direction, f"-{self._factor}")
 
-    def __mul__(self, scale: float) -> "SteeringVector":
+    def __mul__(self, scale: float | int) -> "SteeringVector":
         if not isinstance(scale, int | float):
             return NotImplemented
         return self._derived(self.direction * scale, f"{scale:g} * {self._factor}")
 
     __rmul__ = __mul__
 
-    def __truediv__(self, scale: float) -> "SteeringVector":
+    def __truediv__(self, scale: float | int) -> "SteeringVector":
         if scale == 0:
             raise ValueError("a steering vector cannot be divided by 0")
         return self._derived(self.direction / scale, f"{self._factor} / {scale:g}")
@@ -152,7 +152,7 @@ class SteeringVector:
         other_direction = other.direction.to(self.direction.device).float()
         return float(torch.cosine_similarity(self.direction.float(), other_direction, dim=0))
 
-    def normalized(self, to: float = 1.0) -> "SteeringVector":
+    def normalized(self, to: float | int = 1.0) -> "SteeringVector":
         """The same direction with Euclidean norm `to`."""
         if self.norm == 0:
             raise ValueError("the zero vector has no direction to normalise")

@@ -6,16 +6,17 @@ Asked: (1) by how much do the vectors promote positive words over negative ones,
 of the logit lens; (2) at which layer do the two sides of held-out pairs become separable; (3) how large is a vector
 beside the residual stream; (4) does a vector act by itself or through the layers above it?
 
-The paper (its section 7 and appendices) shows that letter-token activations of Llama 2 7B separate by behavior suddenly,
-at about a third of the depth, and that tokens expressing the behavior are similar to its vector. What was found on
-SmolLM2-135M stands in `docs/interpretation.md`, with this command.
+The paper (its section 7 and appendices) shows that letter-token activations of Llama 2 7B separate by behavior
+suddenly, at about a third of the depth, and that tokens expressing the behavior are similar to its vector. What was
+found on SmolLM2-135M stands in `docs/interpretation.md`, with this command.
 """
 
 import pandas as pd
 import torch
 
 import caa_lens as cl
-from caa_lens.pair_geometry import norms, pair_activations, separability
+from caa_lens.pair_geometry import norms, separability
+from caa_lens.pair_reading import pair_activations
 from caa_lens.prompts import default_format
 
 MODEL = "demo"
@@ -59,6 +60,13 @@ def main() -> None:
     table = found.frame.merge(size.frame, on="layer", suffixes=("", "_norms"))
     table = table[table["layer"].isin(LAYERS)]
     show("Separability and size", table[[c for c in table.columns if table[c].dtype != object]], 3)
+
+    for behavior in ("refusal", "sycophancy"):  # A/B sets: read at the letter
+        letters = pair_activations(model, cl.ContrastSet.load(behavior).sample(N_PROBE_PAIRS, seed=0))
+        apart = separability(letters)
+        best = apart.frame.loc[apart.frame["accuracy"].idxmax()]
+        emerges = f"emerges at layer {apart.emergence}" if apart.emergence is not None else "never emerges"
+        print(f"\n{behavior}: {emerges}; best accuracy {best['accuracy']:.2f} at layer {best['layer']:.0f}")
 
     questions = [(f"{p.question} In one word:", "Good", "Bad") for p in test][:10]
     fmt = default_format(model)

@@ -12,19 +12,22 @@ PACKAGE = Path(__file__).resolve().parents[1] / "caa_lens"
 # Lowest first. A module may import (at its top level) modules of lower rows only.
 LEVELS = [
     {"vectors", "contrast_files", "prompts", "checkpoints", "hub", "tokenizer_loading", "device_memory"},
-    {"hooks", "contrast_pair", "storage", "weights", "demo_model"},
+    {"hooks", "contrast_pair", "storage", "weights", "demo_model", "geometry"},
     {"contrast", "prefix_cache", "staircase", "llama_config"},
     {"models"},
     {"activations"},
-    {"extraction", "answers", "steering", "lens"},
-    {"generation", "sweeps"},
-    {"plots", "report"},
+    {"extraction", "answers", "steering"},
+    {"generation", "sweeps", "residual_lens"},
+    {"lens", "attribution", "pair_reading"},
+    {"pair_geometry"},
+    {"similarity", "plots", "report"},
+    {"plots_lens", "plots_geometry", "plots_attribution"},
     {"demo"},
     {"cli"},
     {"__main__", "__init__"},
 ]
 LEVEL_OF = {module: level for level, modules in enumerate(LEVELS) for module in modules}
-PURE = ("vectors", "hooks", "contrast", "contrast_pair", "contrast_files", "prompts", "storage", "report")
+PURE = ("vectors", "hooks", "geometry", "contrast", "contrast_pair", "contrast_files", "prompts", "storage", "report")
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 

@@ -11,7 +11,7 @@ from caa_lens.generation import generate
 from caa_lens.vectors import SteeringVectors
 
 runner = CliRunner()
-COMMANDS = [["demo"], ["extract"], ["sweep"], ["lens"], ["generate"], ["vectors", "show"]]
+COMMANDS = [["demo"], ["extract"], ["sweep"], ["lens"], ["similarity"], ["generate"], ["vectors", "show"]]
 
 
 @pytest.fixture
