@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from caa_lens.geometry import cosine_map as cosine_map
     from caa_lens.geometry import model_cosines as model_cosines
     from caa_lens.hooks import Intervention as Intervention
+    from caa_lens.layer_transfer import LayerTransfer as LayerTransfer
+    from caa_lens.layer_transfer import transfer as transfer
     from caa_lens.lens import LogitLens as LogitLens
     from caa_lens.lens import WordRanks as WordRanks
     from caa_lens.lens import logit_lens as logit_lens
@@ -57,6 +59,7 @@ _MODULE_OF = {
     "ContrastPair": "contrast",
     "ContrastSet": "contrast",
     "Intervention": "hooks",
+    "LayerTransfer": "layer_transfer",
     "LogitLens": "lens",
     "Prompt": "prompts",
     "PromptFormat": "prompts",
@@ -86,6 +89,7 @@ _MODULE_OF = {
     "stream_lens": "residual_lens",
     "sweep": "sweeps",
     "token_similarity": "similarity",
+    "transfer": "layer_transfer",
     "word_ranks": "lens",
 }
 

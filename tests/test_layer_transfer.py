@@ -1,0 +1,123 @@
+"""Transfer across layers: laws, and the sweep as its diagonal."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import random_vectors
+
+from caa_lens.contrast import ContrastSet
+from caa_lens.layer_transfer import LayerTransfer, transfer
+from caa_lens.sweeps import sweep
+from caa_lens.vectors import Provenance
+
+PAIRS = ContrastSet.from_pairs(
+    [
+        (f"Is number {n} good?\n\nChoices:\n (A) Yes\n (B) No", *(("(A)", "(B)") if n % 2 else ("(B)", "(A)")))
+        for n in range(6)
+    ],
+    name="numbers",
+)
+
+
+def made_up(matrix: np.ndarray) -> LayerTransfer:
+    """A result with the given effects, equal for two questions."""
+    n = len(matrix)
+    rows = [
+        {"behavior": "b", "source": i, "target": j, "question": q, "score": 0.0, "effect": matrix[i, j]}
+        for i in range(n)
+        for j in range(n)
+        for q in (0, 1)
+    ]
+    cosines = [{"layer": i, "other_layer": j, "cosine": 1 - abs(i - j) / n} for i in range(n) for j in range(n)]
+    return LayerTransfer(
+        frame=pd.DataFrame(rows),
+        cosines=pd.DataFrame(cosines),
+        metric="margin",
+        unsteered=0.0,
+        vectors=Provenance(behavior="b"),
+    )
+
+
+@pytest.mark.parametrize("multiplier", [1.0, -2.0])
+def test_the_diagonal_is_the_sweep(tiny_chat, multiplier):
+    vectors = random_vectors(tiny_chat, layers=(0, 1, 3, 4))
+    result = transfer(tiny_chat, PAIRS, vectors, multiplier=multiplier, progress=False)
+    swept = sweep(tiny_chat, PAIRS, vectors, multipliers=[0, multiplier], progress=False).frame
+    for layer in vectors.layers:
+        of_layer = swept[swept["layer"] == layer].pivot(index="question", columns="multiplier", values="p_matching")
+        cell = result.frame.query("source == @layer and target == @layer").sort_values("question")
+        np.testing.assert_allclose(cell["score"], of_layer[multiplier], atol=2e-6)
+        np.testing.assert_allclose(cell["effect"], (of_layer[multiplier] - of_layer[0.0]) / multiplier, atol=4e-6)
+
+
+def test_every_cell_is_its_sources_vector_at_its_target(tiny_chat):
+    vectors = random_vectors(tiny_chat, layers=(1, 3))
+    result = transfer(tiny_chat, PAIRS, vectors, targets=[0, 3, 4], progress=False)
+    assert result.matrix().shape == (2, 3)
+    for source in (1, 3):
+        for target in (0, 3, 4):
+            moved = type(vectors).from_vectors([vectors[source].at_layer(target)])
+            expected = sweep(tiny_chat, PAIRS, moved, multipliers=[1], progress=False).frame["p_matching"]
+            cell = result.frame.query("source == @source and target == @target").sort_values("question")["score"]
+            np.testing.assert_allclose(cell, expected, atol=2e-6)
+
+
+def test_in_pieces_or_at_once_and_in_any_order_the_matrix_is_the_same(tiny_chat):
+    vectors = random_vectors(tiny_chat)
+    whole = transfer(tiny_chat, PAIRS, vectors, progress=False).matrix()
+    pieces = transfer(tiny_chat, PAIRS, vectors, max_tokens=17, progress=False).matrix()
+    turned = transfer(tiny_chat, PAIRS[::-1], vectors, progress=False).matrix()
+    np.testing.assert_allclose(pieces, whole, atol=2e-5)
+    np.testing.assert_allclose(turned, whole, atol=2e-5)
+
+
+def test_vectors_can_be_given_the_targets_own_size(tiny_chat):
+    vectors = random_vectors(tiny_chat)
+    result = transfer(tiny_chat, PAIRS, vectors, size="target", progress=False)
+    moved = vectors[1].normalized(to=vectors[4].norm).at_layer(4)
+    expected = sweep(tiny_chat, PAIRS, type(vectors).from_vectors([moved]), multipliers=[1], progress=False).frame
+    cell = result.frame.query("source == 1 and target == 4").sort_values("question")["score"]
+    np.testing.assert_allclose(cell, expected["p_matching"], atol=2e-6)
+    assert result.settings["size"] == "target"
+
+
+def test_the_best_target_and_the_reach_are_read_off_the_matrix():
+    matrix = np.array([[1.0, 2.0, 0.4, 0.1], [0.9, 1.0, 0.6, 0.5], [0.0, 0.0, 1.0, 0.9], [0.0, 0.0, 0.0, -1.0]])
+    result = made_up(matrix)
+    best = result.best_targets().set_index("source")
+    assert list(best["target"]) == [1, 1, 2, 0]
+    assert list(best["own_effect"]) == [1.0, 1.0, 1.0, -1.0]
+    reach = result.reach().set_index("source")
+    assert reach.loc[0, "up"] == 2
+    assert np.isnan(reach.loc[0, "down"])
+    assert reach.loc[1, "up"] == 2
+    assert np.isnan(reach.loc[1, "down"])
+    assert reach.loc[2, "down"] == 1
+    assert reach.loc[3].isna().all()  # a vector that works against itself has no reach
+
+
+def test_cosine_predicts_an_effect_that_falls_with_distance():
+    distance = abs(np.subtract.outer(np.arange(5), np.arange(5)))
+    assert made_up(2.0 - distance).cosine_correlation() == pytest.approx(1.0)
+    assert made_up(2.0 + distance).cosine_correlation() == pytest.approx(-1.0)
+
+
+def test_figures_show_the_matrix_with_own_layers_framed():
+    matrix = np.arange(9.0).reshape(3, 3)
+    result = made_up(matrix)
+    figure = result.plot()
+    np.testing.assert_allclose(figure.data[0].z, matrix)
+    assert len(figure.layout.shapes) == 3
+    assert len(result.plot_cosine().data[0].x) == 6
+
+
+def test_bad_requests_are_refused(tiny_chat):
+    vectors = random_vectors(tiny_chat, layers=(1, 3))
+    with pytest.raises(ValueError, match="multiplier 0 steers nothing"):
+        transfer(tiny_chat, PAIRS, vectors, multiplier=0)
+    with pytest.raises(ValueError, match="unknown size 'half': expected one of keep, target"):
+        transfer(tiny_chat, PAIRS, vectors, size="half")
+    with pytest.raises(ValueError, match="layer 9 is out of range"):
+        transfer(tiny_chat, PAIRS, vectors, targets=[9])
+    with pytest.raises(ValueError, match="needs a vector of layer 2, whose norm is taken"):
+        transfer(tiny_chat, PAIRS, vectors, targets=[2], size="target")
