@@ -122,11 +122,11 @@ class LayerTransfer:
         return effect_by_cosine(self)
 
     def __repr__(self) -> str:
-        matrix = self.matrix()
+        rows, columns = self.matrix().shape
         return (
-            f"LayerTransfer({self.vectors.behavior}, {self.metric}, {matrix.shape[0]} source x {matrix.shape[1]} "
-            f"target layers, {self.frame['question'].nunique()} questions, size {self.settings.get('size', '?')!r}, unsteered "
-            f"{self.unsteered:.3f})"
+            f"LayerTransfer({self.vectors.behavior}, {self.metric}, {rows} source x {columns} target layers, "
+            f"{self.frame['question'].nunique()} questions, size {self.settings.get('size', '?')!r}, "
+            f"unsteered {self.unsteered:.3f})"
         )
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
