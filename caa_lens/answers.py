@@ -217,7 +217,7 @@ def _letter_logp(
     final = resid[torch.arange(len(items), device=device), :, 0, last]  # [pair group d_model]
     normed = model.ln_final(final)
     logits = torch.einsum("pgd,dps->pgs", normed, model.W_U[:, ids]) + model.b_U[ids][:, None]
-    return logits.float().log_softmax(-1)
+    return soft_capped(model, logits.float()).log_softmax(-1)
 
 
 def _completion_logp(
@@ -234,6 +234,12 @@ def _completion_logp(
     return logp
 
 
+def soft_capped(model: Any, logits: Tensor) -> Tensor:
+    """Logits after the model's cap, if it has one (Gemma 2): `model.forward` applies it after unembedding."""
+    cap = model.cfg.output_logits_soft_cap
+    return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+
 def token_logp(
     model: Any, resid: Float[Tensor, "*row pos d_model"], targets: Tensor, at_once: int = 256
 ) -> Float[Tensor, "*row pos"]:
@@ -246,7 +252,7 @@ def token_logp(
     pieces = []
     for first in range(0, len(states), at_once):
         normed = model.ln_final(states[None, first : first + at_once])
-        logits = model.unembed(normed)[0].float()
+        logits = soft_capped(model, model.unembed(normed)[0].float())
         chosen = logits.gather(-1, wanted[first : first + at_once, None])[:, 0]
         pieces.append(chosen - logits.logsumexp(-1))
     return torch.cat(pieces).reshape(resid.shape[:-1])

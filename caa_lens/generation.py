@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from caa_lens import prefix_cache
+from caa_lens.answers import soft_capped
 from caa_lens.hooks import Intervention
 from caa_lens.prompts import Prompt, PromptBatch, PromptFormat, left_pad, resolve_format
 from caa_lens.steering import Steering, as_interventions
@@ -120,16 +121,15 @@ def generate_tokens(
     else:
         forward = _in_place(model, batch, interventions, max_new_tokens)
     eos = getattr(model.tokenizer, "eos_token_id", None)
-    soft_cap = model.cfg.output_logits_soft_cap
     # Drawn on the CPU, so that a seed gives the same text on every device.
     generator = torch.Generator().manual_seed(seed)
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     tokens = batch.tokens
     for _ in range(max_new_tokens):
         with torch.inference_mode():
-            logits = model.unembed(model.ln_final(forward(tokens)[:, None]))[:, 0]  # [batch d_vocab]
-            if soft_cap > 0:  # of Gemma 2; `model.forward` applies it after unembedding
-                logits = soft_cap * torch.tanh(logits / soft_cap)
+            logits = soft_capped(model, model.unembed(model.ln_final(forward(tokens)[:, None])))[
+                :, 0
+            ]  # [batch d_vocab]
             new = _choose(logits, temperature, generator)
             if eos is not None:
                 new = torch.where(finished, eos, new)

@@ -222,3 +222,15 @@ def test_the_prefix_budget_counts_keys_and_values(tiny_chat, monkeypatch):
     monkeypatch.setattr(prefix_cache, "free_memory", lambda device: 4 * 10 * prefix_cache.kv_bytes(tiny_chat, 50))
     assert prefix_cache.prefix_budget(tiny_chat, 50) == 10
     assert prefix_cache.prefix_budget(tiny_chat, 5000) == 1
+
+
+def test_a_model_that_caps_its_logits_is_scored_by_the_capped_ones(tiny_chat):
+    capped = tiny_model(d_vocab=tiny_chat.cfg.d_vocab, n_ctx=512, tokenizer=tiny_chat.tokenizer)
+    capped.cfg.output_logits_soft_cap = 0.5
+    for pairs, twin in ((AB, twin_p_matching), (TEXT, twin_margin)):
+        with pytest.warns(SharedPrefixWarning, match="not a plain Llama-family model"):
+            values = score(capped, pairs, [()], progress=False).values
+        expected = torch.tensor([[twin(capped, pair, ())] for pair in pairs])
+        assert_close(values, expected, atol=1e-5, rtol=0)
+        uncapped = torch.tensor([[twin(tiny_chat, pair, ())] for pair in pairs])
+        assert (expected - uncapped).abs().max() > 1e-3
