@@ -29,6 +29,20 @@ def ours(model, prompts, vectors, n):
         model.tokenizer.eos_token = eos
 
 
+def greedy(hf, batch, n):
+    """Exactly `n` new tokens of Hugging Face's own generate."""
+    out = hf.generate(
+        batch.tokens,
+        attention_mask=batch.attention_mask.long(),
+        max_new_tokens=n,
+        min_new_tokens=n,
+        do_sample=False,
+        eos_token_id=-1,
+        pad_token_id=2,
+    )
+    return out[:, batch.tokens.shape[1] :]
+
+
 def hugging_face(hf, batch, vector, n):
     start = batch.steer_start[:, None, None]
 
@@ -43,18 +57,9 @@ def hugging_face(hf, batch, vector, n):
 
     handle = hf.model.layers[LAYER].register_forward_hook(steer)
     try:
-        out = hf.generate(
-            batch.tokens,
-            attention_mask=batch.attention_mask.long(),
-            max_new_tokens=n,
-            min_new_tokens=n,
-            do_sample=False,
-            eos_token_id=-1,
-            pad_token_id=2,
-        )
+        return greedy(hf, batch, n)
     finally:
         handle.remove()
-    return out[:, batch.tokens.shape[1] :]
 
 
 def steering_vectors_package(hf, batch, vector, n):
@@ -63,15 +68,7 @@ def steering_vectors_package(hf, batch, vector, n):
 
     peer = SteeringVector(layer_activations={LAYER: vector}, layer_type="decoder_block")
     with peer.apply(hf, multiplier=MULTIPLIER):
-        return hf.generate(
-            batch.tokens,
-            attention_mask=batch.attention_mask.long(),
-            max_new_tokens=n,
-            min_new_tokens=n,
-            do_sample=False,
-            eos_token_id=-1,
-            pad_token_id=2,
-        )[:, batch.tokens.shape[1] :]
+        return greedy(hf, batch, n)
 
 
 def transformer_lens(model, prompts, vector, n):

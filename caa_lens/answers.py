@@ -44,12 +44,15 @@ class Scores:
         positive: log-probability of the positive side, `[pair condition]`: of the letter among both letters, or the
             mean per token of the completion.
         negative: likewise for the negative side.
+        settings: what the numbers depend on beside the vectors: model, dtype, test set and its hash, prompt format,
+            system prompt.
     """
 
     metric: str
     values: Float[Tensor, "pair condition"]
     positive: Float[Tensor, "pair condition"]
     negative: Float[Tensor, "pair condition"]
+    settings: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +98,8 @@ def score(
                 )
             if isinstance(intervention.multiplier, Tensor) and intervention.multiplier.ndim:
                 raise ValueError("a condition's multiplier must be one number: make one condition of each multiplier")
-    items = _encode(model, pairs, resolve_format(model, prompt_format), system)
+    prompt_format = resolve_format(model, prompt_format)
+    items = _encode(model, pairs, prompt_format, system)
     reason = prefix_cache.unsupported(model)
     if reason is not None:
         prefix_cache.warn_unshared(reason)
@@ -113,9 +117,16 @@ def score(
             logp[indices] = run(model, some, conditions, max_tokens).float().cpu()
             bar.update(n)
     positive, negative = logp.clone().unbind(-1)
-    if pairs.kind == "ab":
-        return Scores(metric="p_matching", values=positive.exp(), positive=positive, negative=negative)
-    return Scores(metric="margin", values=positive - negative, positive=positive, negative=negative)
+    metric, values = ("p_matching", positive.exp()) if pairs.kind == "ab" else ("margin", positive - negative)
+    settings = {
+        "model": str(model.cfg.model_name),
+        "dtype": str(model.cfg.dtype).removeprefix("torch."),
+        "test": pairs.name,
+        "test_hash": pairs.content_hash,
+        "prompt_format": prompt_format.name,
+        "system": system or "",
+    }
+    return Scores(metric=metric, values=values, positive=positive, negative=negative, settings=settings)
 
 
 def _encode(model: Any, pairs: ContrastSet, prompt_format: PromptFormat, system: str | None) -> list[_Item]:

@@ -127,9 +127,8 @@ def generate_tokens(
     tokens = batch.tokens
     for _ in range(max_new_tokens):
         with torch.inference_mode():
-            logits = soft_capped(model, model.unembed(model.ln_final(forward(tokens)[:, None])))[
-                :, 0
-            ]  # [batch d_vocab]
+            logits = model.unembed(model.ln_final(forward(tokens)[:, None]))[:, 0]  # [batch d_vocab]
+            logits = soft_capped(model, logits)
             new = _choose(logits, temperature, generator)
             if eos is not None:
                 new = torch.where(finished, eos, new)

@@ -21,7 +21,7 @@ from caa_lens.answers import score
 from caa_lens.contrast import ContrastSet
 from caa_lens.geometry import cosine_map
 from caa_lens.hooks import Intervention
-from caa_lens.prompts import PromptFormat, resolve_format
+from caa_lens.prompts import PromptFormat
 from caa_lens.staircase import Condition
 from caa_lens.sweeps import bootstrap_interval
 from caa_lens.vectors import Provenance, SteeringVector, SteeringVectors
@@ -170,7 +170,6 @@ def transfer(
     for source, target in cells:
         moved = _resized(vectors, source, target, size)
         conditions.append((Intervention(vector=moved, multiplier=float(multiplier)),))
-    prompt_format = resolve_format(model, prompt_format)
     scores = score(
         model,
         test,
@@ -198,15 +197,7 @@ def transfer(
         metric=scores.metric,
         unsteered=float(values[:, 0].mean()),
         vectors=vectors.provenance,
-        settings={
-            "model": str(model.cfg.model_name),
-            "test": test.name,
-            "test_hash": test.content_hash,
-            "prompt_format": prompt_format.name,
-            "system": system or "",
-            "multiplier": f"{multiplier:g}",
-            "size": size,
-        },
+        settings={**scores.settings, "multiplier": f"{multiplier:g}", "size": size},
     )
 
 

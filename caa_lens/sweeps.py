@@ -13,7 +13,7 @@ from caa_lens.activations import check_layers
 from caa_lens.answers import score
 from caa_lens.contrast import ContrastSet
 from caa_lens.hooks import Intervention
-from caa_lens.prompts import PromptFormat, resolve_format
+from caa_lens.prompts import PromptFormat
 from caa_lens.staircase import Condition
 from caa_lens.vectors import Provenance, SteeringVectors
 
@@ -146,7 +146,6 @@ def sweep(
     layers = check_layers(model, vectors.layers if layers is None else layers)
     cells = [(layer, float(m)) for layer in layers for m in multipliers]
     conditions: list[Condition] = [(Intervention(vector=vectors[layer], multiplier=m),) for layer, m in cells]
-    prompt_format = resolve_format(model, prompt_format)
     scores = score(
         model,
         test,
@@ -174,14 +173,7 @@ def sweep(
         frame=frame,
         metric=scores.metric,
         vectors=vectors.provenance,
-        settings={
-            "model": str(model.cfg.model_name),
-            "dtype": str(model.cfg.dtype).removeprefix("torch."),
-            "test": test.name,
-            "test_hash": test.content_hash,
-            "prompt_format": prompt_format.name,
-            "system": system or "",
-        },
+        settings=scores.settings,
     )
 
 
