@@ -30,9 +30,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from caa_lens.contrast import ContrastSet
+from caa_lens.intervals import bootstrap_interval
 from caa_lens.prompts import Prompt, PromptFormat, encode_letters, left_pad, resolve_format
 from caa_lens.steering import as_interventions
-from caa_lens.sweeps import bootstrap_interval
 from caa_lens.vectors import Provenance, SteeringVector
 
 if TYPE_CHECKING:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from caa_lens.cli_vectors import VectorsArgument, vectors_app
+
 app = typer.Typer(
     name="caa-lens",
     help="Contrastive Activation Addition: extract steering vectors, steer, and ask what the vectors are.",
@@ -16,7 +18,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-vectors_app = typer.Typer(help="Look into vector files.", no_args_is_help=True)
 app.add_typer(vectors_app, name="vectors")
 
 ModelOption = Annotated[
@@ -27,7 +28,6 @@ DeviceOption = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, mp
 DataArgument = Annotated[
     str, typer.Argument(help="A bundled set (sentiment, formality, refusal, sycophancy) or a file.")
 ]
-VectorsArgument = Annotated[Path, typer.Argument(help="A .safetensors file of vectors.")]
 
 
 @app.command()
@@ -116,6 +116,50 @@ def sweep(
 
 
 @app.command()
+def transfer(
+    data: DataArgument,
+    vectors: VectorsArgument,
+    out: Annotated[Path, typer.Option(help="The .parquet file to write; a figure is written beside it.")] = Path(
+        "transfer.parquet"
+    ),
+    model: ModelOption = "demo",
+    multiplier: Annotated[float, typer.Option(help="How much of each vector.")] = 1.0,
+    size: Annotated[str, typer.Option(help="'keep', 'target', or a share of the residual norm, e.g. 0.1.")] = "keep",
+    layers: Annotated[Optional[str], typer.Option(help="Source layers; all by default.")] = None,  # noqa: UP045
+    targets: Annotated[Optional[str], typer.Option(help="Target layers; the source layers by default.")] = None,  # noqa: UP045
+    test: Annotated[int, typer.Option(help="Held-out pairs of the set to score; 0 scores all.")] = 0,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Add every layer's vector at every layer: the effect of layer i's vector at layer j.
+
+    Example: `caa-lens transfer sentiment sentiment.safetensors --layers 3,9,15,21,27 --test 10`
+    """
+    from caa_lens import ContrastSet, SteeringVectors, load_model
+    from caa_lens import transfer as run_transfer
+    from caa_lens.storage import write_atomically
+
+    if out.suffix != ".parquet":
+        raise ValueError(f"the frame is written as .parquet, got {out.name!r}")
+    pairs = ContrastSet.load(data)
+    if test:
+        _, pairs = pairs.split(test=test, seed=0)
+    chosen = SteeringVectors.load(vectors)
+    result = run_transfer(
+        load_model(model, dtype=dtype, device=device),
+        pairs,
+        chosen.at(parse_layers(layers)) if layers else chosen,
+        multiplier=multiplier,
+        targets=parse_layers(targets) if targets else None,
+        size=float(size) if size.replace(".", "", 1).isdecimal() else size,
+    )
+    write_atomically(out, lambda file: result.frame.to_parquet(file, index=False))
+    figure = out.with_suffix(".html")
+    write_atomically(figure, lambda file: result.plot().write_html(file))
+    typer.echo(f"{result!r}\n{result.matrix().round(4).to_string()}\nwritten to {out} and {figure}")
+
+
+@app.command()
 def lens(
     vectors: VectorsArgument,
     model: ModelOption = "demo",
@@ -197,35 +241,6 @@ def similarity(
     )
     result.show().save(out)
     typer.echo(f"written to {out}")
-
-
-@vectors_app.command()
-def show(path: VectorsArgument) -> None:
-    """Say what a vector file holds.
-
-    Example: `caa-lens vectors show sentiment.safetensors`
-    """
-    from caa_lens import SteeringVectors
-
-    vectors = SteeringVectors.load(path)
-    p = vectors.provenance
-    facts = {
-        "behavior": p.behavior,
-        "model": p.model,
-        "method": p.method,
-        "layers": ", ".join(map(str, vectors.layers)) + " (0-based blocks, at hook_resid_post)",
-        "d_model": vectors.d_model,
-        "dtype": str(vectors.directions.dtype).removeprefix("torch."),
-        "pairs": p.n_pairs,
-        "prompt format": p.prompt_format,
-        "read at": p.token_position,
-        "normalisation": p.normalisation,
-        "expression": p.expression,
-        **p.details,
-    }
-    for key, value in facts.items():
-        typer.echo(f"{key:>16}  {value}")
-    typer.echo(f"{'norm by layer':>16}  " + "  ".join(f"{norm:.3g}" for norm in vectors.norms.tolist()))
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

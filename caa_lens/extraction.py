@@ -71,10 +71,11 @@ def extract(
     layers: Sequence[int] | None = None,
     estimator: Estimator = mean_difference,
     prompt_format: PromptFormat | str | None = None,
+    system: str | None = None,
     batch_size: int = 8,
     progress: bool = True,
 ) -> SteeringVectors:
-    """Steering vectors of a contrast set, all layers in one pass. No system prompt, as in the paper.
+    """Steering vectors of a contrast set, all layers in one pass.
 
     Args:
         model: a `HookedTransformer` with its tokenizer.
@@ -82,6 +83,7 @@ def extract(
         layers: 0-based blocks; all by default.
         estimator: how a layer's activations become a direction; the streaming mean difference by default.
         prompt_format: a format or its name; by default the model's own, see `prompts.default_format`.
+        system: a system prompt for every question; the paper extracts without.
         batch_size: pairs at a time.
 
     Returns:
@@ -96,7 +98,7 @@ def extract(
     pairs.warn_if_unbalanced(stacklevel=3)
     layers = check_layers(model, layers)
     prompt_format = resolve_format(model, prompt_format)
-    prompts = encode_pairs(model, pairs, prompt_format)
+    prompts = encode_pairs(model, pairs, prompt_format, system=system)
     batches = read_pairs(model, prompts, layers=layers, batch_size=batch_size)
     bar = tqdm(total=len(prompts), desc=f"extract {pairs.behavior}", unit="pair", disable=not progress)
     with bar, torch.no_grad():
@@ -121,6 +123,7 @@ def extract(
             expression=pairs.behavior,
             details={
                 "model_dtype": str(model.cfg.dtype).removeprefix("torch."),
+                **({"system": system} if system else {}),
                 "caa_lens": importlib.metadata.version("caa-lens"),
                 "transformer_lens": importlib.metadata.version("transformer-lens"),
                 "torch": torch.__version__,

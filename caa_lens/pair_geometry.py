@@ -19,8 +19,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from caa_lens.geometry import emergence_layer, held_out_accuracy
+from caa_lens.intervals import bootstrap_interval
 from caa_lens.pair_reading import PairActivations
-from caa_lens.sweeps import bootstrap_interval
 from caa_lens.vectors import Provenance, SteeringVectors
 
 if TYPE_CHECKING:

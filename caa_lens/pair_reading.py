@@ -140,7 +140,11 @@ def pair_activations(
             n_pairs=len(pairs),
             dataset_hash=pairs.content_hash,
             expression=pairs.behavior,
-            details={"model_dtype": str(model.cfg.dtype).removeprefix("torch."), "system": system or ""},
+            details={
+                "model_dtype": str(model.cfg.dtype).removeprefix("torch."),
+                "n_layers": str(model.cfg.n_layers),
+                "system": system or "",
+            },
         ),
     )
 

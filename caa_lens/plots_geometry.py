@@ -1,13 +1,12 @@
 """Plotly figures of the geometry of vectors and of pair activations; each takes a finished result."""
 
-from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from caa_lens.plots import BLUE, FAINT_BLUE, GREY, GRID, styled
+from caa_lens.plots import BLUE, FAINT_BLUE, GREEN, GREY, GRID, ORANGE, framed_heatmap, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from caa_lens.pair_geometry import Norms, PairPCA, Separability
     from caa_lens.vectors import Provenance
 
-ORANGE = "#d9742b"
-GREEN = "#2f9e6e"
 SIDE_COLOUR = {"positive": BLUE, "negative": ORANGE}
 SYMBOLS = ("circle", "x", "diamond", "square", "triangle-up", "star")
 LAYER = "layer (0-based block)"
@@ -29,12 +26,7 @@ def cosine_heatmap(result: "CosineMap") -> go.Figure:
     """Layer x layer; same layer with same layer is framed."""
     table = result.table()
     own, others = ("", "") if result.other is None else (f" of {n}" for n in _names(result.vectors, result.other))
-    figure = _cosine_cells(
-        table.to_numpy(),
-        rows=[str(layer) for layer in table.index],
-        columns=[str(layer) for layer in table.columns],
-        hover="layer %{y} with layer %{x}<br>cosine %{z:.4f}<extra></extra>",
-    )
+    figure = _square_cells(table, "layer %{y} with layer %{x}<br>cosine %{z:.4f}<extra></extra>")
     return styled(
         figure,
         title=f"{_label(result.vectors, result.other)}: cosine by layer",
@@ -47,14 +39,7 @@ def cosine_heatmap(result: "CosineMap") -> go.Figure:
 def behavior_heatmap(result: "BehaviorCosines") -> go.Figure:
     """Behavior x behavior, with the cosines written in; the unit diagonal is framed."""
     table = result.table()
-    names = [_text(name) for name in table.index]
-    figure = _cosine_cells(
-        table.to_numpy(),
-        rows=names,
-        columns=names,
-        hover="%{y} with %{x}<br>cosine %{z:.4f}<extra></extra>",
-    )
-    figure.update_traces(texttemplate="%{z:.2f}")
+    figure = _square_cells(table, "%{y} with %{x}<br>cosine %{z:.4f}<extra></extra>", written=".2f")
     figure.update_yaxes(autorange="reversed", automargin=True)  # read as a table, from the top
     figure.update_xaxes(automargin=True)
     models = sorted({_text(provenance.model) for provenance in result.vectors.values()})
@@ -63,7 +48,7 @@ def behavior_heatmap(result: "BehaviorCosines") -> go.Figure:
         title=f"{', '.join(models)}: cosine of behaviors at layer {result.layer}",
         x="behavior",
         y="behavior",
-        height=max(420, 180 + 50 * len(names)),
+        height=max(420, 180 + 50 * len(table)),
     )
 
 
@@ -193,28 +178,10 @@ def separability_curves(result: "Separability") -> go.Figure:
     return figure.update_layout(legend=LEGEND_BELOW)
 
 
-def _cosine_cells(values: object, *, rows: Sequence[str], columns: Sequence[str], hover: str) -> go.Figure:
-    """Square cells from -1 to 1, white at 0; the cells of a name with itself are framed."""
-    figure = go.Figure(
-        go.Heatmap(
-            z=values,
-            x=columns,
-            y=rows,
-            colorscale="RdBu",
-            zmin=-1,
-            zmax=1,
-            colorbar={"title": {"text": "cosine", "side": "top"}},
-            hovertemplate=hover,
-        )
-    )
-    for i, name in enumerate(rows):
-        if name in columns:
-            j = columns.index(name)  # shapes count the categories of an axis
-            box = {"x0": j - 0.5, "x1": j + 0.5, "y0": i - 0.5, "y1": i + 0.5}
-            figure.add_shape(type="rect", **box, line={"color": "black", "width": 1})
-    figure.update_xaxes(type="category", constrain="domain", showgrid=False)
-    figure.update_yaxes(type="category", constrain="domain", showgrid=False, scaleanchor="x")
-    return figure
+def _square_cells(table: "pd.DataFrame", hover: str, written: str | None = None) -> go.Figure:
+    figure = framed_heatmap(table, limit=1, bar="cosine", hover=hover, written=written)
+    figure.update_xaxes(constrain="domain")
+    return figure.update_yaxes(constrain="domain", scaleanchor="x")
 
 
 def _two_panels() -> go.Figure:

@@ -13,6 +13,7 @@ from caa_lens.activations import check_layers
 from caa_lens.answers import score
 from caa_lens.contrast import ContrastSet
 from caa_lens.hooks import Intervention
+from caa_lens.intervals import bootstrap_interval, mean_with_interval
 from caa_lens.prompts import PromptFormat
 from caa_lens.staircase import Condition
 from caa_lens.vectors import Provenance, SteeringVectors
@@ -46,12 +47,7 @@ class Sweep:
 
     def summary(self, n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
         """Mean over questions with its 95 % bootstrap interval: `layer, multiplier, mean, low, high`."""
-        import pandas as pd
-
-        table = self.frame.pivot(index="question", columns=["layer", "multiplier"], values=self.metric)
-        low, high = bootstrap_interval(table.to_numpy(), n_resamples=n_resamples, seed=seed)
-        index = table.columns.to_frame(index=False)
-        return pd.DataFrame({**index, "mean": table.to_numpy().mean(0), "low": low, "high": high})
+        return mean_with_interval(self.frame, ["layer", "multiplier"], self.metric, n_resamples=n_resamples, seed=seed)
 
     def effect(self, n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
         """By layer, the paired difference between a multiplier and its negative, per question, with its interval.
@@ -175,21 +171,3 @@ def sweep(
         vectors=vectors.provenance,
         settings=scores.settings,
     )
-
-
-def bootstrap_interval(
-    values: np.ndarray, *, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap interval of the column means of `values`, `[question cell]`.
-
-    Questions are resampled whole, so that all cells of a resample see the same questions. With 0 resamples, or one
-    question, the interval is NaN.
-    """
-    n_questions = values.shape[0]
-    if n_resamples == 0 or n_questions < 2:
-        return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(n_questions, np.full(n_questions, 1 / n_questions), size=n_resamples)
-    means = counts @ values / n_questions  # [resample cell]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high

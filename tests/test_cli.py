@@ -11,7 +11,7 @@ from caa_lens.generation import generate
 from caa_lens.vectors import SteeringVectors
 
 runner = CliRunner()
-COMMANDS = [["demo"], ["extract"], ["sweep"], ["lens"], ["similarity"], ["generate"], ["vectors", "show"]]
+COMMANDS = [["demo"], ["extract"], ["sweep"], ["transfer"], ["lens"], ["similarity"], ["generate"], ["vectors", "show"]]
 
 
 @pytest.fixture
@@ -45,6 +45,15 @@ def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
     )
     assert done.exit_code == 0, done.output
     assert sorted(set(pd.read_parquet(table)["layer"])) == [1, 3, 4]
+
+    table = tmp_path / "t.parquet"
+    words = ["transfer", "sentiment", str(file), "--out", str(table), "--layers", "1,3", "--test", "5", "--size", "0.1"]
+    done = runner.invoke(cli.app, words)
+    assert done.exit_code == 0, done.output
+    frame = pd.read_parquet(table)
+    assert sorted(set(zip(frame["source"], frame["target"], strict=True))) == [(1, 1), (1, 3), (3, 1), (3, 3)]
+    assert frame.groupby("target")["norm"].nunique().tolist() == [1, 1]
+    assert "change of" in table.with_suffix(".html").read_text(encoding="utf-8")
 
     assert "promoted" in runner.invoke(cli.app, ["lens", str(file), "--layers", "4"]).output
 

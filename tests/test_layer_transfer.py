@@ -7,6 +7,7 @@ from helpers import random_vectors
 
 from caa_lens.contrast import ContrastSet
 from caa_lens.layer_transfer import LayerTransfer, transfer
+from caa_lens.pair_reading import pair_activations
 from caa_lens.sweeps import sweep
 from caa_lens.vectors import Provenance
 
@@ -23,7 +24,7 @@ def made_up(matrix: np.ndarray) -> LayerTransfer:
     """A result with the given effects, equal for two questions."""
     n = len(matrix)
     rows = [
-        {"behavior": "b", "source": i, "target": j, "question": q, "score": 0.0, "effect": matrix[i, j]}
+        {"behavior": "b", "source": i, "target": j, "norm": 1.0, "question": q, "score": 0.0, "effect": matrix[i, j]}
         for i in range(n)
         for j in range(n)
         for q in (0, 1)
@@ -111,12 +112,67 @@ def test_figures_show_the_matrix_with_own_layers_framed():
     assert len(result.plot_cosine().data[0].x) == 6
 
 
+@pytest.mark.parametrize("size", ["keep", "target", 0.1])
+@pytest.mark.parametrize("per", ["multiplier", "norm"])
+def test_multiplier_0_gives_zero_everywhere(tiny_chat, size, per):
+    result = transfer(tiny_chat, PAIRS, random_vectors(tiny_chat), multiplier=0, size=size, per=per, progress=False)
+    assert len(result.frame) == 5 * 5 * len(PAIRS)
+    assert (result.frame["effect"] == 0).all()
+
+
+def test_a_share_of_the_residual_norm_is_the_same_everywhere_at_a_target(tiny_chat):
+    vectors = random_vectors(tiny_chat)
+    result = transfer(tiny_chat, PAIRS, vectors, size=0.25, progress=False)
+    norms = result.frame.groupby(["source", "target"])["norm"].first().unstack()
+    read = pair_activations(tiny_chat, PAIRS, progress=False)
+    for target in vectors.layers:
+        expected = 0.25 * read[target].norm(dim=-1).mean().item()
+        np.testing.assert_allclose(norms[target], expected, rtol=1e-5)
+
+
+def test_effects_per_norm_are_effects_over_the_added_norm(tiny_chat):
+    vectors = random_vectors(tiny_chat)
+    plain = transfer(tiny_chat, PAIRS, vectors, multiplier=2, progress=False).frame
+    per_norm = transfer(tiny_chat, PAIRS, vectors, multiplier=2, per="norm", progress=False).frame
+    norm = plain["source"].map({vector.layer: vector.norm for vector in vectors})
+    np.testing.assert_allclose(per_norm["norm"], norm, rtol=1e-6)
+    np.testing.assert_allclose(per_norm["effect"], plain["effect"] / norm, rtol=1e-6)
+
+
+def test_the_margin_of_letters_is_their_log_odds(tiny_chat):
+    vectors = random_vectors(tiny_chat, layers=(1, 3))
+    p = transfer(tiny_chat, PAIRS, vectors, progress=False)
+    margin = transfer(tiny_chat, PAIRS, vectors, measure="margin", progress=False)
+    np.testing.assert_allclose(margin.frame["score"], np.log(p.frame["score"] / (1 - p.frame["score"])), atol=1e-5)
+    assert (p.metric, margin.metric) == ("p_matching", "margin")
+
+
+def test_decay_is_the_mean_along_the_diagonals():
+    matrix = np.array([[1.0, 2.0, 0.4], [0.9, 1.0, 0.6], [0.0, 0.3, 1.0]])
+    decay = made_up(matrix).decay().set_index("distance")
+    for distance in range(-2, 3):
+        assert decay.loc[distance, "mean"] == pytest.approx(np.diagonal(matrix, distance).mean())
+        assert decay.loc[distance, "n_sources"] == 3 - abs(distance)
+    figure = made_up(matrix).plot_decay()
+    assert [trace.name for trace in figure.data if trace.showlegend is None] == ["mean of all source layers"]
+    np.testing.assert_allclose(figure.data[-1].y, decay["mean"])
+
+
+def test_small_matrices_have_their_numbers_written_in():
+    assert made_up(np.ones((3, 3))).plot().data[0].texttemplate == "%{z:.2f}"
+    assert made_up(np.ones((13, 13))).plot().data[0].texttemplate is None
+
+
 def test_bad_requests_are_refused(tiny_chat):
     vectors = random_vectors(tiny_chat, layers=(1, 3))
-    with pytest.raises(ValueError, match="multiplier 0 steers nothing"):
-        transfer(tiny_chat, PAIRS, vectors, multiplier=0)
-    with pytest.raises(ValueError, match="unknown size 'half': expected one of keep, target"):
+    with pytest.raises(ValueError, match="unknown size 'half': expected one of keep, target, or a share"):
         transfer(tiny_chat, PAIRS, vectors, size="half")
+    with pytest.raises(ValueError, match=r"unknown size -0\.1"):
+        transfer(tiny_chat, PAIRS, vectors, size=-0.1)
+    with pytest.raises(ValueError, match="per 'layer' are not understood"):
+        transfer(tiny_chat, PAIRS, vectors, per="layer")
+    with pytest.raises(ValueError, match="measure 'accuracy' is not to be had"):
+        transfer(tiny_chat, PAIRS, vectors, measure="accuracy", progress=False)
     with pytest.raises(ValueError, match="layer 9 is out of range"):
         transfer(tiny_chat, PAIRS, vectors, targets=[9])
     with pytest.raises(ValueError, match="needs a vector of layer 2, whose norm is taken"):

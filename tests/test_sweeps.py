@@ -8,7 +8,8 @@ from helpers import random_vectors
 from caa_lens.answers import score
 from caa_lens.contrast import ContrastSet
 from caa_lens.hooks import Intervention
-from caa_lens.sweeps import Sweep, bootstrap_interval, sweep
+from caa_lens.intervals import bootstrap_interval
+from caa_lens.sweeps import Sweep, sweep
 from caa_lens.vectors import Provenance
 
 PAIRS = ContrastSet.from_pairs(

@@ -1,0 +1,115 @@
+"""Grids of vectors by test sets: every cell is what a plain score of that vector on that set says."""
+
+import numpy as np
+import pytest
+from helpers import random_vectors
+
+from caa_lens.answers import score
+from caa_lens.contrast import ContrastSet
+from caa_lens.extraction import extract
+from caa_lens.hooks import Intervention
+from caa_lens.transfer_grid import PromptSetting, behavior_transfer, prompt_transfer
+
+LETTERS = ContrastSet.from_pairs(
+    [
+        (f"Is number {n} good?\n\nChoices:\n (A) Yes\n (B) No", *(("(A)", "(B)") if n % 2 else ("(B)", "(A)")))
+        for n in range(6)
+    ],
+    name="numbers",
+)
+TEXTS = ContrastSet.from_pairs(
+    [(f"How was day {n}?", "It was lovely.", "It was awful.") for n in range(4)], name="days"
+)
+TESTS = {"numbers": LETTERS, "days": TEXTS}
+
+
+def sets_for(model):
+    return {"numbers": random_vectors(model, seed=1), "days": random_vectors(model, seed=2)}
+
+
+def test_every_cell_is_the_change_of_the_margin_under_that_vector(tiny_chat):
+    vectors = sets_for(tiny_chat)
+    result = behavior_transfer(tiny_chat, TESTS, vectors, layer=3, multiplier=-2, progress=False)
+    assert result.matrix().shape == (2, 2)
+    for source, each in vectors.items():
+        for target, test in TESTS.items():
+            conditions = [(), (Intervention(vector=each[3], multiplier=-2),)]
+            one = score(tiny_chat, test, conditions, progress=False)
+            margins = (one.positive - one.negative).numpy()
+            frame = result.frame
+            cell = frame[(frame["source"] == source) & (frame["target"] == target)].sort_values("question")
+            np.testing.assert_allclose(cell["margin"], margins[:, 1], atol=2e-5)
+            np.testing.assert_allclose(cell["effect"], (margins[:, 1] - margins[:, 0]) / -2, atol=2e-5)
+            assert result.unsteered[target] == pytest.approx(margins[:, 0].mean(), abs=2e-5)
+
+
+def test_the_cosines_stand_beside_the_effects(tiny_chat):
+    vectors = sets_for(tiny_chat)
+    cells = (
+        behavior_transfer(tiny_chat, TESTS, vectors, layer=1, progress=False).summary().set_index(["source", "target"])
+    )
+    assert cells.loc[("numbers", "days"), "cosine"] == pytest.approx(vectors["numbers"][1].cosine(vectors["days"][1]))
+    assert cells.loc[("days", "days"), "cosine"] == pytest.approx(1)
+    assert (cells["low"] <= cells["mean"]).all()
+    assert (cells["mean"] <= cells["high"]).all()
+
+
+def test_a_test_set_without_a_vector_of_its_name_has_no_cosine(tiny_chat):
+    only = {"days": random_vectors(tiny_chat)}
+    result = behavior_transfer(tiny_chat, TESTS, only, layer=1, progress=False)
+    cells = result.summary().set_index("target")
+    assert np.isnan(cells.loc["numbers", "cosine"])
+    assert len(result.plot().layout.shapes) == 1
+
+
+def test_multiplier_0_gives_zero_and_the_order_of_questions_changes_nothing(tiny_chat):
+    vectors = sets_for(tiny_chat)
+    assert (
+        behavior_transfer(tiny_chat, TESTS, vectors, layer=2, multiplier=0, progress=False).frame["effect"] == 0
+    ).all()
+    there = behavior_transfer(tiny_chat, TESTS, vectors, layer=2, progress=False).matrix()
+    turned = {name: test[::-1] for name, test in TESTS.items()}
+    back = behavior_transfer(tiny_chat, turned, vectors, layer=2, max_tokens=40, progress=False).matrix()
+    np.testing.assert_allclose(back, there, atol=2e-5)
+
+
+def test_vectors_cross_between_prompt_formats_and_system_prompts(tiny_chat):
+    settings = {
+        "chat": PromptSetting(),
+        "llama": PromptSetting(prompt_format="llama2-base"),
+        "gloomy": PromptSetting(system="You are gloomy."),
+    }
+    result = prompt_transfer(tiny_chat, LETTERS, TEXTS, settings, layer=2, progress=False)
+    assert list(result.matrix().index) == list(result.matrix().columns) == list(settings)
+    of_gloomy = extract(tiny_chat, LETTERS, layers=[2], system="You are gloomy.", progress=False)
+    assert of_gloomy.provenance.details["system"] == "You are gloomy."
+    one = score(
+        tiny_chat,
+        TEXTS,
+        [(), (Intervention(vector=of_gloomy[2]),)],
+        prompt_format="llama2-base",
+        progress=False,
+    )
+    cell = result.frame.query("source == 'gloomy' and target == 'llama'").sort_values("question")["effect"]
+    np.testing.assert_allclose(cell, (one.values[:, 1] - one.values[:, 0]).numpy(), atol=2e-5)
+    assert result.settings["gloomy"]["system"] == "You are gloomy."
+
+
+def test_figures_show_numbers_levels_and_intervals(tiny_chat):
+    result = behavior_transfer(tiny_chat, TESTS, sets_for(tiny_chat), layer=2, progress=False)
+    figure = result.plot()
+    np.testing.assert_allclose(figure.data[0].z, result.matrix())
+    assert figure.data[0].texttemplate == "%{z:.2f}"
+    assert f"days {result.unsteered['days']:.2f}" in figure.layout.title.text
+    cell = result.summary().query("source == 'numbers' and target == 'days'").iloc[0]
+    assert figure.data[0].customdata[0][1] == f"[{cell['low']:.4f}, {cell['high']:.4f}]"
+    assert len(result.plot_cosine().data[0].x) == 2
+    assert "days" in repr(result)
+
+
+def test_bad_requests_are_refused(tiny_chat):
+    vectors = sets_for(tiny_chat)
+    with pytest.raises(ValueError, match="no test sets given"):
+        behavior_transfer(tiny_chat, {}, vectors, layer=1)
+    with pytest.raises(ValueError, match="has no vector for layer 9"):
+        behavior_transfer(tiny_chat, TESTS, vectors, layer=9)
