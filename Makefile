@@ -1,12 +1,16 @@
-# `make demo` runs the main job on a real model, `make test` the tests, `make check` the linters.
+# `make demo` runs the main job on a real model, `make test` the tests, `make check` the linters,
+# `make interop` the tests against other tools, `make docs` the documentation site.
 # Each builds .venv from the pinned versions by itself, once.
 PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The other tools lie in a folder of their own: asked, they would choose older versions of what .venv has.
+INTEROP := $(VENV)/interop
+WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/caa_lens/wheels
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test interop wheel docs check format bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("caa_lens needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -20,6 +24,34 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+# Other steering tools' own code against ours. llama.cpp is compiled once (4 minutes on 2 idle cores), into a wheel in the
+# user's cache that is not tuned to this one processor.
+interop: $(INTEROP)/.ready
+	CAA_LENS_INTEROP=1 PYTHONPATH=$(abspath $(INTEROP)) $(BIN)/python -m pytest tests/interop $(ARGS)
+
+$(INTEROP)/.ready: $(READY) requirements-interop.txt
+	rm -rf $(INTEROP)
+	mkdir -p $(WHEELS)
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAMA_OPENSSL=OFF -DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=2 nice $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -c requirements-interop.txt --find-links $(WHEELS) -w $(WHEELS) llama-cpp-python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --find-links $(WHEELS) --target $(INTEROP) -r requirements-interop.txt
+	touch $@
+
+# The wheel in an empty environment, away from the source: what a user of `pip install` gets.
+wheel: $(READY)
+	rm -rf build
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w build/wheel .
+	$(PYTHON) -m venv build/env
+	build/env/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	PIP_CONSTRAINT=constraints.txt build/env/bin/python -m pip install --quiet --disable-pip-version-check build/wheel/*.whl
+	cd build/wheel && ../env/bin/python -m caa_lens extract sentiment v.safetensors --layers 15
+	cd build/wheel && ../env/bin/caa-lens vectors show v.safetensors
+	PIP_CONSTRAINT=constraints.txt build/env/bin/python -m pip install --quiet --disable-pip-version-check "$$(echo build/wheel/*.whl)[judge,finetune]"
+	build/env/bin/python -c "import openai, peft"
+
+# The site of docs/, in build/site; a warning is an error. The variable silences an announcement of another site builder.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,0 +1,17 @@
+"""One small random Llama, in Hugging Face's form and in ours."""
+
+from types import SimpleNamespace
+
+import pytest
+from helpers import random_llama, random_vectors
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """The same weights as `hf` and as `ours`, and `vectors` of a size that matters at all five layers."""
+    from caa_lens.models import load_model
+
+    folder = tmp_path_factory.mktemp("llama")
+    hf = random_llama(folder, num_hidden_layers=5)
+    ours = load_model(folder, device="cpu")
+    return SimpleNamespace(hf=hf, ours=ours, vectors=random_vectors(ours, scale=0.5))
