@@ -24,12 +24,18 @@ if TYPE_CHECKING:
     from caa_lens.contrast import ContrastSet as ContrastSet
     from caa_lens.contrast import load_open_ended as load_open_ended
     from caa_lens.extraction import extract as extract
+    from caa_lens.foreign_vectors import ModelTransfer as ModelTransfer
+    from caa_lens.foreign_vectors import model_transfer as model_transfer
     from caa_lens.generation import generate as generate
     from caa_lens.generation import stream as stream
     from caa_lens.geometry import behavior_cosines as behavior_cosines
     from caa_lens.geometry import cosine_map as cosine_map
     from caa_lens.geometry import model_cosines as model_cosines
     from caa_lens.hooks import Intervention as Intervention
+    from caa_lens.interchange import read_vectors as read_vectors
+    from caa_lens.interchange import write_vectors as write_vectors
+    from caa_lens.judging import Judgements as Judgements
+    from caa_lens.judging import judge as judge
     from caa_lens.layer_transfer import LayerTransfer as LayerTransfer
     from caa_lens.layer_transfer import transfer as transfer
     from caa_lens.lens import LogitLens as LogitLens
@@ -40,49 +46,80 @@ if TYPE_CHECKING:
     from caa_lens.pair_geometry import norms as norms
     from caa_lens.pair_geometry import pca as pca
     from caa_lens.pair_geometry import separability as separability
+    from caa_lens.pair_reading import PairActivations as PairActivations
     from caa_lens.pair_reading import pair_activations as pair_activations
+    from caa_lens.paper_data import load_paper_questions as load_paper_questions
+    from caa_lens.paper_data import load_paper_set as load_paper_set
     from caa_lens.prompts import Prompt as Prompt
     from caa_lens.prompts import PromptFormat as PromptFormat
     from caa_lens.residual_lens import StreamLens as StreamLens
     from caa_lens.residual_lens import stream_lens as stream_lens
+    from caa_lens.residual_map import ResidualMap as ResidualMap
+    from caa_lens.residual_map import fit_residual_map as fit_residual_map
+    from caa_lens.rubrics import Rubric as Rubric
     from caa_lens.similarity import TokenSimilarity as TokenSimilarity
     from caa_lens.similarity import token_similarity as token_similarity
     from caa_lens.steering import steer as steer
     from caa_lens.sweeps import Sweep as Sweep
     from caa_lens.sweeps import sweep as sweep
+    from caa_lens.text_measures import measure_texts as measure_texts
+    from caa_lens.transfer_grid import PromptSetting as PromptSetting
+    from caa_lens.transfer_grid import TransferGrid as TransferGrid
+    from caa_lens.transfer_grid import behavior_transfer as behavior_transfer
+    from caa_lens.transfer_grid import prompt_transfer as prompt_transfer
+    from caa_lens.vector_combinations import gram_schmidt as gram_schmidt
+    from caa_lens.vector_combinations import mean as mean
+    from caa_lens.vector_combinations import normalize_across_behaviors as normalize_across_behaviors
     from caa_lens.vectors import SteeringVector as SteeringVector
     from caa_lens.vectors import SteeringVectors as SteeringVectors
-    from caa_lens.vectors import normalize_across_behaviors as normalize_across_behaviors
 
 _MODULE_OF = {
     "Attribution": "attribution",
     "ContrastPair": "contrast",
     "ContrastSet": "contrast",
     "Intervention": "hooks",
+    "Judgements": "judging",
     "LayerTransfer": "layer_transfer",
     "LogitLens": "lens",
+    "ModelTransfer": "foreign_vectors",
+    "PairActivations": "pair_reading",
     "Prompt": "prompts",
     "PromptFormat": "prompts",
+    "PromptSetting": "transfer_grid",
+    "ResidualMap": "residual_map",
+    "Rubric": "rubrics",
     "SteeringVector": "vectors",
     "SteeringVectors": "vectors",
     "StreamLens": "residual_lens",
     "Sweep": "sweeps",
     "TokenSimilarity": "similarity",
+    "TransferGrid": "transfer_grid",
     "WordRanks": "lens",
     "attribute": "attribution",
     "behavior_cosines": "geometry",
+    "behavior_transfer": "transfer_grid",
     "cosine_map": "geometry",
     "extract": "extraction",
+    "fit_residual_map": "residual_map",
     "generate": "generation",
+    "gram_schmidt": "vector_combinations",
+    "judge": "judging",
     "load_model": "models",
     "load_open_ended": "contrast",
+    "load_paper_questions": "paper_data",
+    "load_paper_set": "paper_data",
     "logit_lens": "lens",
+    "mean": "vector_combinations",
+    "measure_texts": "text_measures",
     "model_cosines": "geometry",
-    "normalize_across_behaviors": "vectors",
+    "model_transfer": "foreign_vectors",
+    "normalize_across_behaviors": "vector_combinations",
     "norms": "pair_geometry",
     "pair_activations": "pair_reading",
     "pca": "pair_geometry",
+    "prompt_transfer": "transfer_grid",
     "read_residuals": "activations",
+    "read_vectors": "interchange",
     "separability": "pair_geometry",
     "steer": "steering",
     "stream": "generation",
@@ -91,6 +128,7 @@ _MODULE_OF = {
     "token_similarity": "similarity",
     "transfer": "layer_transfer",
     "word_ranks": "lens",
+    "write_vectors": "interchange",
 }
 
 __all__ = list(_MODULE_OF)

@@ -8,17 +8,22 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from caa_lens.cli_data import data_app
+from caa_lens.cli_report import report
 from caa_lens.cli_vectors import VectorsArgument, vectors_app
 
 app = typer.Typer(
     name="caa-lens",
     help="Contrastive Activation Addition: extract steering vectors, steer, and ask what the vectors are.",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(vectors_app, name="vectors")
+app.add_typer(data_app, name="data")
+app.command()(report)
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="'demo', a hub id, a folder with safetensors, or a GGUF file.")

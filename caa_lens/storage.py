@@ -1,20 +1,44 @@
-"""Steering vectors on disk: one safetensors file that explains itself.
+"""Steering vectors on disk: one safetensors file that explains itself, and proves that it is what was written.
 
 The tensor is called `directions`, `[layer d_model]`; everything else stands in the file's string metadata, so that a
-file found years later still says which model, hook point, layer convention and data it belongs to.
+file found years later still says which model, hook point, layer convention and data it belongs to. The metadata key
+`checksum` is, in hexadecimal,
+
+    sha256(json.dumps(all other metadata, sort_keys=True) as UTF-8, then the bytes of `directions`)
+
+Version 1 had neither `checksum` nor `library_versions`; such files are read, unproven. Nothing is ever unpickled.
 """
 
+import hashlib
+import importlib.metadata
 import json
 import secrets
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from caa_lens.vectors import HOOK_POINT, Provenance, SteeringVectors
+import torch
 
-FORMAT_VERSION = 1
+from caa_lens.provenance import HOOK_POINT, Provenance
+from caa_lens.vectors import SteeringVectors
+
+FORMAT_VERSION = 2
 LAYER_CONVENTION = "0-based block; directions live at the block's output"
+KEYS_1 = {"caa_lens_format", "hook_point", "layer_convention", "layers", "dtype", *(f.name for f in fields(Provenance))}
+KEYS = {"1": KEYS_1, "2": KEYS_1 | {"library_versions", "checksum"}}
+MAX_BYTES = 2**30  # a hundred layers of a width of ten thousand in float64 take 8 MB
+MAX_HEADER = 2**20
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+}
 
 
 class VectorFileError(ValueError):
@@ -22,21 +46,22 @@ class VectorFileError(ValueError):
 
 
 def save_vectors(vectors: SteeringVectors, path: str | Path) -> Path:
-    """Write vectors to a `.safetensors` file, atomically; an existing file is replaced whole or not at all."""
-    from safetensors.torch import save
+    """Write vectors to a `.safetensors` file, atomically; an existing file is replaced whole or not at all.
 
+    Raises:
+        ValueError: for another ending, or vectors that would not be read back as they are (a dtype that safetensors
+            lacks, details that are not texts). Nothing is written then.
+    """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"vectors are saved as .safetensors, got {path.name!r}")
-    metadata = {
-        "caa_lens_format": str(FORMAT_VERSION),
-        "hook_point": HOOK_POINT,
-        "layer_convention": LAYER_CONVENTION,
-        "layers": json.dumps(list(vectors.layers)),
-        "dtype": str(vectors.directions.dtype).removeprefix("torch."),
-        **{key: _text(value) for key, value in asdict(vectors.provenance).items()},
-    }
-    data = _sorted_metadata(save({"directions": vectors.directions.detach().cpu().contiguous()}, metadata))
+    try:
+        data = _encode(vectors)
+        again = _decode(data)
+    except (VectorFileError, UnicodeError) as error:
+        raise ValueError(f"these vectors cannot be saved, because the file {error}") from None
+    if again.provenance != vectors.provenance:
+        raise ValueError(f"this provenance cannot be saved, because it holds more than texts: {vectors.provenance}")
     return write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
@@ -47,49 +72,104 @@ def load_vectors(path: str | Path) -> SteeringVectors:
         FileNotFoundError: if there is no such file.
         VectorFileError: if the file is damaged, not one of ours, lacks metadata, or has a newer format version.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"no vector file at {path}: expected a .safetensors file written by SteeringVectors.save"
         )
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            names = list(file.keys())
-            _check_version(path, metadata)
-            if names != ["directions"]:
-                raise VectorFileError(f"{path} has tensors {names}, expected only 'directions'")
-            directions = file.get_tensor("directions").clone()
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise VectorFileError(
-            f"{path} is not a readable safetensors file ({error}): it may be truncated; save it again"
-        ) from None
+        if path.stat().st_size > MAX_BYTES:
+            raise VectorFileError(f"is larger than {MAX_BYTES} bytes: these are no steering vectors")
+        return _decode(path.read_bytes())
+    except VectorFileError as error:
+        raise VectorFileError(f"{path} {error}") from None
+    except OSError as error:
+        raise VectorFileError(f"{path} cannot be read: {error}") from None
+
+
+def _encode(vectors: SteeringVectors) -> bytes:
+    from safetensors.torch import save
+
+    directions = vectors.directions.detach().cpu().contiguous()
+    metadata = {
+        "caa_lens_format": str(FORMAT_VERSION),
+        "hook_point": HOOK_POINT,
+        "layer_convention": LAYER_CONVENTION,
+        "layers": json.dumps(list(vectors.layers)),
+        "dtype": str(directions.dtype).removeprefix("torch."),
+        "library_versions": f"caa-lens {importlib.metadata.version('caa-lens')}, torch {torch.__version__}",
+        **{key: _text(value) for key, value in asdict(vectors.provenance).items()},
+    }
+    metadata["checksum"] = _checksum(metadata, directions.view(torch.uint8).numpy().tobytes())
+    return _sorted_metadata(save({"directions": directions}, metadata))
+
+
+def _decode(data: bytes) -> SteeringVectors:
+    """Vectors from the bytes of a file.
+
+    Raises:
+        VectorFileError: whatever is wrong with them, worded to follow the name of the file.
+    """
+    from safetensors import SafetensorError, deserialize
+
+    header = int.from_bytes(data[:8], "little")
+    if MAX_HEADER < header <= len(data):
+        raise VectorFileError(f"has a header of {header} bytes, expected at most {MAX_HEADER}: it is not one of ours")
     try:
-        layers = tuple(int(layer) for layer in json.loads(metadata["layers"]))
-        fields: dict[str, Any] = {key: metadata[key] for key in Provenance.__dataclass_fields__}
-        fields["n_pairs"] = int(fields["n_pairs"])
-        fields["details"] = json.loads(fields["details"])
-        if metadata["hook_point"] != HOOK_POINT:
-            raise VectorFileError(f"{path} holds vectors at {metadata['hook_point']!r}, expected {HOOK_POINT!r}")
-        return SteeringVectors(directions=directions, layers=layers, provenance=Provenance(**fields))
-    except VectorFileError:
-        raise
-    except KeyError as error:
-        raise VectorFileError(f"{path} lacks the metadata {error}: it was not written by this library") from None
-    except (TypeError, ValueError, OverflowError) as error:
-        raise VectorFileError(f"{path} has unusable metadata or tensors: {error}") from None
-
-
-def _check_version(path: Path, metadata: dict[str, str]) -> None:
+        tensors = dict(deserialize(data))
+        metadata = json.loads(data[8 : 8 + header]).get("__metadata__") or {}
+        if not isinstance(metadata, dict) or any(type(value) is not str for value in metadata.values()):
+            raise ValueError("metadata that is not text")
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise VectorFileError(
+            f"is not a readable safetensors file ({error}): it may be truncated; save it again"
+        ) from None
     version = metadata.get("caa_lens_format")
     if version is None:
-        raise VectorFileError(f"{path} has no 'caa_lens_format' metadata: it was not written by this library")
-    if not version.isdecimal() or int(version) > FORMAT_VERSION:
-        raise VectorFileError(
-            f"{path} has format version {version!r}, this library reads up to {FORMAT_VERSION}: update caa_lens"
-        )
+        raise VectorFileError("has no 'caa_lens_format' metadata: it was not written by this library")
+    if version not in KEYS:
+        readable = " and ".join(KEYS)
+        raise VectorFileError(f"has format version {version!r}, this library reads {readable}: update caa_lens")
+    if list(tensors) != ["directions"]:
+        raise VectorFileError(f"has tensors {list(tensors)}, expected only 'directions'")
+    for key in sorted(KEYS[version] ^ metadata.keys()):
+        trouble = "lacks the metadata" if key in KEYS[version] else "has the unknown metadata"
+        raise VectorFileError(f"{trouble} {key!r}: it was not written by this library, or is damaged")
+    tensor = tensors["directions"]
+    checksum = metadata.pop("checksum", None)
+    if version != "1" and checksum != _checksum(metadata, tensor["data"]):
+        raise VectorFileError("is damaged: its checksum is not that of its contents; save or copy it again")
+    try:
+        return _vectors(metadata, tensor)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise VectorFileError(f"has unusable metadata or tensors: {error}") from None
+
+
+def _vectors(metadata: dict[str, str], tensor: dict[str, Any]) -> SteeringVectors:
+    for key, expected in {"hook_point": HOOK_POINT, "layer_convention": LAYER_CONVENTION}.items():
+        if metadata[key] != expected:
+            raise ValueError(f"{key} is {metadata[key]!r}, expected {expected!r}")
+    dtype = _DTYPES.get(tensor["dtype"])
+    if dtype is None:
+        raise ValueError(f"numbers are {tensor['dtype']}, expected one of {', '.join(_DTYPES)}: convert them first")
+    if metadata["dtype"] != str(dtype).removeprefix("torch."):
+        raise ValueError(f"numbers are {tensor['dtype']}, but said to be {metadata['dtype']!r}")
+    layers, details = json.loads(metadata["layers"]), json.loads(metadata["details"])
+    if not isinstance(layers, list) or any(type(layer) is not int for layer in layers):
+        raise ValueError(f"layers are {metadata['layers'][:80]!r}, expected a list of block numbers")
+    if not isinstance(details, dict) or any(type(value) is not str for value in details.values()):
+        raise ValueError(f"details are {metadata['details'][:80]!r}, expected texts by name")
+    if not metadata["n_pairs"].isdecimal():
+        raise ValueError(f"n_pairs is {metadata['n_pairs'][:80]!r}, expected a number")
+    known: dict[str, Any] = {f.name: metadata[f.name] for f in fields(Provenance)}
+    known |= {"n_pairs": int(metadata["n_pairs"]), "details": details}
+    # A bytearray, because torch wants memory that may be written to.
+    directions = torch.frombuffer(bytearray(tensor["data"]), dtype=dtype).reshape(tensor["shape"])
+    return SteeringVectors(directions=directions, layers=tuple(layers), provenance=Provenance(**known))
+
+
+def _checksum(metadata: dict[str, str], tensor: bytes | bytearray) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode() + tensor).hexdigest()
 
 
 def _text(value: Any) -> str:

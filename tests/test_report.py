@@ -1,38 +1,58 @@
-"""The HTML page: complete, self-contained, and safe against what models write."""
+"""The HTML page: complete, self-contained, quiet, and safe against what models write."""
 
+import json
 import re
+import shutil
+import subprocess
 
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from typer.testing import CliRunner
 
-from caa_lens.report import Section, write_report
+from caa_lens.report import ColoredText, Section, write_report
+from caa_lens.run_report import RunFolderError, load_section, read_run, save_section, write_run_report
 
 EVIL = "<script>alert('x')</script> & </td>"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def section(title: str = "one") -> Section:
+    """Every kind of content, all of it hostile."""
+    return Section(
+        title=title,
+        source=EVIL,
+        text=EVIL,
+        found=[EVIL],
+        figures=[go.Figure(go.Scatter(x=[1, 2], y=[2, 3], name=EVIL), layout={"title": {"text": "a &lt;b&gt; title"}})],
+        tokens=[ColoredText(caption=EVIL, tokens=[(EVIL, 0.5), (" fine", -1.0)], bound=1.0)],
+        texts=[(EVIL, [("+1", EVIL), ("-1", "</dd>")])],
+        tables=[(EVIL, pd.DataFrame({EVIL: [EVIL, 0.123456]})), pd.DataFrame({"n": [1]})],
+    )
 
 
 def page(tmp_path) -> str:
     path = write_report(
-        tmp_path / "report.html",
-        title=EVIL,
-        lead="lead",
-        sections=[
-            Section(
-                title="one",
-                text=EVIL,
-                figures=[go.Figure(go.Scatter(x=[1], y=[2], name=EVIL))],
-                texts=[(EVIL, [("+1", EVIL)])],
-                tables=[pd.DataFrame({EVIL: [EVIL, 0.123456]})],
-            )
-        ],
-        settings={"model": EVIL},
+        tmp_path / "report.html", title=EVIL, lead="lead", sections=[section()], settings={"model": EVIL}
     )
     return path.read_text(encoding="utf-8")
 
 
+def make_run(folder, **about):
+    """A run folder as an experiment's runner leaves it."""
+    folder.mkdir()
+    made = {"config": {"model": EVIL, "behaviors": ["a", "b"]}, "versions": {"torch": "2"}, "about": about}
+    (folder / "run.json").write_text(json.dumps(made))
+    save_section(section("second"), folder / "b" / "section.json")
+    save_section(section("first"), folder / "z" / "section.json")
+    save_section(Section(title="third", skipped=EVIL), folder / "c" / "section.json")
+    return folder
+
+
 def test_text_from_models_and_data_is_escaped_everywhere(tmp_path):
-    assert "<script>alert" not in page(tmp_path)
-    assert page(tmp_path).count("&lt;script&gt;alert") >= 7
+    html = page(tmp_path)
+    assert "<script>alert" not in html
+    assert html.count("&lt;script&gt;alert") >= 11  # every place of `section`, the figure's own script apart
 
 
 def test_the_page_asks_the_network_for_nothing(tmp_path):
@@ -47,8 +67,21 @@ def test_the_plotly_script_is_put_in_once_and_figures_use_it(tmp_path):
     assert len(html) < 8_000_000
 
 
+def test_a_figures_title_stands_in_the_page_where_it_can_wrap(tmp_path):
+    html = page(tmp_path)
+    assert ">a &lt;b&gt; title</p>" in html
+    assert '"title":{"text":"a ' not in html
+
+
 def test_numbers_in_tables_are_rounded_for_reading(tmp_path):
     assert "<td>0.1235</td>" in page(tmp_path)
+
+
+def test_colours_have_the_sign_and_the_share_of_the_bound(tmp_path):
+    assert 'style="background: rgba(59, 125, 216, 0.40)" title="0.5"' in page(tmp_path)
+    assert 'style="background: rgba(200, 69, 59, 0.80)" title="-1.0"> fine<' in page(tmp_path)
+    with pytest.raises(ValueError, match="bound must be positive"):
+        ColoredText(caption="", tokens=[], bound=0.0)
 
 
 def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
@@ -59,3 +92,134 @@ def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
         page(tmp_path)
     assert (tmp_path / "report.html").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_section_comes_back_from_its_file_as_it_was(tmp_path):
+    before = section()
+    after = load_section(save_section(before, tmp_path / "section.json"))
+    for name in ("title", "source", "text", "skipped", "found"):
+        assert getattr(after, name) == getattr(before, name)
+    assert after.texts == before.texts
+    assert after.tokens == before.tokens
+    assert [json.loads(f.to_json()) for f in after.figures] == [json.loads(f.to_json()) for f in before.figures]
+    for (caption, table), (caption_before, table_before) in zip(
+        after.captioned_tables(), before.captioned_tables(), strict=True
+    ):
+        assert caption == caption_before
+        pd.testing.assert_frame_equal(table, table_before)
+
+
+def test_equal_sections_make_equal_files(tmp_path):
+    one, two = (save_section(section(), tmp_path / name).read_bytes() for name in ("a.json", "b.json"))
+    assert one == two
+
+
+def test_a_run_is_reported_in_its_own_order_with_what_was_not_run(tmp_path):
+    run = make_run(tmp_path / "run", experiments=["z", "b", "c"], commit="abc")
+    assert [one.title for one in read_run(run).sections] == ["first", "second", "third"]
+    html = write_run_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in html
+    assert html.index(">first<") < html.index(">second<") < html.index("Not run")
+    assert "<td>a, b</td>" in html
+    assert "abc" in html
+    assert "@inproceedings" in html
+
+
+def test_several_runs_stand_below_each_other_with_their_settings(tmp_path):
+    runs = [make_run(tmp_path / name) for name in ("one", "two")]
+    html = write_run_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert html.count('class="settings"') == 2
+    assert html.count('<h2 class="part">') == 2
+    assert len(set(re.findall(r'<section id="([^"]+)"', html))) == len(re.findall(r"<section id=", html))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda run: (run / "run.json").unlink(), "holds no run"),
+        (lambda run: (run / "run.json").write_text("{"), "holds no run"),
+        (lambda run: [file.unlink() for file in run.glob("*/section.json")], "is finished"),
+        (lambda run: (run / "b" / "section.json").write_text("{"), "not a readable section"),
+        (lambda run: (run / "b" / "section.json").write_text('{"caa_lens_section": 99}'), "reads up to 1: update"),
+    ],
+)
+def test_a_folder_that_cannot_be_reported_is_refused_and_nothing_is_written(tmp_path, spoil, message):
+    run = make_run(tmp_path / "run")
+    spoil(run)
+    with pytest.raises(RunFolderError, match=message):
+        write_run_report([run], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_command_writes_the_page_and_says_where(tmp_path):
+    import typer
+
+    from caa_lens.cli_report import report
+
+    app = typer.Typer()
+    app.command()(report)
+    out = tmp_path / "page.html"
+    done = CliRunner().invoke(app, [str(make_run(tmp_path / "run")), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert str(out.resolve()) in done.output.replace("\n", "")
+    assert out.exists()
+    with pytest.raises(ValueError, match=r"written as \.html"):
+        report([tmp_path / "run"], out=tmp_path / "page.pdf")
+
+
+# ---- in a browser ----------------------------------------------------------------------------------------------
+
+
+# Chromium has requests of its own, so the page's are asked of the page; behind its end, so that it is left as it is.
+TELL_REQUESTS = """<script>
+setTimeout(() => {
+  const names = performance.getEntriesByType("resource").map((entry) => entry.name);
+  document.body.setAttribute("data-requests", names.join(" "));
+}, 5000);
+</script>"""
+
+
+def browse(path, tmp_path):
+    """(document after scripts ran, console messages, requests) of a page in headless chromium."""
+    told = tmp_path / "told.html"
+    told.write_text(path.read_text(encoding="utf-8") + TELL_REQUESTS, encoding="utf-8")
+    quiet = "background-networking component-update sync default-apps extensions gpu breakpad"
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--no-first-run",
+            *(f"--disable-{what}" for what in quiet.split()),
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=8000",
+            "--dump-dom",
+            told.resolve().as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    requests = re.search(r'data-requests="([^"]*)"', done.stdout)
+    assert requests, done.stderr
+    return done.stdout, re.findall(r".*CONSOLE.*", done.stderr), requests[1].split()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, e.g. the Debian package chromium")
+def test_a_browser_draws_every_figure_in_silence_and_asks_the_network_for_nothing(tmp_path):
+    run = make_run(tmp_path / "run")
+    dom, console, requests = browse(write_run_report([run], tmp_path / "report.html"), tmp_path)
+    assert console == []
+    assert requests == []
+    assert dom.count('class="main-svg"') >= 2
+    assert len(re.findall(r'class="plotly-graph-div js-plotly-plot"', dom)) == 2
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, e.g. the Debian package chromium")
+def test_the_browser_check_sees_errors_and_requests(tmp_path):
+    bad = tmp_path / "bad.html"
+    bad.write_text('<img src="http://example.com/x.png"><script>nothing.here()</script>')
+    _, console, requests = browse(bad, tmp_path)
+    assert any("nothing is not defined" in line for line in console)
+    assert any("example.com" in name for name in requests)

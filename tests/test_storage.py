@@ -1,5 +1,6 @@
 """Vector files: what is read is what was written, and a file that is not ours says so."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -10,10 +11,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
+from caa_lens import storage
 from caa_lens.storage import FORMAT_VERSION, VectorFileError, load_vectors, save_vectors, write_atomically
 from caa_lens.vectors import Provenance, SteeringVectors
+
+FLOATS = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+]
 
 
 def some_vectors(*, layers=(3, 7, 20), dtype=torch.float32, seed=0):
@@ -41,28 +54,37 @@ def saved_bytes(folder, vectors=None):
 
 
 def file_with(folder, *, tensors=None, without=(), **metadata):
-    """A valid file, but for what is given."""
+    """A valid file, checksum and all, but for what is given."""
     from safetensors import safe_open
 
     good = save_vectors(some_vectors(), folder / "good.safetensors")
     with safe_open(good, framework="pt") as file:
         merged = {**file.metadata(), **metadata}
         tensors = {"directions": file.get_tensor("directions")} if tensors is None else tensors
+    merged = {key: value for key, value in merged.items() if key not in without}
+    if "checksum" in merged and "checksum" not in metadata:
+        contents = next(iter(tensors.values())).contiguous().view(torch.uint8).numpy().tobytes()
+        merged["checksum"] = checksum({key: value for key, value in merged.items() if key != "checksum"}, contents)
     path = folder / "made.safetensors"
-    save_file(tensors, path, metadata={key: value for key, value in merged.items() if key not in without})
+    save_file(tensors, path, metadata=merged)
     return path
+
+
+def checksum(metadata, contents):
+    """As the documentation says."""
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode("utf-8") + contents).hexdigest()
 
 
 # ---- round trip -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("layers", [(3, 7, 20), (13,), tuple(range(5))])
 def test_saving_then_loading_is_exact(tmp_path, dtype, layers):
     vectors = some_vectors(dtype=dtype, layers=layers)
     loaded = SteeringVectors.load(vectors.save(tmp_path / "v.safetensors"))
     assert loaded.directions.dtype == dtype
-    assert torch.equal(loaded.directions, vectors.directions)
+    assert torch.equal(loaded.directions.view(torch.uint8), vectors.directions.view(torch.uint8))
     assert loaded.layers == layers
     for field in fields(Provenance):
         assert getattr(loaded.provenance, field.name) == getattr(vectors.provenance, field.name), field.name
@@ -73,6 +95,42 @@ def test_extreme_numbers_survive(tmp_path):
     directions = torch.tensor([[tiny, -0.0, torch.finfo(torch.float32).max, 0.1]])
     loaded = load_vectors(save_vectors(SteeringVectors(directions=directions, layers=(7,)), tmp_path / "v.safetensors"))
     assert loaded.directions.view(torch.int32).tolist() == directions.view(torch.int32).tolist()
+
+
+def test_every_number_of_the_narrow_dtypes_survives(tmp_path):
+    for dtype in FLOATS:
+        if dtype.itemsize <= 2:
+            bits = torch.arange(2 ** (8 * dtype.itemsize)).to({1: torch.uint8, 2: torch.int16}[dtype.itemsize])
+            every = bits.view(dtype)
+            every = every[every.float().isfinite()]
+            path = save_vectors(SteeringVectors(directions=every[None], layers=(7,)), tmp_path / "v.safetensors")
+            assert torch.equal(load_vectors(path).directions[0].view(torch.uint8), every.view(torch.uint8)), dtype
+
+
+def test_a_dtype_that_safetensors_cannot_hold_is_refused_before_anything_is_written(tmp_path):
+    scales = some_vectors(layers=(7,))
+    object.__setattr__(scales, "directions", torch.ones(1, 4).to(torch.float8_e8m0fnu))
+    with pytest.raises(ValueError, match=r"cannot be saved, because .*F8_E8M0, expected one of F64, F32.*convert them"):
+        save_vectors(scales, tmp_path / "v.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"details": {"pairs": 3}}, {"behavior": None}, {"behavior": "\ud800"}, {"details": {"note": "x" * 2**20}}],
+    ids=str,
+)
+def test_provenance_that_would_not_be_read_back_as_it_is_is_refused(tmp_path, odd):
+    from dataclasses import replace
+    from inspect import unwrap  # the tests' own type checking would refuse some of these first
+
+    provenance = Provenance()
+    for name, value in odd.items():
+        object.__setattr__(provenance, name, value)
+    vectors = replace(some_vectors(), provenance=provenance)
+    with pytest.raises(ValueError, match="cannot be saved"):
+        unwrap(save_vectors)(vectors, tmp_path / "v.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_view_into_a_larger_tensor_is_saved_as_what_it_shows(tmp_path):
@@ -112,6 +170,9 @@ def test_a_file_explains_itself_to_other_readers(tmp_path):
     assert json.loads(metadata["layers"]) == [3, 7, 20]
     assert (metadata["dtype"], metadata["caa_lens_format"]) == ("float32", str(FORMAT_VERSION))
     assert metadata["model"] == "meta-llama/Llama-2-7b-chat-hf"
+    assert f"torch {torch.__version__}" in metadata["library_versions"]
+    contents = some_vectors().directions.numpy().tobytes()
+    assert metadata.pop("checksum") == checksum(metadata, contents)
 
 
 def test_folders_are_made_and_a_string_is_a_path_too(tmp_path):
@@ -147,34 +208,52 @@ def test_a_file_truncated_anywhere_is_refused(tmp_path):
             load_vectors(path)
 
 
-def test_a_flipped_bit_in_the_length_or_structure_is_refused(tmp_path):
+def test_any_flipped_bit_of_the_file_is_noticed_or_changes_nothing(tmp_path):
+    vectors = some_vectors()
     data = saved_bytes(tmp_path)
-    path = tmp_path / "flipped.safetensors"
-    brace, last = 8, data.rindex(b"}}")
-    for position in [0, 1, 4, 7, brace, last, last + 1]:
+    unnoticed = []
+    for position in range(len(data)):
+        for bit in range(8):
+            damaged = bytearray(data)
+            damaged[position] ^= 1 << bit
+            try:
+                loaded = storage._decode(bytes(damaged))  # load_vectors without the file: ten thousand times
+            except VectorFileError:
+                continue
+            assert torch.equal(loaded.directions, vectors.directions)
+            assert (loaded.layers, loaded.provenance) == (vectors.layers, vectors.provenance)
+            unnoticed.append((position, bit))
+    assert not unnoticed
+
+
+def test_many_flipped_bytes_are_noticed(tmp_path):
+    data = saved_bytes(tmp_path)
+    path = tmp_path / "damaged.safetensors"
+    chosen = random.Random(0)
+    for _ in range(300):
         damaged = bytearray(data)
-        damaged[position] ^= 4
+        for position in chosen.sample(range(len(data)), chosen.randrange(1, 9)):
+            damaged[position] ^= chosen.randrange(1, 256)
         path.write_bytes(damaged)
-        with pytest.raises(VectorFileError, match=r"flipped\.safetensors is not a readable safetensors file"):
+        with pytest.raises(VectorFileError, match=r"damaged\.safetensors"):
             load_vectors(path)
 
 
-def test_no_flipped_bit_in_the_header_escapes_as_another_error(tmp_path):
+def test_a_flipped_number_of_a_vector_says_so(tmp_path):
+    damaged = bytearray(saved_bytes(tmp_path))
+    damaged[-3] ^= 1
+    (tmp_path / "v.safetensors").write_bytes(damaged)
+    with pytest.raises(VectorFileError, match="is damaged: its checksum is not that of its contents"):
+        load_vectors(tmp_path / "v.safetensors")
+
+
+def test_bytes_put_in_or_taken_out_anywhere_are_noticed(tmp_path):
     data = saved_bytes(tmp_path)
-    path = tmp_path / "flipped.safetensors"
-    header = 8 + int.from_bytes(data[:8], "little")
-    chosen = random.Random(0)
-    refused = []
-    for position in range(header):
-        damaged = bytearray(data)
-        damaged[position] ^= 1 << chosen.randrange(8)
-        path.write_bytes(damaged)
-        try:
-            load_vectors(path)  # a changed letter in a text cannot be noticed
-        except VectorFileError as error:
-            refused.append(str(error))
-    assert len(refused) > header // 4
-    assert all("flipped.safetensors" in message for message in refused)
+    for position in range(0, len(data) + 1, 7):
+        for changed in (data[:position] + b"0" + data[position:], data[:position] + data[position + 1 :]):
+            if changed != data:
+                with pytest.raises(VectorFileError):
+                    storage._decode(changed)
 
 
 def test_random_bytes_are_refused(tmp_path):
@@ -200,6 +279,155 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+def header_of(text, *, length=None, tensor=b"\0" * 16):
+    text = text if isinstance(text, bytes) else text.encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + tensor
+
+
+def described(shape, *, dtype="F32", end=16, metadata="{}"):
+    entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}
+    return header_of(json.dumps({"directions": entry})[:-1] + f', "__metadata__": {metadata}}}')
+
+
+HOSTILE = {
+    "empty": b"",
+    "seven bytes": b"\0" * 7,
+    "a header of 2^64 - 1 bytes": header_of("{}", length=2**64 - 1),
+    "a header of 2^63 bytes": header_of("{}", length=2**63),
+    "a header longer than the file": header_of("{}", length=1000),
+    "a header of 90 MB": header_of(b" " * 90_000_000 + b"{}"),
+    "not UTF-8": header_of(b'{"__metadata__": {"a": "\xff\xfe"}}'),
+    "half a character": header_of('{"__metadata__": {"a": "\\ud800"}}'),
+    "no object": header_of("[1, 2]"),
+    "a number": header_of("1" * 5000),
+    "brackets without end": header_of("[" * 100_000),
+    "braces without end": header_of('{"a":' * 100_000),
+    "nested metadata": header_of('{"__metadata__": {"a": {"b": "c"}}}'),
+    "metadata that is a list": header_of('{"__metadata__": ["a"]}'),
+    "twice the same key": header_of('{"__metadata__": {"caa_lens_format": "2"}, "__metadata__": {"a": "b"}}'),
+    "a shape beyond all memory": described([2**62, 2**62]),
+    "a shape that wraps around": described([2**32, 2**32], end=0),
+    "a negative shape": described([-1, 4]),
+    "a shape that is no number": described(["a"]),
+    "a shape of a thousand dimensions": described([1] * 1000 + [4]),
+    "offsets beyond the file": described([1, 4], end=1 << 40),
+    "offsets that do not fit the shape": described([1, 3]),
+    "an unknown dtype": described([1, 4], dtype="F99"),
+    "a GGUF file": b"GGUF" + b"\3" + b"\0" * 100,
+    "an archive": b"PK\3\4" + b"\0" * 100,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_ends_in_a_clear_error(tmp_path, name):
+    path = tmp_path / "hostile.safetensors"
+    path.write_bytes(HOSTILE[name])
+    with pytest.raises(VectorFileError, match=r"hostile\.safetensors (is not a readable|has )") as refused:
+        load_vectors(path)
+    assert len(str(refused.value)) < 1000
+
+
+BOMBS = [
+    "[" * 100_000,
+    '{"a":' * 100_000,
+    "9" * 5000,
+    "[1e999]",
+    "[" + "9" * 5000 + "]",
+    "[true]",
+    "[3.0]",
+    '"3"',
+    "{}",
+    "",
+]
+
+
+@pytest.mark.parametrize("key", ["layers", "n_pairs", "details"])
+@pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb[:8])
+def test_json_inside_the_metadata_is_not_trusted_either(tmp_path, key, bomb):
+    if (key, bomb) == ("details", "{}"):
+        return  # what it should be
+    with pytest.raises(VectorFileError, match="has unusable metadata or tensors") as refused:
+        load_vectors(file_with(tmp_path, **{key: bomb}))
+    assert len(str(refused.value)) < 1000
+
+
+def test_a_file_too_large_to_be_vectors_is_not_even_read(tmp_path):
+    path = tmp_path / "large.safetensors"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # of holes, which take no space
+    with pytest.raises(VectorFileError, match=r"large\.safetensors is larger than 1073741824 bytes"):
+        load_vectors(path)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "to_folder.safetensors").symlink_to(tmp_path / "folder.safetensors")
+    (tmp_path / "dangling.safetensors").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop.safetensors").symlink_to(tmp_path / "loop.safetensors")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for name in ("folder", "to_folder", "dangling", "loop", "pipe"):
+        with pytest.raises(FileNotFoundError, match=f"no vector file at .*{name}"):
+            load_vectors(tmp_path / f"{name}.safetensors")
+    with pytest.raises(FileNotFoundError, match="no vector file at"):
+        load_vectors("/dev/zero")
+
+
+def test_a_link_to_a_vector_file_is_read_and_saving_over_it_leaves_the_file_behind_it(tmp_path):
+    real = save_vectors(some_vectors(), tmp_path / "real.safetensors")
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(real)
+    assert torch.equal(load_vectors(link).directions, some_vectors().directions)
+    save_vectors(some_vectors(seed=1), link)
+    assert torch.equal(load_vectors(real).directions, some_vectors().directions)
+    assert torch.equal(load_vectors(link).directions, some_vectors(seed=1).directions)
+
+
+def test_a_file_that_may_not_be_read_says_so(tmp_path, monkeypatch):
+    path = save_vectors(some_vectors(), tmp_path / "v.safetensors")
+
+    def forbidden(self):
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    with pytest.raises(VectorFileError, match=r"v\.safetensors cannot be read: Permission denied"):
+        load_vectors(path)
+
+
+# ---- versions ---------------------------------------------------------------------------------------------------
+
+
+def version_1(folder, **changes):
+    """What the first version wrote: neither checksum nor library versions."""
+    vectors = some_vectors()
+    texts = {f.name: getattr(vectors.provenance, f.name) for f in fields(Provenance)}
+    metadata = {
+        "caa_lens_format": "1",
+        "hook_point": "hook_resid_post",
+        "layer_convention": "0-based block; directions live at the block's output",
+        "layers": "[3, 7, 20]",
+        "dtype": "float32",
+        **{key: value if isinstance(value, str) else json.dumps(value) for key, value in texts.items()},
+    }
+    path = folder / "old.safetensors"
+    path.write_bytes(save({"directions": vectors.directions}, {**metadata, **changes}))
+    return path
+
+
+def test_files_of_version_1_which_had_no_checksum_are_still_read(tmp_path):
+    loaded = load_vectors(version_1(tmp_path))
+    assert torch.equal(loaded.directions, some_vectors().directions)
+    assert (loaded.layers, loaded.provenance) == ((3, 7, 20), some_vectors().provenance)
+
+
+def test_a_file_of_version_2_cannot_pass_for_one_of_version_1(tmp_path):
+    with pytest.raises(VectorFileError, match="has the unknown metadata 'checksum'"):
+        load_vectors(file_with(tmp_path, caa_lens_format="1"))
+    with pytest.raises(VectorFileError, match="lacks the metadata 'checksum'"):
+        load_vectors(version_1(tmp_path, caa_lens_format="2"))
+    with pytest.raises(VectorFileError, match="has the unknown metadata 'note'"):
+        load_vectors(file_with(tmp_path, note="added by hand"))
+
+
 def test_another_tools_safetensors_are_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"directions": torch.ones(3, 16)}, path)
@@ -214,7 +442,9 @@ def test_other_tensors_are_refused_by_name(tmp_path, names):
         load_vectors(path)
 
 
-@pytest.mark.parametrize("key", ["layers", "hook_point", *(field.name for field in fields(Provenance))])
+@pytest.mark.parametrize(
+    "key", ["layers", "hook_point", "checksum", "library_versions", *(field.name for field in fields(Provenance))]
+)
 def test_a_missing_metadata_key_is_named(tmp_path, key):
     path = file_with(tmp_path, without=(key,))
     with pytest.raises(VectorFileError, match=f"lacks the metadata '{key}': it was not written by this library"):
@@ -225,14 +455,17 @@ def test_a_missing_metadata_key_is_named(tmp_path, key):
 def test_a_newer_or_unreadable_version_asks_for_an_update(tmp_path, version):
     path = file_with(tmp_path, caa_lens_format=version)
     with pytest.raises(
-        VectorFileError, match=f"format version '{version}', this library reads up to 1: update caa_lens"
+        VectorFileError, match=f"format version '{version}', this library reads 1 and 2: update caa_lens"
     ):
         load_vectors(path)
 
 
 def test_vectors_of_another_hook_point_are_refused(tmp_path):
     path = file_with(tmp_path, hook_point="hook_resid_pre")
-    with pytest.raises(VectorFileError, match="holds vectors at 'hook_resid_pre', expected 'hook_resid_post'"):
+    with pytest.raises(VectorFileError, match="hook_point is 'hook_resid_pre', expected 'hook_resid_post'"):
+        load_vectors(path)
+    path = file_with(tmp_path, layer_convention="1-based")
+    with pytest.raises(VectorFileError, match=r"layer_convention is '1-based', expected .0-based block"):
         load_vectors(path)
 
 
@@ -244,9 +477,15 @@ def test_vectors_of_another_hook_point_are_refused(tmp_path):
         {"layers": "[-1, 7, 20]"},
         {"layers": "not json"},
         {"layers": "null"},
+        {"layers": "[true, 7, 20]"},
+        {"layers": "[3.0, 7, 20]"},
         {"layers": "[3, 7, Infinity]"},
         {"n_pairs": "many"},
+        {"n_pairs": "-3"},
+        {"n_pairs": "1_0"},
         {"details": "{"},
+        {"details": '{"a": 1}'},
+        {"dtype": "float64"},
     ],
     ids=str,
 )

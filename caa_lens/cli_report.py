@@ -1,0 +1,21 @@
+"""`caa-lens report`: one page of finished runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that `python -m experiments ... --out` made.")],
+    out: Annotated[Path, typer.Option(help="The .html page to write.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained page of finished runs, from their folders alone.
+
+    Example: `caa-lens report runs/demo --out report.html`
+    """
+    from caa_lens.run_report import write_run_report
+
+    if out.suffix != ".html":
+        raise ValueError(f"the page is written as .html, got {out.name!r}")
+    typer.echo(f"Open this file: {write_run_report(runs, out).resolve()}")

@@ -1,0 +1,69 @@
+"""Where a vector belongs and what it was computed from."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+HOOK_POINT = "hook_resid_post"
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What a vector was computed from, and by which expression.
+
+    `details` holds whatever else identifies the computation (library versions, ...), as strings, so that it can be
+    stored beside the tensor. `n_pairs` is 0 where no one number is known.
+    """
+
+    model: str = UNKNOWN
+    behavior: str = "unnamed"
+    method: str = "given"
+    prompt_format: str = ""
+    token_position: str = ""
+    n_pairs: int = 0
+    dataset_hash: str = ""
+    normalisation: str = "none"
+    expression: str = ""
+    details: Mapping[str, str] = field(default_factory=dict)
+
+    def merged(self, *others: "Provenance") -> "Provenance":
+        """What a vector made of several says: what they agree on, or all of it, `a | b`; the expression is not merged.
+
+        An unknown model gives way to a known one; numbers of pairs of different data are no one number, so 0.
+        """
+        every = (self, *others)
+        texts: dict[str, Any] = {
+            f.name: _joined(getattr(p, f.name) for p in every) for f in fields(self) if f.type is str
+        }
+        known = [p.model for p in every if p.model != UNKNOWN]
+        same_pairs = len({(p.n_pairs, p.dataset_hash) for p in every}) == 1
+        keys = dict.fromkeys(key for p in every for key in p.details)
+        return replace(
+            Provenance(**texts),
+            model=_joined(known) or UNKNOWN,
+            expression=self.expression,
+            n_pairs=self.n_pairs if same_pairs else 0,
+            details={key: _joined(p.details[key] for p in every if key in p.details) for key in keys},
+        )
+
+
+def hook_name_of(layer: int) -> str:
+    """Full TransformerLens name of the hook point of a layer's vector."""
+    return f"blocks.{layer}.{HOOK_POINT}"
+
+
+def layer_ranges(layers: Iterable[int]) -> str:
+    """`0-29` for a run, `3, 7-9` otherwise."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _joined(texts: Iterable[str]) -> str:
+    """Every different text once, in order; what was joined before is not joined twice."""
+    return " | ".join(dict.fromkeys(part for text in texts for part in text.split(" | ") if part))
