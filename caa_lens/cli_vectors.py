@@ -94,6 +94,7 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A file or folder of vectors, of any of the formats.")],
     out: Annotated[Path, typer.Argument(help="The file or folder to write.")],
     to: Annotated[Optional[str], typer.Option(help="safetensors, caa, gguf or vllm-lens.")] = None,  # noqa: UP045
+    model: Annotated[Optional[str], typer.Option(help="Which model's, where a CAA folder holds several.")] = None,  # noqa: UP045
 ) -> None:
     """Convert vectors between this library's files and other tools'; without `--to`, the ending says to which.
 
@@ -101,7 +102,7 @@ def convert(
     """
     from caa_lens.interchange import read_vectors, write_vectors
 
-    vectors = read_vectors(source)
+    vectors = read_vectors(source, model=model)
     written = write_vectors(vectors, out, to)
     typer.echo(_printable(f"{vectors!r}\nwritten to {written}"))
 

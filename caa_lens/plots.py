@@ -41,7 +41,7 @@ def styled(figure: go.Figure, *, title: str, x: str, y: str, height: int = 420) 
 def framed_heatmap(
     table: "pd.DataFrame",
     *,
-    limit: float | None,
+    limit: float | int | None,
     bar: str,
     hover: str,
     low: "pd.DataFrame | None" = None,

@@ -204,7 +204,7 @@ class VectorAlgebra:
             raise ValueError(f"slerp needs t from 0 to 1, got {t}: turn further with .rotated")
         if bool((math.pi - between <= rules.precision(self, other)).any()):
             raise ValueError(f"{self._text} and {other._text} are opposite: no arc between them is the shortest")
-        norm = subspaces.length(self._wide)
+        norm = (1 - t) * subspaces.length(self._wide) + t * subspaces.length(w)
         rows = norm * subspaces.unit(subspaces.rotate(self._wide, w, t * between))
         return self._derived(rows, write.method(self._text, "slerp", other._text, write.number(t)), other)
 

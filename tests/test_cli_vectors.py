@@ -1,10 +1,13 @@
 """`caa-lens vectors`: what a file holds, how two differ, combining and converting; mistakes write nothing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from caa_lens import cli
+from caa_lens.interchange import write_vectors
 from caa_lens.vectors import Provenance, SteeringVectors
 
 runner = CliRunner()
@@ -186,3 +189,11 @@ def test_a_format_may_be_named_and_an_unknown_one_is_refused(files, tmp_path, mo
     ]:
         assert message in error("convert", *words, monkeypatch=monkeypatch, capsys=capsys)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_of_a_folder_of_several_models_one_is_chosen(files):
+    a, b = files
+    write_vectors(replace(a, provenance=replace(a.provenance, model="one")), "folder", "caa")
+    write_vectors(replace(b, provenance=replace(b.provenance, model="two")), "folder", "caa")
+    output("convert", "folder", "two.safetensors", "--model", "two")
+    assert torch.equal(SteeringVectors.load("two.safetensors").directions, b.directions)
