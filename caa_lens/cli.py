@@ -63,13 +63,14 @@ def extract(
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     model: ModelOption = "demo",
     layers: Annotated[Optional[str], typer.Option(help="e.g. 3,9,14-20; all by default.")] = None,  # noqa: UP045
+    test: Annotated[int, typer.Option(help="Pairs to hold out for `sweep --test` and `transfer --test`.")] = 0,
     balance: Annotated[bool, typer.Option(help="Swap options until answer letters are even.")] = False,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Extract steering vectors from a contrast set.
 
-    Example: `caa-lens extract sentiment sentiment.safetensors`
+    Example: `caa-lens extract sentiment sentiment.safetensors --test 20`
     """
     from caa_lens import ContrastSet, load_model
     from caa_lens import extract as run_extract
@@ -77,6 +78,8 @@ def extract(
     if out.suffix != ".safetensors":
         raise ValueError(f"vectors are saved as .safetensors, got {out.name!r}")
     pairs = ContrastSet.load(data)
+    if test:
+        pairs, _ = pairs.split(test=test, seed=0)
     if balance:
         pairs = pairs.balance_letters()
     loaded = load_model(model, dtype=dtype, device=device)
@@ -93,13 +96,13 @@ def sweep(
     model: ModelOption = "demo",
     multipliers: Annotated[str, typer.Option(help="Numbers, comma-separated.")] = "-1,0,1",
     layers: Annotated[Optional[str], typer.Option(help="e.g. 3,9,14-20; all by default.")] = None,  # noqa: UP045
-    test: Annotated[int, typer.Option(help="Held-out pairs of the set to score; 0 scores all.")] = 0,
+    test: Annotated[int, typer.Option(help="Pairs to score, those that `extract --test` held out; 0: all.")] = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Score a test set at every layer and multiplier.
 
-    Example: `caa-lens sweep sentiment sentiment.safetensors --multipliers=-2,-1,0,1,2 --layers 9-20`
+    Example: `caa-lens sweep sentiment sentiment.safetensors --multipliers=-2,-1,0,1,2 --layers 9-20 --test 20`
     """
     from caa_lens import ContrastSet, SteeringVectors, load_model
     from caa_lens import sweep as run_sweep
@@ -132,13 +135,13 @@ def transfer(
     size: Annotated[str, typer.Option(help="'keep', 'target', or a share of the residual norm, e.g. 0.1.")] = "keep",
     layers: Annotated[Optional[str], typer.Option(help="Source layers; all by default.")] = None,  # noqa: UP045
     targets: Annotated[Optional[str], typer.Option(help="Target layers; the source layers by default.")] = None,  # noqa: UP045
-    test: Annotated[int, typer.Option(help="Held-out pairs of the set to score; 0 scores all.")] = 0,
+    test: Annotated[int, typer.Option(help="Pairs to score, those that `extract --test` held out; 0: all.")] = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Add every layer's vector at every layer: the effect of layer i's vector at layer j.
 
-    Example: `caa-lens transfer sentiment sentiment.safetensors --layers 3,9,15,21,27 --test 10`
+    Example: `caa-lens transfer sentiment sentiment.safetensors --layers 3,9,15,21,27 --test 20`
     """
     from caa_lens import ContrastSet, SteeringVectors, load_model
     from caa_lens import transfer as run_transfer

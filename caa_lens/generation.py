@@ -6,6 +6,7 @@ the model's own `forward`, so that those hooks see and change what they always w
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -209,23 +210,23 @@ def _in_place(model: Any, batch: PromptBatch, interventions: Sequence[Interventi
                 # A padded position sees itself, so that its softmax is defined; nobody looks at it.
                 mask = mask | torch.eye(n_new, dtype=torch.bool, device=device)
         resid = F.embedding(tokens, model.W_E)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, layer: int, attn: Any) -> Tensor:
+            keys[layer][:, :, behind:until] = prefix_cache.rotate(attn, k, cos, sin).transpose(1, 2)
+            values[layer][:, :, behind:until] = v.transpose(1, 2)
+            z = F.scaled_dot_product_attention(
+                prefix_cache.rotate(attn, q, cos, sin).transpose(1, 2),
+                keys[layer][:, :, :until],
+                values[layer][:, :, :until],
+                attn_mask=mask,
+                is_causal=mask is None and n_new > 1,
+                scale=1 / attn.attn_scale,
+                enable_gqa=q.shape[2] != k.shape[2],
+            )
+            return z.transpose(1, 2)
+
         for layer, block in enumerate(model.blocks):
-
-            def attend(q: Tensor, k: Tensor, v: Tensor, layer: int = layer, attn: Any = block.attn) -> Tensor:
-                keys[layer][:, :, behind:until] = prefix_cache.rotate(attn, k, cos, sin).transpose(1, 2)
-                values[layer][:, :, behind:until] = v.transpose(1, 2)
-                z = F.scaled_dot_product_attention(
-                    prefix_cache.rotate(attn, q, cos, sin).transpose(1, 2),
-                    keys[layer][:, :, :until],
-                    values[layer][:, :, :until],
-                    attn_mask=mask,
-                    is_causal=mask is None and n_new > 1,
-                    scale=1 / attn.attn_scale,
-                    enable_gqa=q.shape[2] != k.shape[2],
-                )
-                return z.transpose(1, 2)
-
-            resid = prefix_cache.run_block(block, resid, attend)
+            resid = prefix_cache.run_block(block, resid, partial(attend, layer=layer, attn=block.attn))
             for intervention in at_layer.get(layer, ()):
                 resid = intervention.apply(resid, behind)
         behind = until

@@ -28,13 +28,13 @@ def n_parameters(config: Config) -> int:
         config: the parsed ``config.json``.
 
     Raises:
-        ValueError: not a Llama, or not one that can be loaded here (as :func:`hooked_config`).
+        ValueError: not a Llama, or not one that can be loaded here (as `hooked_config`).
     """
     return count_parameters(hooked_config(config))
 
 
 def count_parameters(cfg: "HookedTransformerConfig") -> int:
-    """Number of parameters of the Llama that a TransformerLens configuration describes, as :func:`n_parameters`."""
+    """Number of parameters of the Llama that a TransformerLens configuration describes, as `n_parameters`."""
     return sum(math.prod(shape) for shape in expected_shapes(cfg).values())
 
 

@@ -1,4 +1,4 @@
-"""Load a Llama-family checkpoint as a :class:`transformer_lens.HookedTransformer`.
+"""Load a Llama-family checkpoint as a `transformer_lens.HookedTransformer`.
 
 From a Hugging Face id, a local folder of safetensors, a GGUF file, or the word ``"demo"``. TransformerLens'
 own ``from_pretrained`` knows official names only, takes several times the memory of the weights, and folds
@@ -56,7 +56,7 @@ def load_model(
               licensed models need the ``HF_TOKEN`` environment variable),
             * a folder with ``config.json`` and safetensors, in one file or sharded,
             * a ``.gguf`` file of the Llama architecture, which is dequantised,
-            * ``"demo"``: SmolLM2-135M-Instruct (see :func:`caa_lens.demo_model.demo_model_path`).
+            * ``"demo"``: SmolLM2-135M-Instruct (see `caa_lens.demo_model.demo_model_path`).
         dtype: type of the weights and activations, a ``torch.dtype`` or one of "float32", "bfloat16",
             "float16" ("fp32", "bf16", "fp16"). None: float32 on the CPU, the checkpoint's own type on an
             accelerator.
@@ -134,7 +134,7 @@ class _Placement(NamedTuple):
     device: str
 
     def of(self, config: Config) -> dict[str, Any]:
-        """Type and device of a model with this configuration, as keywords for :func:`hooked_config`."""
+        """Type and device of a model with this configuration, as keywords for `hooked_config`."""
         stored = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), torch.float32)
         return {
             "dtype": self.dtype or (torch.float32 if self.device == "cpu" else stored),

@@ -20,6 +20,7 @@ blocks are causal, and padded keys of a prefix are hidden by its length.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,23 +98,23 @@ def prefill(model: Any, prefixes: Sequence[Sequence[int]], n_layers: int | None 
     cos, sin = rotary_tables(model, n_pos)
     keys: list[Tensor] = []
     values: list[Tensor] = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, attn: Any) -> Tensor:
+        q, k = rotate(attn, q, cos, sin), rotate(attn, k, cos, sin)
+        keys.append(k.permute(0, 2, 3, 1).contiguous())
+        values.append(v.transpose(1, 2).contiguous())
+        z = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            is_causal=True,
+            scale=1 / attn.attn_scale,
+            enable_gqa=q.shape[2] != k.shape[2],
+        )
+        return z.transpose(1, 2)
+
     for block in blocks:
-
-        def attend(q: Tensor, k: Tensor, v: Tensor, attn: Any = block.attn) -> Tensor:
-            q, k = rotate(attn, q, cos, sin), rotate(attn, k, cos, sin)
-            keys.append(k.permute(0, 2, 3, 1).contiguous())
-            values.append(v.transpose(1, 2).contiguous())
-            z = F.scaled_dot_product_attention(
-                q.transpose(1, 2),
-                k.transpose(1, 2),
-                v.transpose(1, 2),
-                is_causal=True,
-                scale=1 / attn.attn_scale,
-                enable_gqa=q.shape[2] != k.shape[2],
-            )
-            return z.transpose(1, 2)
-
-        resid = run_block(block, resid, attend)
+        resid = run_block(block, resid, partial(attend, attn=block.attn))
     return Prefix(keys=tuple(keys), values=tuple(values), lengths=lengths)
 
 
@@ -141,16 +142,16 @@ def run_suffixes(
     position = prefix.lengths[:, None] + torch.arange(n_pos, device=resid.device)  # [question pos]
     hidden = torch.arange(longest, device=resid.device) >= prefix.lengths[:, None]  # [question prefix_pos]
     blocks = model.blocks[: model.cfg.n_layers if n_layers is None else n_layers]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, layer: int, attn: Any) -> Tensor:
+        n_rows = len(q) // len(position)
+        cos = cos_table[position].repeat_interleave(n_rows, 0)
+        sin = sin_table[position].repeat_interleave(n_rows, 0)
+        q, k = rotate(attn, q, cos, sin), rotate(attn, k, cos, sin)
+        return _attend_to_prefix(q, k, v, prefix.keys[layer], prefix.values[layer], hidden, attn.attn_scale)
+
     for layer, block in enumerate(blocks):
-        rows = resid.shape[1]
-        cos = cos_table[position].repeat_interleave(rows, 0)
-        sin = sin_table[position].repeat_interleave(rows, 0)
-
-        def attend(q: Tensor, k: Tensor, v: Tensor, layer: int = layer, attn: Any = block.attn) -> Tensor:
-            q, k = rotate(attn, q, cos, sin), rotate(attn, k, cos, sin)  # noqa: B023 - called before the next turn
-            return _attend_to_prefix(q, k, v, prefix.keys[layer], prefix.values[layer], hidden, attn.attn_scale)
-
-        resid = edit(layer, run_block(block, resid, attend))
+        resid = edit(layer, run_block(block, resid, partial(attend, layer=layer, attn=block.attn)))
     return resid
 
 

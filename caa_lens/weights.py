@@ -143,7 +143,7 @@ def _fill_buffers(model: "HookedTransformer") -> None:
 def lay_out_weights(model: "HookedTransformer") -> "HookedTransformer":
     """Rewrite the weights of any HookedTransformer so that its forward pass stops copying them.
 
-    Models from :func:`caa_lens.load_model` come that way. Names, shapes, values and outputs stay the same,
+    Models from `caa_lens.load_model` come that way. Names, shapes, values and outputs stay the same,
     bit for bit; only strides change, one parameter at a time, so the extra memory is that of the largest one.
     Weights whose layout the forward pass does not undo (of an MLP without gate, of experts, quantised ones)
     are left alone.

@@ -19,7 +19,7 @@ from caa_lens.prompts import default_format, encode_answer
 MODEL = "demo"
 LAYERS = tuple(range(2, 30, 3))
 N_TEST = 12
-STEPS, RATE = 60, 3e-5  # of Adam, one answer a step
+STEPS, BATCH, RATE = 40, 4, 1e-5  # of Adam, with the gradient of some answers a step
 OUT = Path("runs/transfer_across_models")
 
 
@@ -55,16 +55,18 @@ def finetune(model, pairs) -> None:
     parameters = [parameter.requires_grad_(True) for parameter in model.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=RATE)
     for step in range(STEPS):
-        prompt = prompts[step % len(prompts)]
-        tokens = torch.tensor([prompt.tokens], device=model.W_E.device)
-        with torch.enable_grad():
-            logp = model(tokens).log_softmax(-1)[0, prompt.answer_start - 1 : -1]
-            loss = -logp.gather(-1, tokens[0, prompt.answer_start :, None]).mean()
-            optimizer.zero_grad()
-            loss.backward()
+        optimizer.zero_grad()
+        losses = []
+        for prompt in [prompts[(step * BATCH + i) % len(prompts)] for i in range(BATCH)]:
+            tokens = torch.tensor([prompt.tokens], device=model.W_E.device)
+            with torch.enable_grad():
+                logp = model(tokens).log_softmax(-1)[0, prompt.answer_start - 1 : -1]
+                loss = -logp.gather(-1, tokens[0, prompt.answer_start :, None]).mean() / BATCH
+                loss.backward()
+            losses.append(BATCH * loss.item())
         optimizer.step()
         if step % 10 == 0:
-            print(f"finetune step {step}: loss {loss.item():.3f}")
+            print(f"finetune step {step}: loss {sum(losses) / BATCH:.3f}")
 
 
 if __name__ == "__main__":
