@@ -130,7 +130,8 @@ def prompt_transfer(
     """Extract a vector in every prompt setting, and score the test set in every setting under every vector.
 
     Args:
-        settings: by a name of your choice, e.g. `{"plain": PromptSetting(), "brief": PromptSetting(system="Be brief.")}`.
+        settings: by a name of your choice, e.g.
+            `{"plain": PromptSetting(), "brief": PromptSetting(system="Be brief.")}`.
     """
     vectors = {
         name: extract(

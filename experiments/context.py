@@ -1,0 +1,112 @@
+"""What experiments are given: the model, the data and the vectors, each loaded when it is first asked for."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from experiments.behavior_sets import Sets, behavior_sets
+from experiments.run_folder import RunFolder
+from experiments.settings import RunConfig
+
+if TYPE_CHECKING:
+    from caa_lens.vectors import SteeringVectors
+    from experiments.experiment import Experiment, Frames
+
+
+class Context:
+    """One process' view of a run. One model is in memory at a time."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, *, device: str | None = None) -> None:
+        self.config = config
+        self.folder = folder
+        self.device = device
+        self._loaded: tuple[str, Any] | None = None
+        self._kept: dict[str, tuple[str, Any]] = {}
+
+    # ---- data --------------------------------------------------------------------------------------------------
+
+    def sets(self, behavior: str) -> Sets:
+        return behavior_sets(self.config, behavior)
+
+    # ---- models ------------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Any:
+        return self._model(self.config.model)
+
+    @property
+    def base_model(self) -> Any:
+        assert self.config.base_model is not None
+        return self._model(self.config.base_model)
+
+    def load(self, name: str) -> Any:
+        """A fresh copy of a model, for code that changes weights; call `release` first to have room for it."""
+        from caa_lens.models import load_model
+
+        return load_model(name, dtype=self.config.dtype, device=self.device)
+
+    def release(self) -> None:
+        """Let go of the model in memory."""
+        self._loaded = None
+        self._kept.clear()
+        import gc
+
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _model(self, name: str) -> Any:
+        if self._loaded is None or self._loaded[0] != name:
+            if self._loaded is not None:
+                self.release()
+            self._loaded = (name, self.load(name))
+        return self._loaded[1]
+
+    # ---- vectors -----------------------------------------------------------------------------------------------
+
+    def raw_vectors(self, behavior: str, which: str = "") -> "SteeringVectors":
+        """As extracted, at every layer; `which` is "" for the model's, "base-" for the base model's."""
+        from caa_lens.vectors import SteeringVectors
+
+        return SteeringVectors.load(self.folder.vectors_file(behavior, which))
+
+    def vectors(self, behavior: str, which: str = "") -> "SteeringVectors":
+        """Normalised across the run's behaviors, as in all the paper's evaluations."""
+        from caa_lens.vectors import normalize_across_behaviors
+
+        return self.once(
+            f"{which}vectors",
+            "",
+            lambda: normalize_across_behaviors({b: self.raw_vectors(b, which) for b in self.config.behaviors}),
+        )[behavior]
+
+    @cached_property
+    def n_layers(self) -> int:
+        """Of the model, read off the vectors."""
+        return len(self.raw_vectors(self.config.behaviors[0]))
+
+    @property
+    def swept_layers(self) -> tuple[int, ...]:
+        """The layers of sweeps."""
+        return tuple(range(0, self.n_layers, self.config.layer_step))
+
+    @cached_property
+    def layer(self) -> int:
+        """Where single-layer experiments steer."""
+        if self.config.layer is not None:
+            return self.config.layer
+        from experiments.layer_sweep import EXPERIMENT, best_layer
+
+        return best_layer(self.frames(EXPERIMENT))
+
+    def frames(self, experiment: "Experiment") -> "Frames":
+        """Another experiment's finished frames; name it in `needs`."""
+        return self.folder.frames(experiment, self.config)
+
+    def once(self, slot: str, key: str, make: Callable[[], Any]) -> Any:
+        """`make()`, remembered in this process until the slot is asked for another key."""
+        if self._kept.get(slot, ("\0",))[0] != key:
+            self._kept[slot] = (key, make())
+        return self._kept[slot][1]

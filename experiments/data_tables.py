@@ -1,0 +1,67 @@
+"""What the run's data are: sizes, letters, system prompts.
+
+    python -m experiments data_tables --model demo --out runs/demo
+
+The paper gives its sets' sizes and its system prompts (Table 14) in the appendix; nothing is expected, but that ours
+agree. No model is used.
+"""
+
+from typing import TYPE_CHECKING
+
+from experiments.behavior_sets import behavior_sets
+from experiments.comparison import beside_the_paper, has_paper_numbers
+from experiments.experiment import Experiment, Frames, Unit
+from experiments.system_prompts import SIDES, system_prompt
+from experiments.system_prompts import units as with_system_prompts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from caa_lens.report import Section
+    from experiments.context import Context
+    from experiments.settings import RunConfig
+
+
+def units(config: "RunConfig") -> list[Unit]:
+    return [Unit.of(table="sizes"), Unit.of(table="prompts")]
+
+
+def run(unit: Unit, context: "Context") -> "pd.DataFrame":
+    import pandas as pd
+
+    config = context.config
+    if unit["table"] == "sizes":
+        rows = []
+        for behavior in config.behaviors:
+            sets = behavior_sets(config, behavior)
+            for split, pairs in (("generate", sets.generate), ("test", sets.test)):
+                letters = ", ".join(f"{letter} {n}" for letter, n in sorted(pairs.letter_counts.items()))
+                row = {"behavior": behavior, "split": split, "pairs": len(pairs), "kind": pairs.kind}
+                rows.append(row | {"positive letters": letters, "hash": pairs.content_hash[:12]})
+        return pd.DataFrame(rows)
+    rows = []
+    for behavior in dict.fromkeys(u["behavior"] for u in with_system_prompts(config)):
+        rows += [(behavior, side, system_prompt(config, behavior, side) or "") for side in SIDES[:2]]
+    return pd.DataFrame(rows, columns=["behavior", "side", "system prompt"])
+
+
+def section(frames: Frames, config: "RunConfig") -> "Section":
+    from caa_lens.report import Section
+
+    sizes, prompts = frames.values()
+    tables = [("Contrast sets of this run", sizes), ("System prompts", prompts)]
+    if has_paper_numbers("dataset_sizes", config):
+        ours = sizes[["behavior", "split"]].assign(mean=sizes["pairs"].astype(float))
+        beside = beside_the_paper(ours.assign(low=ours["mean"], high=ours["mean"]), "dataset_sizes", config)
+        tables.insert(1, ("Sizes beside the paper's", beside.drop(columns=["95 % low", "95 % high"])))
+    return Section(title=EXPERIMENT.title, source=EXPERIMENT.source, tables=tables)
+
+
+EXPERIMENT = Experiment(
+    name="data_tables",
+    title="Data and prompts",
+    source="Appendix, Table 14",
+    units=units,
+    run=run,
+    section=section,
+)

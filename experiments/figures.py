@@ -1,0 +1,72 @@
+"""The two kinds of figure that experiments draw themselves: curves with intervals, and points by behavior."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+METRIC_AXIS = {
+    "p_matching": "p(answer matching the behavior)",
+    "margin": "log-probability margin (nats per token)",
+}
+
+
+def curves(
+    frame: "pd.DataFrame",
+    *,
+    x: str,
+    y: str,
+    by: str,
+    title: str,
+    labels: tuple[str, str],
+    mark: float | None = None,
+    signed: str | None = None,
+) -> "go.Figure":
+    """One line for each value of `by`; error bars where the frame has `low` and `high`.
+
+    Args:
+        labels: of the two axes.
+        signed: a column that parts each line in two, dotted where it is negative.
+        mark: an x that a dashed line is drawn at.
+    """
+    from html import escape
+
+    import plotly.graph_objects as go
+
+    from caa_lens.plots import GREY, styled
+    from caa_lens.plots_lens import LINES
+
+    figure = go.Figure()
+    with_interval = {"low", "high"} <= set(frame)
+    colours = {name: LINES[i % len(LINES)] for i, name in enumerate(dict.fromkeys(frame[by]))}
+    for key, rows in frame.groupby([by, signed] if signed else [by], sort=False):
+        rows = rows.sort_values(x)
+        name = " ".join([str(key[0]), *(f"{value:+g}" for value in key[1:])])
+        dotted = signed is not None and key[1] < 0
+        error = None
+        if with_interval:
+            above, below = rows["high"] - rows[y], rows[y] - rows["low"]
+            error = {"type": "data", "array": above, "arrayminus": below, "thickness": 1, "width": 2}
+        figure.add_scatter(
+            x=rows[x],
+            y=rows[y],
+            error_y=error,
+            name=escape(str(name), quote=False),
+            mode="lines+markers",
+            line={"color": colours[key[0]], "dash": "dot" if dotted else "solid"},
+            marker={"size": 6},
+            hovertemplate=f"{escape(str(name), quote=False)}<br>{x} %{{x:g}}<br>%{{y:.4f}}<extra></extra>",
+        )
+    if mark is not None:
+        figure.add_vline(x=mark, line={"color": GREY, "dash": "dash", "width": 1})
+    styled(figure, title=title, x=labels[0], y=labels[1], height=440)
+    return figure.update_layout(legend={"orientation": "h", "y": -0.2, "yanchor": "top"}, showlegend=True)
+
+
+def curves_by_metric(frame: "pd.DataFrame", *, x: str, by: str, title: str, label: str, y: str = "mean", **more):
+    """One figure for each metric in the frame, since margins and probabilities do not share an axis."""
+    return [
+        curves(rows, x=x, y=y, by=by, title=title, labels=(label, METRIC_AXIS[metric]), **more)
+        for metric, rows in frame.groupby("metric", sort=False)
+    ]

@@ -1,0 +1,209 @@
+"""Does steering add to finetuning?
+
+    python -m experiments finetuning --model demo --out runs/demo
+    python -m experiments finetuning --model meta-llama/Llama-2-7b-chat-hf --finetune lora --out runs/7b-lora
+
+Asked: the model is taught, for one epoch over the pairs that vectors are made from, to answer with the positive
+letter or with the negative one (cross-entropy on the letter alone, plain SGD at 1e-4, one question a step); then the
+original model's vector is added at -1, 0 and 1. The paper (Tables 4, 10 and 13; 7B chat) finds that steering still
+adds to it both ways for three of the seven behaviors. Expected of a small model: little of either. Its letters follow
+the last lessons rather than the questions, and larger rates make them swing between A and B without learning which is
+right.
+
+`--finetune lora` trains rank-8 adapters on the attention's projections with Adam (through `peft`), and merges them into
+the weights before anything is measured. Full finetuning needs room for weights and gradients: 54 GB for 7B in float32.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.comparison import beside_the_paper, grid, has_paper_numbers
+from experiments.experiment import Cost, Experiment, Frames, Unit, together
+from experiments.layer_sweep import needs_layer
+from experiments.measures import means, scored, steered
+from experiments.plan import reading_cost, scoring_cost
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from caa_lens.contrast import ContrastSet
+    from caa_lens.report import Section
+    from experiments.context import Context
+    from experiments.settings import RunConfig
+
+SIDES = ("positive", "negative")
+MULTIPLIERS = (-1.0, 0.0, 1.0)
+RATE = 1e-4  # the paper's
+LORA_RANK, LORA_RATE = 8, 2e-4
+
+Lesson = tuple[list[int], int]  # the tokens up to the letter, and the letter's id
+
+
+def units(config: "RunConfig") -> list[Unit]:
+    from experiments.behavior_sets import behavior_sets
+
+    by_letter = [b for b in config.behaviors if behavior_sets(config, b).generate.kind == "ab"]
+    return [Unit.of(behavior=behavior, finetune=side) for behavior in by_letter for side in SIDES]
+
+
+def skip(config: "RunConfig") -> str | None:
+    return None if units(config) else "none of the behaviors is answered by letter"
+
+
+def run(unit: Unit, context: "Context") -> "pd.DataFrame":
+    sets = context.sets(unit["behavior"])
+    vector = context.vectors(unit["behavior"])[context.layer]
+    model = taught(context, sets.generate, unit["finetune"])
+    cells = [({"layer": context.layer, "multiplier": m}, steered(vector, m)) for m in MULTIPLIERS]
+    return scored(model, sets.test, cells)
+
+
+def taught(context: "Context", pairs: "ContrastSet", side: str) -> Any:
+    """A copy of the run's model after an epoch on one side's letters."""
+    import numpy as np
+
+    config = context.config
+    order = np.random.default_rng(config.seed).permutation(len(pairs))
+    context.release()  # one model in memory at a time
+    if config.finetune == "lora":
+        lessons = letters_of(context.model, pairs, side)
+        folder, device = weights_folder(config.model), context.model.W_E.device
+        context.release()
+        with tempfile.TemporaryDirectory(dir=context.folder.artefacts("finetuning")) as scratch:
+            teach_lora(folder, [lessons[i] for i in order], Path(scratch), device=device, seed=config.seed)
+            return context.load(scratch)
+    model = context.load(config.model)
+    lessons = letters_of(model, pairs, side)
+    teach(model, [lessons[i] for i in order], rate=RATE)
+    return model
+
+
+def letters_of(model: Any, pairs: "ContrastSet", side: str) -> list[Lesson]:
+    """For every pair the prompt up to the opening bracket, and one side's letter."""
+    from caa_lens.prompts import encode_letters, resolve_format
+
+    lessons = []
+    for pair in pairs:
+        letters = (pair.positive[1], pair.negative[1])
+        prompt, ids = encode_letters(resolve_format(model, None), model.tokenizer, pair.question, letters)
+        lessons.append((list(prompt.tokens), ids[SIDES.index(side)]))
+    return lessons
+
+
+def teach(model: Any, lessons: Sequence[Lesson], *, rate: float) -> list[float]:
+    """One epoch of SGD on -log p(letter), one lesson a step, in place; returns the losses."""
+    import torch
+
+    parameters = [parameter.requires_grad_(True) for parameter in model.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=rate)
+    losses = []
+    with torch.enable_grad():
+        for tokens, letter in lessons:
+            logits = model(torch.tensor([tokens], device=parameters[0].device))
+            losses.append(_step(logits, letter, optimizer))
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    return losses
+
+
+def teach_lora(folder: Path, lessons: Sequence[Lesson], out: Path, *, device: Any, seed: int) -> list[float]:
+    """One epoch of Adam on rank-8 adapters; the merged model is written to `out` with its tokenizer."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ImportError("LoRA needs peft: pip install 'caa-lens[finetune]'") from None
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(seed)  # of the adapters' first values
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+    projections = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    adapted = get_peft_model(model, LoraConfig(r=LORA_RANK, target_modules=projections, task_type="CAUSAL_LM"))
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=LORA_RATE)
+    losses = []
+    for tokens, letter in lessons:
+        logits = adapted(input_ids=torch.tensor([tokens], device=device)).logits
+        losses.append(_step(logits, letter, optimizer))
+    adapted.merge_and_unload().save_pretrained(out)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(out)
+    return losses
+
+
+def _step(logits: Any, letter: int, optimizer: Any) -> float:
+    loss = -logits[0, -1].float().log_softmax(-1)[letter]
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def weights_folder(model: str) -> Path:
+    """Where `transformers` finds the model that `load_model` loads by this name.
+
+    Raises:
+        ValueError: for a GGUF file.
+    """
+    from caa_lens.demo_model import demo_model_path
+    from caa_lens.hub import CONFIG_FILES, WEIGHT_FILES, download
+
+    if model == "demo":
+        return demo_model_path()
+    if Path(model).is_dir():
+        return Path(model)
+    if Path(model).suffix == ".gguf":
+        raise ValueError(f"adapters are trained on a folder with safetensors, got {model}: use --finetune full")
+    return download(model, CONFIG_FILES + WEIGHT_FILES, None)
+
+
+def section(frames: Frames, config: "RunConfig") -> "Section":
+    from caa_lens.report import Section
+
+    layer = int(together(frames)["layer"].iloc[0])
+    cells = means(frames, ["layer", "finetune", "multiplier"])
+    tables = [("Mean p(matching) and 95 % interval", grid(cells, ["behavior", "finetune"], "multiplier"))]
+    if has_paper_numbers("finetune_ab", config) and config.finetune == "full":
+        tables.append(("Beside the paper's, cell by cell", beside_the_paper(cells, "finetune_ab", config)))
+    how = "rank-8 adapters" if config.finetune == "lora" else f"all weights, SGD at {RATE:g}"
+    return Section(
+        title=EXPERIMENT.title,
+        source=EXPERIMENT.source,
+        text=f"One epoch on the answer letter ({how}), then the original model's layer-{layer} vector at -1, 0 and +1. "
+        "Paper: steering adds to finetuning both ways for three of seven behaviors.",
+        found=[_found(str(name), rows) for name, rows in cells.groupby("behavior", sort=False)],
+        tables=tables,
+    )
+
+
+def _found(behavior: str, rows: "pd.DataFrame") -> str:
+    table = rows.pivot(index="finetune", columns="multiplier", values="mean")
+    parts = [
+        f"taught the {side} letters {table.loc[side, 0.0]:.3f}, steered {table.loc[side, -1.0]:.3f} at -1 and "
+        f"{table.loc[side, 1.0]:.3f} at +1"
+        for side in SIDES
+        if side in table.index
+    ]
+    return f"{behavior}: p(matching) {'; '.join(parts)}."
+
+
+def cost(unit: Unit, context: "Context") -> Cost:
+    sets = context.sets(unit["behavior"])
+    lessons = reading_cost(sets.generate)  # a step is a forward and, twice as dear, a backward
+    trained = Cost(forwards=len(sets.generate), tokens=3 * lessons.tokens)
+    return trained + scoring_cost(sets.test, len(MULTIPLIERS), depth=0.7)
+
+
+EXPERIMENT = Experiment(
+    name="finetuning",
+    title="On top of finetuning",
+    source="Tables 4, 10, 13",
+    units=units,
+    run=run,
+    section=section,
+    cost=cost,
+    needs=needs_layer,
+    skip=skip,
+)

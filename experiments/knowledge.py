@@ -1,0 +1,177 @@
+"""What does steering do to knowledge and truthfulness?
+
+    python -m experiments mmlu truthful_qa --model meta-llama/Llama-2-7b-chat-hf --out runs/7b
+
+Asked: p(correct) on MMLU cut to two options, under every behavior's vector; and on TruthfulQA under sycophancy's. The
+paper finds that MMLU changes little at -1 and +1 (Table 5; 13B: 0.63 to between 0.57 and 0.65), and that subtracting
+sycophancy helps TruthfulQA slightly while adding it hurts (Table 12, mean over categories). Expected of a small model:
+chance throughout, as it does not answer by letter. Skipped where the questions have not been fetched (`caa-lens data
+fetch`).
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from experiments.comparison import beside_the_paper, grid, has_paper_numbers
+from experiments.experiment import Cost, Experiment, Frames, Unit, together
+from experiments.layer_sweep import needs_layer
+from experiments.layer_sweep import units as behavior_units
+from experiments.measures import means, scored, steered
+from experiments.plan import scoring_cost
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from caa_lens.contrast import ContrastSet
+    from caa_lens.report import Section
+    from experiments.context import Context
+    from experiments.settings import RunConfig
+
+MULTIPLIERS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+
+
+def questions(name: str, config: "RunConfig") -> "tuple[ContrastSet, tuple[str, ...]]":
+    """The questions and their categories; of fewer, as evenly many of each category as can be."""
+    from dataclasses import replace
+
+    from caa_lens.paper_data import load_paper_questions
+
+    pairs, categories = load_paper_questions(name)
+    if config.n_questions is None or config.n_questions >= len(pairs):
+        return pairs, categories
+    place_within: dict[str, int] = {}
+    order = []
+    for i, category in enumerate(categories):
+        place_within[category] = place_within.get(category, 0) + 1
+        order.append((place_within[category], i))
+    chosen = sorted(i for _, i in sorted(order)[: config.n_questions])
+    return replace(pairs, pairs=tuple(pairs[i] for i in chosen)), tuple(categories[i] for i in chosen)
+
+
+def skip_without(name: str, config: "RunConfig") -> str | None:
+    try:
+        questions(name, config)
+    except FileNotFoundError:
+        return f"its questions are not here: fetch them with `caa-lens data fetch {name}`"
+    return None
+
+
+def run_on(name: str, unit: Unit, context: "Context") -> "pd.DataFrame":
+    vector = context.vectors(unit["behavior"])[context.layer]
+    pairs, categories = questions(name, context.config)
+    cells = [({"layer": context.layer, "multiplier": m}, steered(vector, m)) for m in MULTIPLIERS]
+    frame = scored(context.model, pairs, cells)
+    return frame.assign(category=[categories[i] for i in frame["question"]])
+
+
+def section_mmlu(frames: Frames, config: "RunConfig") -> "Section":
+    from caa_lens.report import Section
+
+    cells = means(frames, ["layer", "multiplier"])
+    unsteered = cells.loc[cells["multiplier"] == 0, "mean"].iloc[0]
+    at_one = cells[cells["multiplier"].abs() == 1]["mean"]
+    tables = [("Mean p(correct) and 95 % interval", grid(cells, ["behavior"], "multiplier"))]
+    if has_paper_numbers("mmlu", config):
+        tables.append(("Beside the paper's, cell by cell", beside_the_paper(cells, "mmlu", config)))
+    return Section(
+        title=MMLU.title,
+        source=MMLU.source,
+        text="Two-option MMLU under every behavior's vector. Paper: little changes at -1 and +1.",
+        found=[f"Unsteered {unsteered:.3f}; at -1 and +1 between {at_one.min():.3f} and {at_one.max():.3f}."],
+        tables=tables,
+    )
+
+
+def category_mean(rows: "pd.DataFrame", n_resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """Unweighted mean over categories of `score`, and its 95 % interval, questions resampled within categories."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    resampled: np.ndarray = np.zeros(n_resamples)
+    by_category = [np.asarray(scores) for _, scores in rows.groupby("category")["score"]]
+    for scores in by_category:
+        n = len(scores)
+        resampled += rng.multinomial(n, np.full(n, 1 / n), size=n_resamples) @ scores / n / len(by_category)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return float(np.mean([scores.mean() for scores in by_category])), float(low), float(high)
+
+
+def section_truthful_qa(frames: Frames, config: "RunConfig") -> "Section":
+    import pandas as pd
+
+    from caa_lens.report import Section
+
+    rows = [
+        dict(zip(("behavior", "layer", "multiplier", "mean", "low", "high"), (*key, *category_mean(part)), strict=True))
+        for key, part in together(frames).groupby(["behavior", "layer", "multiplier"], sort=False)
+    ]
+    cells = pd.DataFrame(rows)
+    level = cells.set_index("multiplier")["mean"]
+    tables = [("Mean over categories of p(correct), 95 % interval", grid(cells, ["behavior"], "multiplier"))]
+    if has_paper_numbers("truthful_qa", config):
+        tables.append(("Beside the paper's, cell by cell", beside_the_paper(cells, "truthful_qa", config)))
+    return Section(
+        title=TRUTHFUL_QA.title,
+        source=TRUTHFUL_QA.source,
+        text="Two-option TruthfulQA under sycophancy's vector. Paper: -1 helps slightly, +1 hurts.",
+        found=[f"p(correct) {level[-1.0]:.3f} at -1, {level[0.0]:.3f} unsteered, {level[1.0]:.3f} at +1."],
+        tables=tables,
+    )
+
+
+def cost_of(name: str, unit: Unit, context: "Context") -> Cost:
+    return scoring_cost(questions(name, context.config)[0], len(MULTIPLIERS), depth=0.6)
+
+
+def _run_mmlu(unit: Unit, context: "Context") -> "pd.DataFrame":
+    return run_on("mmlu", unit, context)
+
+
+def _run_truthful_qa(unit: Unit, context: "Context") -> "pd.DataFrame":
+    return run_on("truthfulqa", unit, context)
+
+
+def _skip_mmlu(config: "RunConfig") -> str | None:
+    return skip_without("mmlu", config)
+
+
+def _skip_truthful_qa(config: "RunConfig") -> str | None:
+    if "sycophancy" not in config.behaviors:
+        return "needs sycophancy among the behaviors"
+    return skip_without("truthfulqa", config)
+
+
+def _cost_mmlu(unit: Unit, context: "Context") -> Cost:
+    return cost_of("mmlu", unit, context)
+
+
+def _cost_truthful_qa(unit: Unit, context: "Context") -> Cost:
+    return cost_of("truthfulqa", unit, context)
+
+
+def _sycophancy_only(config: "RunConfig") -> Sequence[Unit]:
+    return [Unit.of(behavior="sycophancy")]
+
+
+MMLU = Experiment(
+    name="mmlu",
+    title="Knowledge under steering (MMLU)",
+    source="Table 5",
+    units=behavior_units,
+    run=_run_mmlu,
+    section=section_mmlu,
+    cost=_cost_mmlu,
+    needs=needs_layer,
+    skip=_skip_mmlu,
+)
+TRUTHFUL_QA = Experiment(
+    name="truthful_qa",
+    title="Truthfulness under steering (TruthfulQA)",
+    source="Table 12",
+    units=_sycophancy_only,
+    run=_run_truthful_qa,
+    section=section_truthful_qa,
+    cost=_cost_truthful_qa,
+    needs=needs_layer,
+    skip=_skip_truthful_qa,
+)

@@ -1,0 +1,145 @@
+"""What a run will take, before it starts: forwards, tokens, memory and time.
+
+Tokens are estimated from characters (4 a token, and 12 of a chat format a prompt), so that no tokenizer and no model
+is needed. Time is two floating-point operations a parameter and token, at a rate that is measured here on one matrix
+product of the model's type (or stated with `--flops`), of which half is expected of a whole model. Tokens that are
+generated wait for each other: a step takes at least the time of reading all weights once, at a rate measured by copying
+memory. Prompts that many conditions share run once; conditions run from their own layer on, on average half the depth,
+which is what `depth` says.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from experiments.experiment import Cost, Experiment, Unit
+from experiments.settings import RunConfig
+
+if TYPE_CHECKING:
+    from caa_lens.contrast import ContrastSet
+    from experiments.context import Context
+
+CHARACTERS_A_TOKEN = 4
+FORMAT_TOKENS = 12
+LETTER_TOKENS = 4
+EFFICIENCY = 0.5
+KNOWN_PARAMETERS = {"demo": 134_515_008, "Llama-2-7b": 6_738_415_616, "Llama-2-13b": 13_015_864_320}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def tokens_of(texts: Iterable[str]) -> float:
+    """Estimated tokens of some prompts, formats included."""
+    return sum(len(text) / CHARACTERS_A_TOKEN + FORMAT_TOKENS for text in texts)
+
+
+def reading_cost(pairs: "ContrastSet") -> Cost:
+    """Both answers of every pair, behind one pass of the question."""
+    questions = tokens_of(pair.question for pair in pairs)
+    return Cost(forwards=2 * len(pairs), tokens=questions + _answers(pairs))
+
+
+def scoring_cost(pairs: "ContrastSet", n_conditions: int, *, depth: float = 1.0) -> Cost:
+    """All pairs under some conditions: the questions once, the answers once a condition."""
+    questions = tokens_of(pair.question for pair in pairs)
+    sides = 1 if pairs.kind == "ab" else 2
+    return Cost(forwards=sides * len(pairs) * n_conditions, tokens=questions + n_conditions * depth * _answers(pairs))
+
+
+def generation_cost(prompts: Sequence[str], max_new_tokens: int) -> Cost:
+    """One batch of prompts, each answered with all the tokens that are allowed."""
+    n_new = len(prompts) * max_new_tokens
+    return Cost(forwards=len(prompts) + n_new, tokens=tokens_of(prompts) + n_new, steps=max_new_tokens)
+
+
+def _answers(pairs: "ContrastSet") -> float:
+    if pairs.kind == "ab":
+        return len(pairs) * LETTER_TOKENS
+    return tokens_of(text for pair in pairs for text in (pair.positive, pair.negative)) - 2 * len(pairs) * (
+        FORMAT_TOKENS - 2
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What the device does: floating-point operations a second, and bytes of memory read a second."""
+
+    flops: float
+    bandwidth: float
+    source: str
+
+    def seconds(self, cost: Cost, n_parameters: float, dtype: str) -> float:
+        compute = 2 * n_parameters * cost.tokens / (EFFICIENCY * self.flops)
+        return max(compute, cost.steps * n_parameters * BYTES[dtype] / self.bandwidth)
+
+
+def measure_rates(dtype: str, device: str | None = None) -> Rates:
+    """Time one matrix product and one copy, about half a second in all."""
+    import torch
+
+    from caa_lens.models import DTYPES
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    n = 4096 if device.startswith("cuda") else 1024
+    a = torch.randn(n, n, device=device).to(DTYPES[dtype])
+    memory = torch.empty(2**26, dtype=torch.uint8, device=device)
+
+    def best(do: object) -> float:
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            do()  # type: ignore[operator]
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    flops = 2 * n**3 / best(lambda: a @ a)
+    bandwidth = 2 * memory.numel() / best(memory.clone)
+    threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    return Rates(flops=flops, bandwidth=bandwidth, source=f"measured on {device}{threads}")
+
+
+def n_parameters(model: str) -> int | None:
+    """From the model's own configuration where it lies on this machine, else from its name; None if neither tells."""
+    from pathlib import Path
+
+    from caa_lens.models import n_parameters as count
+
+    if (Path(model) / "config.json").is_file():
+        from caa_lens.llama_config import read_config
+
+        return count(read_config(Path(model)))
+    basename = model.rstrip("/").rsplit("/", 1)[-1]
+    return next((number for name, number in KNOWN_PARAMETERS.items() if basename.startswith(name)), None)
+
+
+def unit_costs(experiments: Sequence[Experiment], context: "Context") -> dict[tuple[str, Unit], Cost]:
+    """The cost of every unit that is not finished."""
+    return {
+        (one.name, unit): one.cost(unit, context)
+        for one in experiments
+        for unit in one.units(context.config)
+        if not context.folder.is_done(one.name, unit)
+    }
+
+
+def memory_bytes(config: RunConfig, parameters: int) -> float:
+    """Of one process: the weights with a tenth for what runs through them, as `load_model` checks."""
+    return 1.1 * parameters * BYTES[config.dtype]
+
+
+def show_duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def show_number(number: float) -> str:
+    """With about two digits and a unit: 12 k, 3.4 M."""
+    if number < 1000:
+        return f"{number:.0f}"
+    power = min(int(math.log10(number)) // 3, 4)
+    scaled = number / 1000**power
+    return f"{scaled:.{0 if scaled >= 10 else 1}f} {' kMGT'[power]}"

@@ -1,0 +1,55 @@
+"""A bar over units, weighted by what each takes, with the time left."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiments.experiment import Experiment, Unit
+from experiments.run_folder import RunFolder
+
+
+class UnitProgress:
+    """Use as a context manager; `weights` are the seconds that units are expected to take, in any unit of time."""
+
+    def __init__(self, console: Any, weights: Mapping[tuple[str, Unit], float]) -> None:
+        self._weights = dict(weights)
+        self._n_left = len(weights)
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %, {task.fields[left]} units left,"),
+            TimeElapsedColumn(),
+            TextColumn("gone,"),
+            TimeRemainingColumn(),
+            TextColumn("to go"),
+            console=console,
+            speed_estimate_period=600,
+        )
+        self._task = self._bar.add_task("", total=sum(self._weights.values()) or 1, left=self._n_left)
+
+    def __enter__(self) -> "UnitProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def at(self, experiment: Experiment, unit: Unit) -> None:
+        self._bar.update(self._task, description=f"{experiment.name} {unit.name}")
+
+    def look(self, folder: RunFolder) -> None:
+        """Count what other processes have finished."""
+        for name, unit in list(self._weights):
+            if folder.is_done(name, unit):
+                self._count(name, unit)
+
+    def done(self, experiment: Experiment, unit: Unit) -> None:
+        self._count(experiment.name, unit)
+
+    def _count(self, name: str, unit: Unit) -> None:
+        weight = self._weights.pop((name, unit), None)
+        if weight is not None:
+            self._n_left -= 1
+            self._bar.update(self._task, advance=weight, left=self._n_left)

@@ -1,0 +1,190 @@
+"""The folder of a run: what it was made with, and one file for every finished unit.
+
+    run.json                                settings, data, versions, commit
+    vectors/<behavior>.safetensors          steering vectors, before normalisation
+    <experiment>/units/<unit>.parquet       one unit's frame
+    <experiment>/section.json               text, figures and tables, for the report
+    locks/                                  who is at what; empty files
+
+A unit is one file, and not one row group of a common file, because a file can appear whole or not at all: it is written
+beside its place and renamed. So a run that is killed at any moment has lost only the unit it was at.
+"""
+
+import errno
+import glob
+import io
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from caa_lens.storage import write_atomically
+from experiments.experiment import Experiment, Frames, Unit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class OtherRunError(ValueError):
+    """The folder holds something else than this run."""
+
+
+class DiskFullError(OSError):
+    """There is no room for a result; everything finished before is there and readable."""
+
+
+class RunFolder:
+    """Reads and writes one run's files; any number of processes may share a folder."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    # ---- the run -----------------------------------------------------------------------------------------------
+
+    def claim(self, identity: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
+        """Say what the folder is for, or check that it is for just that; whether it was begun before.
+
+        Args:
+            identity: what the numbers depend on, by kind; nothing in it may differ.
+            about: what is only written down when the run begins.
+
+        Raises:
+            OtherRunError: the folder holds a run with another identity, or files that are not a run's.
+        """
+        file = self.path / "run.json"
+        wanted = json.loads(json.dumps(identity))
+        if self.path.is_dir() and self._visible() and not {"locks", "run.json"} & self._visible():
+            raise OtherRunError(f"{self.path} is not empty and holds no run: choose another folder with --out")
+        with self.lock("run"):
+            self._sweep_up(file)
+            if not file.exists():
+                text = json.dumps({**wanted, "about": about}, indent=2, ensure_ascii=False)
+                self._write(file, text.encode())
+                return False
+        present = self.about()
+        different = [
+            f"{kind}.{key}: {there.get(key)!r} there, {here.get(key)!r} now"
+            for kind, here in wanted.items()
+            for there in [present.get(kind, {})]
+            for key in sorted({*here, *there})
+            if here.get(key) != there.get(key)
+        ]
+        if different:
+            listed = "\n  ".join(different)
+            raise OtherRunError(
+                f"{self.path} holds a run with other settings:\n  {listed}\nchoose another folder with --out, give the "
+                "settings of that run, or delete it"
+            )
+        return True
+
+    def about(self) -> dict[str, Any]:
+        """The contents of `run.json`."""
+        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+
+    # ---- units -------------------------------------------------------------------------------------------------
+
+    def unit_file(self, experiment: str, unit: Unit) -> Path:
+        return self.path / experiment / "units" / f"{unit.name}.parquet"
+
+    def is_done(self, experiment: str, unit: Unit) -> bool:
+        return self.unit_file(experiment, unit).exists()
+
+    def save(self, experiment: str, unit: Unit, frame: "pd.DataFrame") -> None:
+        """Write a unit's frame; the caller holds its lock.
+
+        Raises:
+            DiskFullError: the disk is full.
+        """
+        file = self.unit_file(experiment, unit)
+        self._sweep_up(file)
+        # Into memory first: an error while writing is then the system's own, with its number.
+        buffer = io.BytesIO()
+        frame.to_parquet(buffer, index=False)
+        self._write(file, buffer.getvalue())
+
+    def load(self, experiment: str, unit: Unit) -> "pd.DataFrame":
+        import pandas as pd
+
+        return pd.read_parquet(self.unit_file(experiment, unit))
+
+    def frames(self, experiment: Experiment, config: Any) -> Frames:
+        """All units' frames, in the order of the units.
+
+        Raises:
+            FileNotFoundError: a unit is not finished.
+        """
+        return {unit: self.load(experiment.name, unit) for unit in experiment.units(config)}
+
+    # ---- other files -------------------------------------------------------------------------------------------
+
+    def vectors_file(self, behavior: str, which: str = "") -> Path:
+        return self.path / "vectors" / f"{which}{behavior}.safetensors"
+
+    def section_file(self, experiment: str) -> Path:
+        return self.path / experiment / "section.json"
+
+    def keep_error(self, experiment: str, text: str) -> None:
+        """Write an experiment's traceback to `error.txt`; an empty one removes it."""
+        file = self.path / experiment / "error.txt"
+        if text:
+            self._write(file, text.encode())
+        else:
+            file.unlink(missing_ok=True)
+
+    def artefacts(self, experiment: str) -> Path:
+        """A folder for an experiment's own files (adapters, checkpoints)."""
+        folder = self.path / experiment / "artefacts"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @contextmanager
+    def lock(self, *names: str, wait: bool = True) -> Iterator[bool]:
+        """Hold the named lock; yields whether it was got. It goes with the process, however that ends."""
+        file = self.path.joinpath("locks", *names).with_name(f"{names[-1]}.lock")
+        with self.full_disk_said():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(file)
+            try:
+                lock.acquire(timeout=-1 if wait else 0, poll_interval=0.2)
+            except Timeout:
+                lock = None
+        if lock is None:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    @contextmanager
+    def full_disk_said(self) -> Iterator[None]:
+        """Turn the system's "no space left" into an error that says what is safe and what to do."""
+        try:
+            yield
+        except DiskFullError:
+            raise
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise DiskFullError(
+                error.errno,
+                "the disk is full. Units finished so far are kept: free some space and start the same command again",
+                str(self.path),
+            ) from error
+
+    def _write(self, file: Path, data: bytes) -> None:
+        with self.full_disk_said():
+            write_atomically(file, lambda temporary: temporary.write_bytes(data))
+
+    def _sweep_up(self, file: Path) -> None:
+        """Remove what a killed process left beside a file; the caller holds the file's lock."""
+        for leftover in file.parent.glob(f".{glob.escape(file.stem)}.????????{file.suffix}"):
+            leftover.unlink(missing_ok=True)
+
+    def _visible(self) -> set[str]:
+        return {path.name for path in self.path.iterdir() if not path.name.startswith(".")}

@@ -1,0 +1,87 @@
+"""Does one layer's vector work at other layers?
+
+    python -m experiments vector_transfer --model demo --out runs/demo
+
+Asked: the chosen layer's normalised vector, as long as it is, added at every other layer at -1 and +1. The paper
+(Figure 8, refusal, layer 13 of 7B) finds that it works at other layers, at some earlier ones even better, and drops
+steeply around 17. Expected of a small model: the same. The matrix of all layers by all is `python
+experiments/transfer_across_layers.py`.
+"""
+
+from typing import TYPE_CHECKING
+
+from experiments.comparison import beside_the_paper, has_paper_numbers
+from experiments.experiment import Cost, Experiment, Frames, Unit, together
+from experiments.layer_sweep import cost as sweep_cost
+from experiments.layer_sweep import layer_effects, needs_layer, units
+from experiments.measures import means, scored, steered
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from caa_lens.report import Section
+    from experiments.context import Context
+    from experiments.settings import RunConfig
+
+
+def run(unit: Unit, context: "Context") -> "pd.DataFrame":
+    vector = context.vectors(unit["behavior"])[context.layer]
+    targets = sorted({*context.swept_layers, context.layer})
+    cells = [
+        ({"source": context.layer, "layer": layer, "multiplier": m}, steered(vector.at_layer(layer), m))
+        for layer in targets
+        for m in (-1.0, 1.0)
+    ]
+    return scored(context.model, context.sets(unit["behavior"]).test, cells)
+
+
+def section(frames: Frames, config: "RunConfig") -> "Section":
+    from caa_lens.report import Section
+    from experiments.figures import curves_by_metric
+
+    source = int(together(frames)["source"].iloc[0])
+    effect = layer_effects(frames)
+    found = []
+    for behavior, rows in effect.groupby("behavior", sort=False):
+        table = rows.set_index("layer")
+        own, best = table.loc[source], table.loc[table["mean"].idxmax()]
+        found.append(
+            f"{behavior}: effect {own['mean']:+.3f} [{own['low']:.3f}, {own['high']:.3f}] at its own layer {source}, "
+            f"largest at layer {best.name}, {best['mean']:+.3f} [{best['low']:.3f}, {best['high']:.3f}]."
+        )
+    tables = []
+    if has_paper_numbers("layer_transfer", config):
+        cells = means(frames, ["layer", "multiplier"])
+        tables.append(("Beside the paper's, cell by cell", beside_the_paper(cells, "layer_transfer", config)))
+    return Section(
+        title=EXPERIMENT.title,
+        source=EXPERIMENT.source,
+        text=f"The layer-{source} vector added at other layers, at -1 and +1. Paper: it works at other layers, at some "
+        "earlier ones even better, and drops steeply around layer 17 (7B).",
+        found=found,
+        figures=curves_by_metric(
+            effect,
+            x="layer",
+            by="behavior",
+            title=f"Effect of layer {source}'s vector, +1 against -1, 95 % interval",
+            label="added at layer (0-based block)",
+            mark=source,
+        ),
+        tables=tables,
+    )
+
+
+def cost(unit: Unit, context: "Context") -> Cost:
+    return sweep_cost(unit, context)
+
+
+EXPERIMENT = Experiment(
+    name="vector_transfer",
+    title="One layer's vector at other layers",
+    source="Figure 8",
+    units=units,
+    run=run,
+    section=section,
+    cost=cost,
+    needs=needs_layer,
+)
