@@ -35,6 +35,7 @@ def main() -> None:
         cl.pair_activations(model, pairs, layers=LAYERS).save(OUT / f"{pairs.name}.safetensors")
 
     finetune(model, cl.ContrastSet.load("formality"))  # from here on it is another model
+    model.cfg.model_name += " taught formality"
     own, old = cl.extract(model, train, layers=LAYERS), cl.SteeringVectors.load(OUT / "before.safetensors")
     before = [cl.PairActivations.load(OUT / f"{pairs.name}.safetensors") for pairs in shared]
     residual_map = cl.fit_residual_map(before, [cl.pair_activations(model, pairs, layers=LAYERS) for pairs in shared])
