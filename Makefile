@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 INTEROP := $(VENV)/interop
 WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/caa_lens/wheels
 
-.PHONY: demo test interop wheel docs check format bench clean
+.PHONY: demo test interop wheel notebooks docs check format bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("caa_lens needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -36,6 +36,10 @@ $(INTEROP)/.ready: $(READY) requirements-interop.txt
 	CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAMA_OPENSSL=OFF -DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=2 nice $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -c requirements-interop.txt --find-links $(WHEELS) -w $(WHEELS) llama-cpp-python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --find-links $(WHEELS) --target $(INTEROP) -r requirements-interop.txt
 	touch $@
+
+# Runs all notebooks in full and writes their outputs into them; needs a Chrome or Chromium for the pictures.
+notebooks: $(READY)
+	$(BIN)/python notebooks/run.py
 
 # The wheel in an empty environment, away from the source: what a user of `pip install` gets.
 wheel: $(READY)

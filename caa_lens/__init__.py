@@ -135,6 +135,8 @@ __all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("caa-lens")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'caa_lens' has no attribute {name!r}")
     return getattr(importlib.import_module(f"caa_lens.{_MODULE_OF[name]}"), name)

@@ -268,6 +268,6 @@ def main() -> None:
 
     try:
         app()
-    except (ValueError, TypeError, OSError, MemoryError) as error:
+    except (ValueError, TypeError, OSError, MemoryError, IndexError, ImportError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)

@@ -29,13 +29,15 @@ def steer(
 ) -> Iterator[Any]:
     """Steer everything the model runs inside the block; composes with the caller's own hooks.
 
+        prompt = resolve_format(model, None).encode(model.tokenizer, "How was your day?")
         with steer(model, 1.5 * v, prompt=prompt):
-            model.generate(tokens)
+            model.generate(torch.tensor([prompt.tokens]))
 
     Args:
         vectors: vectors, `(vector, multiplier)` pairs or `Intervention`s, of any layers.
         prompt: what will be run; steering starts at its instruction's last token. Several prompts mean a left-padded
-            batch of them. A string is put into the model's own prompt format.
+            batch of them. A string is put into the model's own prompt format: run the tokens of that, since
+            `model.to_tokens(string)` is shorter and ends before steering starts.
         start: instead of a prompt, the first steered position in padded coordinates, a number or `[batch]`; 0 steers
             everything.
         multiplier: for vectors given without one; a number or `[batch]`.
