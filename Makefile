@@ -39,7 +39,7 @@ $(INTEROP)/.ready: $(READY) requirements-interop.txt
 
 # Runs all notebooks in full and writes their outputs into them; needs a Chrome or Chromium for the pictures.
 notebooks: $(READY)
-	$(BIN)/python notebooks/run.py
+	$(BIN)/python notebooks/run.py $(ARGS)
 
 # The wheel in an empty environment, away from the source: what a user of `pip install` gets.
 wheel: $(READY)

@@ -1,0 +1,175 @@
+"""Run the notebooks from top to bottom and write their outputs into them.
+
+    make notebooks                         # all five, in full
+    python notebooks/run.py 3_*.ipynb      # some, from the folder of the notebooks
+
+Figures are kept twice: as plotly's JSON, which Jupyter draws and which weighs little, and as a PNG for the sites
+that show code, which draw nothing themselves. A Chrome or Chromium of this machine makes the PNGs from the JSON;
+`BROWSER` names it, if it is not found by itself.
+"""
+
+import argparse
+import ast
+import base64
+import copy
+import html
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parent
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+FIGURE, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
+BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
+WIDTH, SCALE = 960, 1.5  # of a PNG, in pixels of a page, and pixels of the file for each of those
+SOLUTION = re.compile(r"<details>.*?```python\n(.*?)```.*?</details>", re.DOTALL)
+SIZE = re.compile(r"^(N_\w+ = )(\d+)", re.MULTILINE)
+
+DRAW = """<!doctype html><meta charset="utf-8"><script>%s</script><pre id="drawn"></pre><script>
+(async () => {
+  const drawn = [];
+  for (const figure of %s) {
+    const layout = { ...figure.layout, paper_bgcolor: "white" };
+    const size = { width: layout.width || %d, height: layout.height || 450 };
+    drawn.push(await Plotly.toImage({ data: figure.data, layout }, { format: "png", scale: %s, ...size }));
+  }
+  document.getElementById("drawn").textContent = JSON.stringify(drawn);
+})();
+</script>"""
+
+
+def execute(path: Path, *, pairs: int | None = None, solutions: bool = False, before: str = "") -> Any:
+    """A run copy of a notebook, without figures' PNGs; the file stays as it is.
+
+    Args:
+        pairs: caps every `N_... = number` of the notebook: as many contrast pairs, questions or steps at most.
+        solutions: run the code of the hidden solutions too, each where it stands; their outputs are not kept.
+        before: code to run first; its output is not kept.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: if a cell fails; the message holds the cell and the error.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [copy.deepcopy(cell) for cell in notebook.cells]
+    cells = [_extra(before)] if before else []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if cell.cell_type == "code" and pairs is not None:
+            cell.source = SIZE.sub(lambda found: f"{found[1]}{min(int(found[2]), pairs)}", cell.source)
+        if cell.cell_type == "markdown" and solutions:
+            cells += [_extra(code) for code in SOLUTION.findall(cell.source)]
+    notebook.cells = cells
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(
+            notebook,
+            timeout=1800,
+            kernel_name="python3",
+            resources={"metadata": {"path": folder}},
+            record_timing=False,
+            extra_arguments=["--log-level=ERROR"],  # a kernel on a local port warns on every start
+            coalesce_streams=True,
+            store_widget_state=False,
+        )
+        client.execute(env={**os.environ, "PLOTLY_RENDERER": "plotly_mimetype"})
+    notebook.cells = [cell for cell in notebook.cells if "extra" not in cell.metadata]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]  # progress bars
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
+    return notebook
+
+
+def structure(notebook: Any) -> list[list[str]]:
+    """What a change of the library must not alter unnoticed: by code cell the kind of every output.
+
+    Of a table its header, of a figure the types of its traces; numbers and texts may differ between machines.
+    """
+    return [[_kind(output) for output in cell.outputs] for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def add_pictures(notebook: Any) -> None:
+    """Put a PNG beside every figure's JSON, in place."""
+    found = [
+        output
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if FIGURE in output.get("data", {})
+    ]
+    for output, png in zip(found, _draw([output.data[FIGURE] for output in found]), strict=True):
+        output.data["image/png"] = base64.b64encode(png).decode()
+
+
+def _extra(code: str) -> Any:
+    return nbformat.v4.new_code_cell(code, metadata={"extra": True})
+
+
+def _kind(output: Any) -> str:
+    if output.output_type == "stream":
+        return output.name
+    data = output.data
+    if FIGURE in data:
+        return "figure of " + ", ".join(trace["type"] for trace in data[FIGURE]["data"])
+    if "text/html" in data:
+        header = re.search(r"<thead>(.*?)</thead>", "".join(data["text/html"]), re.DOTALL)
+        return "table of " + ", ".join(re.findall(r"<th[^>]*>(.*?)</th>", header[1])) if header else "html"
+    return type(_literal(data["text/plain"])).__name__
+
+
+def _literal(text: str) -> object:
+    """What a plain output is, if it is a number, a string or a list; else its text, a string again."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _draw(figures: list[dict]) -> list[bytes]:
+    """PNGs of plotly figures, in 256 colours, which are a quarter of the size and look the same."""
+    from PIL import Image
+    from plotly.offline import get_plotlyjs
+
+    browser = os.environ.get("BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not browser:
+        raise FileNotFoundError(f"no browser found to draw figures with, expected one of {', '.join(BROWSERS)}")
+    data = json.dumps(figures).replace("<", "\\u003c")  # so that nothing in it can end the script
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder, "figures.html")
+        page.write_text(DRAW % (get_plotlyjs(), data, WIDTH, SCALE), encoding="utf-8")
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        flags += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=120000", "--dump-dom"]
+        done = subprocess.run([browser, *flags, page.as_uri()], capture_output=True, text=True, timeout=600)
+    drawn = re.search(r'<pre id="drawn">(\[.*?\])</pre>', done.stdout, re.DOTALL)
+    if drawn is None:
+        raise RuntimeError(f"{browser} drew nothing: {done.stderr[-500:]}")
+    pngs = []
+    for url in json.loads(html.unescape(drawn[1])):
+        image = Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1]))).convert("RGB")
+        buffer = io.BytesIO()
+        image.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+        pngs.append(buffer.getvalue())
+    return pngs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="*", type=Path, default=NOTEBOOKS, help="all five by default")
+    for path in parser.parse_args().notebooks:
+        print(path.name, flush=True)
+        notebook = execute(path)
+        add_pictures(notebook)
+        nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    main()
