@@ -12,28 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa_lens import prefix_cache
+from caa_lens.arguments import check_layers
 from caa_lens.prompts import Prompt, left_pad
 from caa_lens.vectors import hook_name_of
-
-
-def check_layers(model: Any, layers: Sequence[int] | None) -> tuple[int, ...]:
-    """Layers as distinct block ids in order; all of the model's by default.
-
-    Raises:
-        ValueError: for a layer that the model does not have, negative ones included, or an empty list.
-    """
-    n_layers = model.cfg.n_layers
-    if layers is None:
-        return tuple(range(n_layers))
-    for layer in layers:
-        if not 0 <= layer < n_layers:
-            raise ValueError(
-                f"layer {layer} is out of range: {model.cfg.model_name} has layers 0 to {n_layers - 1}"
-                + (f"; the last is {n_layers - 1}, not -1" if layer < 0 else "")
-            )
-    if not layers:
-        raise ValueError("no layers given: expected at least one")
-    return tuple(sorted(set(layers)))
 
 
 def read_residuals(

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from caa_lens import prefix_cache
-from caa_lens.activations import check_layers
+from caa_lens.arguments import check_contrast_set, check_layers, check_model, check_width
 from caa_lens.contrast import ContrastSet
 from caa_lens.prompts import (
     Prompt,
@@ -54,6 +54,12 @@ class Scores:
     negative: Float[Tensor, "pair condition"]
     settings: dict[str, str]
 
+    def __repr__(self) -> str:
+        n_pairs, n_conditions = self.values.shape
+        means = ", ".join(f"{mean:.3g}" for mean in self.values.mean(0)[:8].tolist())
+        more = ", ..." if n_conditions > 8 else ""
+        return f"Scores({self.metric}, {n_pairs} pairs x {n_conditions} conditions, means {means}{more})"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Item:
@@ -84,18 +90,14 @@ def score(
         ValueError: for an empty set, no conditions, a vector that does not fit the model, or a pair longer than the
             context.
     """
-    if len(pairs) == 0:
-        raise ValueError("the test set is empty: expected at least one pair")
+    check_model(model)
+    check_contrast_set(pairs)
     if not conditions:
         raise ValueError("no conditions given: expected at least one; () is the unsteered model")
     for condition in conditions:
         for intervention in condition:
             check_layers(model, [intervention.vector.layer])
-            if intervention.vector.d_model != model.cfg.d_model:
-                raise ValueError(
-                    f"vector has d_model={intervention.vector.d_model}, but {model.cfg.model_name} has "
-                    f"d_model={model.cfg.d_model}: extract it from this model"
-                )
+            check_width(model, intervention.vector)
             if isinstance(intervention.multiplier, Tensor) and intervention.multiplier.ndim:
                 raise ValueError("a condition's multiplier must be one number: make one condition of each multiplier")
     prompt_format = resolve_format(model, prompt_format)

@@ -21,9 +21,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(wanted: bool) -> bool:
+    if wanted:
+        import caa_lens
+
+        typer.echo(f"caa_lens {caa_lens.__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
 app.add_typer(vectors_app, name="vectors")
 app.add_typer(data_app, name="data")
-app.command()(report)
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="'demo', a hub id, a folder with safetensors, or a GGUF file.")
@@ -104,7 +122,7 @@ def sweep(
 
     Example: `caa-lens sweep sentiment sentiment.safetensors --multipliers=-2,-1,0,1,2 --layers 9-20 --test 20`
     """
-    from caa_lens import ContrastSet, SteeringVectors, load_model
+    from caa_lens import ContrastSet, load_model, read_vectors
     from caa_lens import sweep as run_sweep
     from caa_lens.storage import write_atomically
 
@@ -114,8 +132,8 @@ def sweep(
     result = run_sweep(
         load_model(model, dtype=dtype, device=device),
         pairs,
-        SteeringVectors.load(vectors),
-        multipliers=[float(m) for m in multipliers.split(",")],
+        read_vectors(vectors),
+        multipliers=parse_numbers("multipliers", multipliers),
         layers=parse_layers(layers) if layers else None,
     )
     write_atomically(out, lambda file: result.frame.to_parquet(file, index=False))
@@ -143,7 +161,7 @@ def transfer(
 
     Example: `caa-lens transfer sentiment sentiment.safetensors --layers 3,9,15,21,27 --test 20`
     """
-    from caa_lens import ContrastSet, SteeringVectors, load_model
+    from caa_lens import ContrastSet, load_model, read_vectors
     from caa_lens import transfer as run_transfer
     from caa_lens.storage import write_atomically
 
@@ -152,7 +170,7 @@ def transfer(
     pairs = ContrastSet.load(data)
     if test:
         _, pairs = pairs.split(test=test, seed=0)
-    chosen = SteeringVectors.load(vectors)
+    chosen = read_vectors(vectors)
     result = run_transfer(
         load_model(model, dtype=dtype, device=device),
         pairs,
@@ -180,13 +198,13 @@ def lens(
 
     Example: `caa-lens lens sentiment.safetensors --layers 20-29`
     """
-    from caa_lens import ContrastSet, SteeringVectors, load_model, logit_lens
+    from caa_lens import ContrastSet, load_model, logit_lens, read_vectors
 
     if reading == "in_context" and pairs is None:
         raise ValueError("the in_context reading needs real residuals: add --pairs, e.g. --pairs sentiment")
     result = logit_lens(
         load_model(model),
-        SteeringVectors.load(vectors),
+        read_vectors(vectors),
         layers=parse_layers(layers) if layers else None,
         k=k,
         reading=reading,
@@ -198,7 +216,7 @@ def lens(
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to ask.")],
-    vectors: Annotated[Optional[Path], typer.Option(help="A .safetensors file of vectors.")] = None,  # noqa: UP045
+    vectors: Annotated[Optional[Path], typer.Option(help="A file of vectors.")] = None,  # noqa: UP045
     layer: Annotated[Optional[int], typer.Option(help="Which layer's vector.")] = None,  # noqa: UP045
     multiplier: Annotated[float, typer.Option(help="How much of it.")] = 1.0,
     model: ModelOption = "demo",
@@ -210,11 +228,11 @@ def generate(
 
     Example: `caa-lens generate "How was your day?" --vectors sentiment.safetensors --layer 14 --multiplier=-2`
     """
-    from caa_lens import SteeringVectors, load_model, stream
+    from caa_lens import load_model, read_vectors, stream
 
     if vectors is not None and layer is None:
         raise ValueError("which layer's vector? add --layer, e.g. --layer 14")
-    steering = [] if vectors is None or layer is None else [(SteeringVectors.load(vectors)[layer], multiplier)]
+    steering = [] if vectors is None or layer is None else [(read_vectors(vectors)[layer], multiplier)]
     loaded = load_model(model, dtype=dtype, device=device)
     for piece in stream(loaded, prompt, vectors=steering, max_new_tokens=max_new_tokens):
         typer.echo(piece, nl=False)
@@ -235,11 +253,11 @@ def similarity(
 
     Example: `caa-lens similarity "How was your day?" sentiment.safetensors --layers 14 --answer "It was awful."`
     """
-    from caa_lens import SteeringVectors, load_model, token_similarity
+    from caa_lens import load_model, read_vectors, token_similarity
 
     if out.suffix != ".html":
         raise ValueError(f"the page is written as .html, got {out.name!r}")
-    chosen = SteeringVectors.load(vectors)
+    chosen = read_vectors(vectors)
     result = token_similarity(
         load_model(model),
         text,
@@ -251,6 +269,9 @@ def similarity(
     typer.echo(f"written to {out}")
 
 
+app.command()(report)
+
+
 def parse_layers(text: str) -> tuple[int, ...]:
     """`3,9,14-16` as (3, 9, 14, 15, 16)."""
     layers: list[int] = []
@@ -260,6 +281,14 @@ def parse_layers(text: str) -> tuple[int, ...]:
             raise ValueError(f"layers {text!r} are not understood: expected e.g. 3,9,14-20")
         layers += range(int(first), int(last or first) + 1)
     return tuple(sorted(set(layers)))
+
+
+def parse_numbers(name: str, text: str) -> tuple[float, ...]:
+    """`-1,0,1.5` as (-1.0, 0.0, 1.5)."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{name} {text!r} are not understood: expected numbers, e.g. -1,0,1") from None
 
 
 def main() -> None:

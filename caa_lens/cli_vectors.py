@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 vectors_app = typer.Typer(help="Look into vector files, compare, combine and convert them.", no_args_is_help=True)
 
-VectorsArgument = Annotated[Path, typer.Argument(help="A .safetensors file of vectors.")]
+VectorsArgument = Annotated[Path, typer.Argument(help="A file of vectors, or a folder of .pt files.")]
 
 
 @vectors_app.command()
@@ -19,9 +19,9 @@ def show(path: VectorsArgument) -> None:
 
     Example: `caa-lens vectors show sentiment.safetensors`
     """
-    from caa_lens import SteeringVectors
+    from caa_lens import read_vectors
 
-    vectors = SteeringVectors.load(path)
+    vectors = read_vectors(path)
     for key, value in _facts(vectors).items():
         typer.echo(f"{key:>16}  {value}")
     norms = [f"{layer}: {norm:.3g}" for layer, norm in zip(vectors.layers, vectors.norms.tolist(), strict=True)]
@@ -34,9 +34,9 @@ def diff(a: VectorsArgument, b: VectorsArgument) -> None:
 
     Example: `caa-lens vectors diff sentiment.safetensors formality.safetensors`
     """
-    from caa_lens import SteeringVectors
+    from caa_lens import read_vectors
 
-    first, second = SteeringVectors.load(a), SteeringVectors.load(b)
+    first, second = read_vectors(a), read_vectors(b)
     facts, others = _facts(first), _facts(second)
     for key in facts | others:
         if facts.get(key) != others.get(key):
@@ -73,6 +73,7 @@ def combine(
     from dataclasses import replace
 
     from caa_lens.expression_parser import evaluate
+    from caa_lens.interchange import read_vectors
     from caa_lens.vectors import SteeringVector, SteeringVectors
 
     named: dict[str, SteeringVectors] = {}
@@ -80,7 +81,7 @@ def combine(
         name, _, file = argument.partition("=")
         if not name.isidentifier() or not file or name in named:
             raise ValueError(f"got {argument!r}, expected NAME=FILE with a different name each, e.g. A=a.safetensors")
-        named[name] = SteeringVectors.load(file)
+        named[name] = read_vectors(file)
     result = evaluate(expression, named)
     vectors = SteeringVectors.from_vectors([result]) if isinstance(result, SteeringVector) else result
     assert isinstance(vectors, SteeringVectors)

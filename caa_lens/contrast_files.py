@@ -30,6 +30,7 @@ SCHEMAS = {  # whose: the keys of the question, of the positive and of the negat
     "CAA or model-written evals": ("question", "answer_matching_behavior", "answer_not_matching_behavior"),
     "TruthfulQA": ("question", "correct", "incorrect"),
 }
+TABLES = {".csv", ".tsv", ".xlsx", ".xls", ".parquet"}
 SHOWN = 5  # problems that one message lists
 LETTER = re.compile(r"\([A-Z]\)")
 _QUESTION_MARK = re.compile(r"\AQuestion:\s*")
@@ -86,8 +87,13 @@ def locate(name_or_path: str | Path, *, open_ended: bool = False) -> Traversable
         return files("caa_lens") / "data" / f"{name_or_path}{_OPEN_ENDED if open_ended else ''}.jsonl"
     path = Path(name_or_path)
     if not path.exists():
-        near = difflib.get_close_matches(str(name_or_path), names, n=1)
+        from caa_lens.paper_numbers import BEHAVIORS  # stands above
+
+        name = str(name_or_path)
+        near = difflib.get_close_matches(name, names, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
+        if name in BEHAVIORS:
+            hint = f"; the paper's set is load_paper_set({name!r}), once fetched with `caa-lens data fetch {name}`"
         expected = f"a .json or .jsonl file, or a bundled name: {', '.join(names)}{hint}"
         raise ContrastFileError(str(name_or_path), [(None, FieldError(None, "no such file", expected))])
     return path
@@ -141,6 +147,12 @@ def _read(file: Traversable, convert: Callable[[dict[str, Any]], T]) -> list[T]:
     """Every row of a file, converted; all rows that cannot be are told in one error."""
     converted: list[T] = []
     problems: list[tuple[int | None, FieldError]] = []
+    if Path(file.name).suffix.lower() in TABLES:
+        expected = (
+            "a .json or .jsonl file. With pandas a table becomes one: read_csv(...).to_json('pairs.jsonl', "
+            "orient='records', lines=True), of columns question, positive, negative"
+        )
+        raise ContrastFileError(str(file), [(None, FieldError(None, "a table", expected))])
     unit, values = _values(_decode(file))
     for line, value in values:
         try:

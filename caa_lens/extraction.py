@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from caa_lens.activations import check_layers, read_pairs
+from caa_lens.activations import read_pairs
+from caa_lens.arguments import check_contrast_set, check_layers, check_model
 from caa_lens.contrast import ContrastSet
 from caa_lens.prompts import Prompt, PromptFormat, check_fits, encode_answer, resolve_format
 from caa_lens.vectors import Provenance, SteeringVectors
@@ -93,8 +94,8 @@ def extract(
         ValueError: for an empty set, a layer out of range, a pair longer than the context, or activations that are not
             finite (half precision can overflow: load the model in bfloat16 or float32).
     """
-    if len(pairs) == 0:
-        raise ValueError("the contrast set is empty: expected at least one pair")
+    check_model(model)
+    check_contrast_set(pairs)
     pairs.warn_if_unbalanced(stacklevel=3)
     layers = check_layers(model, layers)
     prompt_format = resolve_format(model, prompt_format)

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caa_lens.activations import check_layers
 from caa_lens.answers import score
+from caa_lens.arguments import check_contrast_set, check_layers, check_list, check_model, check_vector_set
 from caa_lens.contrast import ContrastSet
 from caa_lens.geometry import ModelCosines, model_cosines
 from caa_lens.hooks import Intervention
@@ -113,6 +113,10 @@ def model_transfer(
     """
     import pandas as pd
 
+    check_model(model)
+    check_contrast_set(test)
+    check_vector_set(own)
+    check_vector_set(foreign)
     if size not in SIZES:
         raise ValueError(f"unknown size {size!r}: expected one of {', '.join(SIZES)}")
     if foreign.d_model != model.cfg.d_model:
@@ -121,6 +125,7 @@ def model_transfer(
             f"d_model={model.cfg.d_model}: fit a linear map on both models' activations of the same pairs with "
             "fit_residual_map, and give its .carry(vectors)"
         )
+    multipliers = check_list("multipliers", multipliers, float)
     if not multipliers:
         raise ValueError("no multipliers given: expected at least one number")
     layers = check_layers(model, [x for x in own.layers if x in foreign] if layers is None else layers)

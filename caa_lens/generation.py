@@ -16,6 +16,7 @@ from torch import Tensor
 
 from caa_lens import prefix_cache
 from caa_lens.answers import soft_capped
+from caa_lens.arguments import check_model
 from caa_lens.hooks import Intervention
 from caa_lens.prompts import Prompt, PromptBatch, PromptFormat, left_pad, resolve_format
 from caa_lens.steering import Steering, as_interventions
@@ -48,6 +49,7 @@ def generate(
     Raises:
         ValueError: if prompt and new tokens do not fit into the context, or a vector does not fit the model.
     """
+    check_model(model)
     given = [prompt] if isinstance(prompt, str | Prompt) else list(prompt)
     prompts = [_encode(model, one, prompt_format, system) for one in given]
     rows = {len(m) for i in as_interventions(model, vectors) if (m := torch.as_tensor(i.multiplier)).ndim}
@@ -80,6 +82,7 @@ def stream(
     prompt_format: PromptFormat | str | None = None,
 ) -> Iterator[str]:
     """Like `generate` for one prompt, piece by piece as the text grows."""
+    check_model(model)
     encoded = _encode(model, prompt, prompt_format, system)
     tokens: list[int] = []
     text = shown = ""

@@ -81,6 +81,9 @@ class Intervention:
     def __post_init__(self) -> None:
         if self.operator not in OPERATORS:
             raise ValueError(f"unknown operator {self.operator!r}: expected one of {', '.join(OPERATORS)}")
+        if not isinstance(self.multiplier, int | float | Tensor):
+            kind = type(self.multiplier).__name__
+            raise TypeError(f"multiplier must be a number or a tensor [batch], got the {kind} {self.multiplier!r}")
         multiplier = torch.as_tensor(self.multiplier)
         if multiplier.ndim > 1:
             raise ValueError(f"multiplier must be a number or [batch], got shape {tuple(multiplier.shape)}")

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caa_lens.activations import check_layers
 from caa_lens.answers import Scores, score
+from caa_lens.arguments import check_contrast_set, check_layers, check_model, check_vector_set
 from caa_lens.contrast import ContrastSet
 from caa_lens.geometry import cosine_map
 from caa_lens.hooks import Intervention
@@ -180,6 +180,9 @@ def transfer(
     """
     import pandas as pd
 
+    check_model(model)
+    check_contrast_set(test)
+    check_vector_set(vectors)
     if not (size in SIZES if isinstance(size, str) else size > 0):
         raise ValueError(f"unknown size {size!r}: expected one of {', '.join(SIZES)}, or a share of the residual norm")
     if per not in UNITS:

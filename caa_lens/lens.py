@@ -35,7 +35,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from caa_lens.activations import check_layers, read_pairs
+from caa_lens.activations import read_pairs
+from caa_lens.arguments import as_vector_set, check_layers, check_model, check_width
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import encode_pairs
 from caa_lens.prompts import PromptFormat, resolve_format
@@ -167,10 +168,10 @@ def logit_lens(
     """
     import pandas as pd
 
+    check_model(model)
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}: it is the number of tokens on each side")
-    if isinstance(vectors, SteeringVector):
-        vectors = SteeringVectors.from_vectors([vectors])
+    vectors = as_vector_set(vectors)
     options = _Options(reading, pairs, float(multiplier), background, seed, prompt_format)
     layers = check_layers(model, vectors.layers if layers is None else layers)
     scores, probabilities = _read(model, vectors, layers, options, with_probabilities=True)
@@ -222,9 +223,9 @@ def word_ranks(
     """
     import pandas as pd
 
+    check_model(model)
     looked_up = {word: word_tokens(model.tokenizer, word) for word in _check_words(words)}
-    if isinstance(vectors, SteeringVector):
-        vectors = SteeringVectors.from_vectors([vectors])
+    vectors = as_vector_set(vectors)
     options = _Options(reading, pairs, float(multiplier), background, seed, prompt_format)
     layers = check_layers(model, vectors.layers if layers is None else layers)
     scores, _ = _read(model, vectors, layers, options, with_probabilities=False)
@@ -299,11 +300,7 @@ def _read(
 ) -> tuple[Float[Tensor, "layer d_vocab"], Float[Tensor, "layer d_vocab"] | None]:
     """Scores, and if asked for what `LogitLens` calls probabilities."""
     options.check()
-    if vectors.d_model != model.cfg.d_model:
-        raise ValueError(
-            f"vectors have d_model={vectors.d_model}, but {model.cfg.model_name!r} has d_model={model.cfg.d_model}: "
-            "extract them from this model"
-        )
+    check_width(model, vectors)
     steps = options.multiplier * torch.stack([vectors[layer].direction.float() for layer in layers])
     steps = steps.to(model.W_U.device)  # [layer d_model]
     if options.reading == "in_context":

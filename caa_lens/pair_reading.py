@@ -15,12 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from caa_lens.activations import check_layers, read_pairs, read_residuals
+from caa_lens.activations import read_pairs, read_residuals
+from caa_lens.arguments import check_contrast_set, check_layers, check_model
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import encode_pairs
 from caa_lens.prompts import Prompt, PromptFormat, resolve_format
 from caa_lens.storage import write_atomically
-from caa_lens.vectors import Provenance, hook_name_of
+from caa_lens.vectors import Provenance, hook_name_of, layer_ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,7 +91,7 @@ class PairActivations:
         )
 
     def __repr__(self) -> str:
-        p, where = self.provenance, f"layers={list(self.layers)}, d_model={self.values.shape[-1]}"
+        p, where = self.provenance, f"layers={layer_ranges(self.layers)}, d_model={self.values.shape[-1]}"
         return f"PairActivations({p.behavior}, {len(self)} pairs, {where}, model={p.model!r}, {p.token_position})"
 
 
@@ -111,6 +112,8 @@ def pair_activations(
     Raises:
         ValueError: for a layer out of range, a pair longer than the context, or activations that are not finite.
     """
+    check_model(model)
+    check_contrast_set(pairs)
     pairs.warn_if_unbalanced(stacklevel=3)
     layers = check_layers(model, layers)
     prompt_format = resolve_format(model, prompt_format)

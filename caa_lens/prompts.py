@@ -14,7 +14,7 @@ Source: paper section 3 and appendix; the authors' own place of the system promp
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ class PromptFormat:
     """
 
     name: str
-    render: Callable[[str, str | None], str]
+    render: Callable[[str, str | None], str] = field(repr=False)
     separator: str
     prepend_bos: bool
 

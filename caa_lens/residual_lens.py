@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caa_lens.activations import check_layers
+from caa_lens.arguments import check_layers, check_model
 from caa_lens.hooks import Intervention
 from caa_lens.prompts import Prompt, PromptFormat, check_fits, resolve_format
 from caa_lens.steering import Steering, as_interventions
@@ -129,6 +129,7 @@ def stream_lens(
     """
     import pandas as pd
 
+    check_model(model)
     if isinstance(prompt, str):
         prompt = resolve_format(model, prompt_format).encode(model.tokenizer, prompt, system=system)
     check_fits(prompt, model.cfg.n_ctx)

@@ -29,7 +29,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from caa_lens.activations import check_layers
+from caa_lens.arguments import as_vector_set, check_layers, check_model, check_width
 from caa_lens.lens import show_token
 from caa_lens.prompts import Prompt, PromptFormat, check_fits, resolve_format
 from caa_lens.storage import write_atomically
@@ -115,6 +115,9 @@ trust the notebook and run it from the top in a new kernel, or write a page with
   else window.addEventListener("caa-lens-circuitsvis", () => draw(50), {{ once: true }});
 }})();
 </script>"""
+
+    def __repr__(self) -> str:
+        return f"TokenColors({self.caption}, {len(self.tokens)} tokens, {', '.join(self.labels)})"
 
     def _repr_html_(self) -> str:
         global _script_sent  # once a process, as a page is told from another one by nothing else
@@ -261,13 +264,9 @@ def token_similarity(
     import pandas as pd
 
     _check_measure(measure)
-    if isinstance(vectors, SteeringVector):
-        vectors = SteeringVectors.from_vectors([vectors])
-    if vectors.d_model != model.cfg.d_model:
-        raise ValueError(
-            f"vectors have d_model={vectors.d_model}, but {model.cfg.model_name!r} has d_model={model.cfg.d_model}: "
-            "extract them from this model"
-        )
+    check_model(model)
+    vectors = as_vector_set(vectors)
+    check_width(model, vectors)
     layers = check_layers(model, vectors.layers if layers is None else layers)
     for layer in layers:
         if vectors[layer].norm == 0:

@@ -4,16 +4,23 @@ Steering starts at the last token of the instruction and goes on through every g
 whatever the batching, padding or caching: see `hooks` for how positions are known.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from caa_lens.activations import check_layers
+from caa_lens.arguments import check_layers, check_model, check_width, describe
 from caa_lens.hooks import Intervention
 from caa_lens.prompts import Prompt, explain, left_pad, resolve_format
 from caa_lens.vectors import SteeringVector, SteeringVectors
+
+
+class NothingSteeredWarning(UserWarning):
+    """A model ran inside a `steer` block, but every input ended before the first steered position."""
+
 
 Steering = SteeringVector | tuple[SteeringVector, float | int | Tensor] | Intervention
 
@@ -45,7 +52,11 @@ def steer(
 
     Raises:
         ValueError: if neither or both of `prompt` and `start` are given, or a vector does not fit the model.
+
+    Warns:
+        NothingSteeredWarning: at the end of the block, if the model ran, but never as far as where steering starts.
     """
+    check_model(model)
     if (prompt is None) == (start is None):
         raise ValueError("say where steering starts: either prompt=..., or start=... (start=0 steers every position)")
     if prompt is not None:
@@ -61,8 +72,26 @@ def steer(
     elif explain_positions:
         _show(f"every position from {start} on is steered")
     interventions = as_interventions(model, vectors, multiplier=multiplier, start=start)
-    with model.hooks(fwd_hooks=[intervention.hook() for intervention in interventions]):
+    longest = 0
+
+    def measure(pattern: Tensor, hook: Any) -> None:
+        nonlocal longest
+        longest = max(longest, pattern.shape[-1])
+
+    # What a block attends to, `[batch head query key]`, grows with a KV cache; so chunks of a prompt add up.
+    names = {f"blocks.{intervention.vector.layer}.attn.hook_pattern" for intervention in interventions}
+    hooks = [intervention.hook() for intervention in interventions]
+    with model.hooks(fwd_hooks=[*hooks, *((name, measure) for name in sorted(names))]):
         yield model
+    starts = [0 if one.start is None else int(torch.as_tensor(one.start).min()) for one in interventions]
+    first = min(starts, default=0)
+    if 0 < longest <= first:
+        warnings.warn(
+            f"nothing was steered: what the model ran has {longest} tokens, and steering starts at position {first}. "
+            "Run the prompt's own tokens, prompt.tokens, which are longer than its question; or give start=0",
+            NothingSteeredWarning,
+            stacklevel=3,
+        )
 
 
 def as_interventions(
@@ -94,15 +123,12 @@ def as_interventions(
             made = Intervention(vector=given[0], multiplier=given[1], start=start)
         else:
             raise TypeError(
-                f"expected a SteeringVector, a (SteeringVector, multiplier) pair or an Intervention, got {given!r}; "
-                "of SteeringVectors choose a layer, as in vectors[13]"
+                "expected a SteeringVector, a (SteeringVector, multiplier) pair or an Intervention, got "
+                f"{describe(given)}; of SteeringVectors choose a layer, as in vectors[13], and of a tensor make a "
+                "vector with SteeringVector.from_direction"
             )
         check_layers(model, [made.vector.layer])
-        if made.vector.d_model != model.cfg.d_model:
-            raise ValueError(
-                f"vector has d_model={made.vector.d_model}, but {model.cfg.model_name!r} has "
-                f"d_model={model.cfg.d_model}: extract it from this model"
-            )
+        check_width(model, made.vector)
         interventions.append(made)
     return interventions
 

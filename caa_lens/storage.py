@@ -122,11 +122,15 @@ def _decode(data: bytes) -> SteeringVectors:
             raise ValueError("metadata that is not text")
     except (SafetensorError, ValueError, RecursionError) as error:
         raise VectorFileError(
-            f"is not a readable safetensors file ({error}): it may be truncated; save it again"
+            f"is not a readable safetensors file ({error}): it may be truncated; save it again. Other tools' files are "
+            "read by caa_lens.read_vectors"
         ) from None
     version = metadata.get("caa_lens_format")
     if version is None:
-        raise VectorFileError("has no 'caa_lens_format' metadata: it was not written by this library")
+        raise VectorFileError(
+            "has no 'caa_lens_format' metadata: it was not written by this library; other tools' files are read by "
+            "caa_lens.read_vectors"
+        )
     if version not in KEYS:
         readable = " and ".join(KEYS)
         raise VectorFileError(f"has format version {version!r}, this library reads {readable}: update caa_lens")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caa_lens.activations import check_layers
 from caa_lens.answers import score
+from caa_lens.arguments import check_contrast_set, check_layers, check_list, check_model, check_vector_set
 from caa_lens.contrast import ContrastSet
 from caa_lens.hooks import Intervention
 from caa_lens.intervals import bootstrap_interval, mean_with_interval
@@ -135,12 +135,16 @@ def sweep(
     Raises:
         ValueError: for an empty test set, no multipliers, repeated multipliers, or a layer without a vector.
     """
+    check_model(model)
+    check_contrast_set(test)
+    check_vector_set(vectors)
+    multipliers = check_list("multipliers", multipliers, float)
     if not multipliers:
         raise ValueError("no multipliers given: expected at least one number")
     if len(set(multipliers)) != len(multipliers):
-        raise ValueError(f"multipliers must differ, got {list(multipliers)}")
+        raise ValueError(f"multipliers must differ, got {multipliers}")
     layers = check_layers(model, vectors.layers if layers is None else layers)
-    cells = [(layer, float(m)) for layer in layers for m in multipliers]
+    cells = [(layer, m) for layer in layers for m in multipliers]
     conditions: list[Condition] = [(Intervention(vector=vectors[layer], multiplier=m),) for layer, m in cells]
     scores = score(
         model,

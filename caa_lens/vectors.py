@@ -167,7 +167,7 @@ class SteeringVectors(VectorAlgebra):
     def __getitem__(self, layer: int) -> SteeringVector:
         if layer not in self.layers:
             raise IndexError(
-                f"no vector for layer {layer}: this set has layers {layer_ranges(self.layers)} (0-based blocks)"
+                f"no vector for layer {layer!r}: this set has layers {layer_ranges(self.layers)} (0-based blocks)"
             )
         row = self.layers.index(layer)
         provenance = replace(self.provenance, expression=write.indexed(self._text, layer))

@@ -36,7 +36,7 @@ def main(
     behaviors: Annotated[Optional[str], Option(help="Comma-separated; all of the data by default.")] = None,  # noqa: UP045
     data: Annotated[Optional[str], Option(help="'bundled' or 'paper'; by default paper for Llama 2.")] = None,  # noqa: UP045
     layer: Annotated[Optional[int], Option(help="Where to steer; by default the paper's, or the sweep's best.")] = None,  # noqa: UP045
-    layer_step: Annotated[Optional[int], Option(help="Sweeps take every so-manieth layer.")] = None,  # noqa: UP045
+    layer_step: Annotated[Optional[int], Option(help="Sweeps take every n-th layer.")] = None,  # noqa: UP045
     n_generate: Annotated[Optional[int], Option(help="Pairs to extract from.")] = None,  # noqa: UP045
     n_test: Annotated[Optional[int], Option(help="Held-out pairs.")] = None,  # noqa: UP045
     n_prompts: Annotated[Optional[int], Option(help="Open-ended prompts a behavior.")] = None,  # noqa: UP045
@@ -178,6 +178,6 @@ def _table(caption: str, frame: Any) -> Table:
 if __name__ == "__main__":
     try:
         typer.run(main)
-    except (ValueError, TypeError, OSError, MemoryError) as error:
+    except (ValueError, TypeError, OSError, MemoryError, IndexError, ImportError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)

@@ -37,7 +37,7 @@ class RunConfig(BaseModel):
     layer: int | None = Field(default=None, ge=0)
     """Where single-layer experiments steer; None: the layer that the layer sweep finds best."""
     layer_step: int = Field(default=1, ge=1)
-    """Sweeps over layers take every so-manieth layer, from 0 on. Vectors are extracted at every layer."""
+    """Sweeps over layers take every n-th layer, from 0 on. Vectors are extracted at every layer."""
     n_generate: int | None = Field(default=None, ge=4)
     """Pairs that vectors are extracted from; None: all that are not held out."""
     n_test: int = Field(default=50, ge=2)

@@ -5,12 +5,14 @@ import os
 # No test may reach for a model hub: set before anything imports huggingface_hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
+# Tests run in parallel processes, each on one core, and so do the programs that they start: threads that wait for each
+# other would only slow them down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 from helpers import SHARED, tiny_model
 
-# Tests run in parallel processes, each on one core: threads that wait for each other would only slow them down.
 torch.set_num_threads(1)
 
 

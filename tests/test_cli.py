@@ -4,10 +4,12 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+import caa_lens
 from caa_lens import cli
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import extract
 from caa_lens.generation import generate
+from caa_lens.interchange import write_vectors
 from caa_lens.vectors import SteeringVectors
 
 runner = CliRunner()
@@ -68,16 +70,17 @@ def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
     [
         (["extract", "sentimant", "x.safetensors"], "sentiment"),
         (["extract", "sentiment", "x.pt"], "vectors are saved as .safetensors"),
-        (["vectors", "show", "nowhere.safetensors"], "no vector file at nowhere.safetensors"),
+        (["vectors", "show", "nowhere.safetensors"], "nothing at nowhere.safetensors: expected a file or folder"),
         (["generate", "Hi", "--vectors", "v.safetensors"], "add --layer"),
         (["lens", "v.safetensors", "--layers", "a-b"], "not understood"),
+        (["sweep", "sentiment", "v.safetensors", "--multipliers=a,1"], "expected numbers, e.g. -1,0,1"),
         (["generate", "Hi", "--model", "no/such/folder"], "error:"),
     ],
 )
 def test_mistakes_end_in_one_line_and_write_nothing(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["caa-lens", *words])
-    if words[0] == "lens":
+    if "v.safetensors" in words:
         vectors = SteeringVectors.from_vectors([_some_vector()])
         vectors.save(tmp_path / "v.safetensors")
     before = sorted(tmp_path.iterdir())
@@ -97,6 +100,17 @@ def _some_vector():
     from caa_lens.vectors import SteeringVector
 
     return SteeringVector.from_direction(torch.ones(32), layer=1)
+
+
+def test_files_of_other_tools_are_read_wherever_vectors_are(tmp_path):
+    file = write_vectors(SteeringVectors.from_vectors([_some_vector()]), tmp_path / "v.gguf")
+    shown = runner.invoke(cli.app, ["vectors", "show", str(file)])
+    assert shown.exit_code == 0, shown.output
+    assert "1: 5.66" in shown.output  # the norm of 32 ones at layer 1
+
+
+def test_the_version_is_that_of_the_package():
+    assert runner.invoke(cli.app, ["--version"]).output.strip() == f"caa_lens {caa_lens.__version__}"
 
 
 def test_layer_lists_are_read_as_written():

@@ -170,6 +170,15 @@ def check_command_line(words: list[str]) -> None:
             command = command.commands[word]
 
 
+def test_the_page_of_the_command_line_has_every_command():
+    text = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
+    group: click.Command = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        row = re.search(rf"^\| `caa-lens {name}` \|.*", text, re.MULTILINE)
+        assert row, name
+        assert all(f"`{verb}`" in row[0] for verb in getattr(command, "commands", {})), row[0]
+
+
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=name_of)
 def test_a_link_to_a_file_of_the_project_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):

@@ -13,7 +13,7 @@ from caa_lens import steering
 from caa_lens.generation import generate
 from caa_lens.hooks import Intervention
 from caa_lens.prompts import chat_template_format, left_pad
-from caa_lens.steering import as_interventions, steer
+from caa_lens.steering import NothingSteeredWarning, as_interventions, steer
 from caa_lens.vectors import SteeringVector
 
 LOGITS = {"atol": 2e-5, "rtol": 1e-5}  # another order of float32 additions in a model of five layers
@@ -113,6 +113,27 @@ def test_it_has_to_be_said_where_steering_starts(tiny_chat, prompts):
             ValueError, match=r"say where steering starts: either prompt=.*start=0 steers every position"
         ):
             steer(tiny_chat, v, **place).__enter__()
+
+
+def test_a_run_that_ends_before_steering_starts_is_told_of(tiny_chat, prompts):
+    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+    v = random_vectors(tiny_chat)[2]
+    tokens = torch.tensor([prompts[1].tokens])
+    start = prompts[1].steer_start
+    with (
+        pytest.warns(NothingSteeredWarning, match=f"has {start} tokens, and steering starts at position {start}"),
+        steer(tiny_chat, v, prompt=prompts[1]),
+    ):
+        tiny_chat(tokens[:, :start])
+    with steer(tiny_chat, v, prompt=prompts[1]):
+        tiny_chat(tokens[:, : start + 1])  # warnings are errors here
+    with steer(tiny_chat, v, prompt=prompts[1]):
+        pass  # nothing ran
+    with steer(tiny_chat, v, prompt=prompts[1]):  # chunk by chunk with a cache, each shorter than the start
+        cache = TransformerLensKeyValueCache.init_cache(tiny_chat.cfg, tiny_chat.cfg.device, 1)
+        for chunk in tokens.split(5, dim=1):
+            tiny_chat(chunk, past_kv_cache=cache)
 
 
 def test_an_intervention_keeps_what_it_says_and_takes_the_rest_from_the_block(tiny_chat, prompts):
@@ -233,7 +254,7 @@ def test_a_set_in_place_of_a_vector_is_refused_rather_than_steering_all_its_laye
     )
     with pytest.raises(TypeError, match=expected + r".*; of SteeringVectors choose a layer, as in vectors\[13\]"):
         contextmanager(unwrap(steer))(tiny_chat, vectors, start=0).__enter__()
-    with pytest.raises(TypeError, match=r"got \(SteeringVectors.*choose a layer, as in vectors\[13\]"):
+    with pytest.raises(TypeError, match=r"got a tuple of SteeringVectors, .*choose a layer, as in vectors\[13\]"):
         unchecked(tiny_chat, [(vectors, 2.0)])
     with pytest.raises(TypeError, match=r"a list of vectors, got one SteeringVectors: .*as in \[vectors\[13\]\]"):
         unchecked(tiny_chat, vectors)

@@ -1,0 +1,117 @@
+"""What public functions check before anything runs: that each argument is the kind of thing it is taken for.
+
+Python is told the types by annotations and does not look at them; without these checks a contrast set's name in the
+place of the set, or one layer in the place of a list, would fail somewhere inside, in words about something else.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from caa_lens.contrast import ContrastSet
+from caa_lens.vectors import SteeringVector, SteeringVectors
+
+
+def check_model(model: object) -> None:
+    """Raises `TypeError` for anything but a TransformerLens model."""
+    if not (hasattr(model, "cfg") and hasattr(model, "hooks")):
+        raise TypeError(
+            f"expected a model from caa_lens.load_model, got {describe(model)}: the model is the first argument, and "
+            "a model of transformers is loaded from its folder or hub id"
+        )
+
+
+def check_contrast_set(pairs: object) -> None:
+    """Raises `TypeError` for anything but a `ContrastSet`."""
+    if isinstance(pairs, ContrastSet):
+        return
+    remedy = f"ContrastSet.load({pairs!r})" if isinstance(pairs, str) else "ContrastSet.from_pairs(...) or .load(...)"
+    raise TypeError(f"expected a ContrastSet, got {describe(pairs)}: make one with {remedy}")
+
+
+def check_vector_set(vectors: object) -> None:
+    """Raises `TypeError` for anything but `SteeringVectors`."""
+    if isinstance(vectors, SteeringVectors):
+        return
+    if isinstance(vectors, SteeringVector):
+        raise TypeError(
+            "expected SteeringVectors, got one SteeringVector: give the set, with the layer as layers=[...] or "
+            f"vectors.at([{vectors.layer}]), or make a set with SteeringVectors.from_vectors([...])"
+        )
+    raise TypeError(f"expected SteeringVectors, got {describe(vectors)}: extract them, or SteeringVectors.load(a file)")
+
+
+def as_vector_set(vectors: object) -> SteeringVectors:
+    """A set, also of one vector. Raises `TypeError` for anything else."""
+    if isinstance(vectors, SteeringVector):
+        return SteeringVectors.from_vectors([vectors])
+    check_vector_set(vectors)
+    assert isinstance(vectors, SteeringVectors)
+    return vectors
+
+
+def check_width(model: Any, vectors: SteeringVector | SteeringVectors) -> None:
+    """Raises `ValueError` if vectors are of another width than the model's residual stream."""
+    if vectors.d_model != model.cfg.d_model:
+        what, them = ("vector has", "it") if isinstance(vectors, SteeringVector) else ("vectors have", "them")
+        raise ValueError(
+            f"{what} d_model={vectors.d_model}, but {model.cfg.model_name!r} has d_model={model.cfg.d_model}: "
+            f"extract {them} from this model"
+        )
+
+
+def check_layers(model: Any, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """Layers as distinct block ids in order; all of the model's by default.
+
+    Raises:
+        TypeError: for one number, or a list of anything but whole numbers.
+        ValueError: for a layer that the model does not have, negative ones included, or an empty list.
+    """
+    n_layers = model.cfg.n_layers
+    if layers is None:
+        return tuple(range(n_layers))
+    layers = check_list("layers", layers, int)
+    for layer in layers:
+        if not 0 <= layer < n_layers:
+            raise ValueError(
+                f"layer {layer} is out of range: {model.cfg.model_name} has layers 0 to {n_layers - 1}"
+                + (f"; the last is {n_layers - 1}, not -1" if layer < 0 else "")
+            )
+    if not layers:
+        raise ValueError("no layers given: expected at least one")
+    return tuple(sorted(set(layers)))
+
+
+def check_list(name: str, values: object, kind: type[int] | type[float]) -> list:
+    """A list of numbers, as plain numbers of Python.
+
+    Raises:
+        TypeError: for one number, a text, or a list with anything but numbers (with `int`: whole numbers) in it.
+    """
+    wanted = "whole numbers" if kind is int else "numbers"
+    if isinstance(values, int | float):
+        raise TypeError(f"{name} must be a list of {wanted}, got {values!r}: write {name}=[{values!r}]")
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list of {wanted}, got {describe(values)}: write e.g. {name}=[1, 2]")
+    found = []
+    for value in values:
+        try:
+            number = kind(value)
+        except (TypeError, ValueError):
+            number = None
+        if isinstance(value, str) or number is None or number != value:
+            raise TypeError(f"{name} must be {wanted}, got {describe(value)} among them")
+        found.append(number)
+    return found
+
+
+def describe(value: object) -> str:
+    """A value as an error message shows it: its type, and itself where that is short; never a tensor's numbers."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    kind = type(value).__name__
+    if isinstance(value, tuple | list):
+        return f"a {kind} of {', '.join(type(one).__name__ for one in value[:4])}{', ...' if value[4:] else ''}"
+    shown = repr(value)
+    return f"the {kind} {shown}" if len(shown) <= 60 and isinstance(value, str | int | float) else kind

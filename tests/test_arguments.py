@@ -1,0 +1,93 @@
+"""A beginner's mistakes are answered in the beginner's words: what was got, what was expected, what to write instead.
+
+Tests run with types checked at every call, where such calls fail earlier. Here they run as a user's do, in a process
+of its own.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MISTAKES = {
+    'cl.extract(model, "sentiment")': "got the str 'sentiment': make one with ContrastSet.load('sentiment')",
+    "cl.extract(pairs, model)": "expected a model from caa_lens.load_model, got ContrastSet",
+    'cl.extract("demo", pairs)': "expected a model from caa_lens.load_model, got the str 'demo'",
+    "cl.extract(model, [('q', 'a', 'b')])": "ContrastSet.from_pairs",
+    "cl.extract(model, pairs, layers=2)": "layers must be a list of whole numbers, got 2: write layers=[2]",
+    "cl.extract(model, pairs, layers='2')": "layers must be a list of whole numbers, got the str '2'",
+    "cl.extract(model, pairs, layers=['2'])": "layers must be whole numbers, got the str '2' among them",
+    "cl.extract(model, pairs, layers=[1.5])": "layers must be whole numbers, got the float 1.5 among them",
+    "cl.extract(model, pairs, layers=[None])": "layers must be whole numbers, got NoneType among them",
+    "cl.extract(model, pairs, layers=[-1])": "layer -1 is out of range: tiny has layers 0 to 3; the last is 3, not -1",
+    "cl.pair_activations(model, 'sentiment')": "expected a ContrastSet",
+    "cl.pair_activations(pairs, model)": "expected a model",
+    "cl.sweep(model, pairs, vectors, multipliers=1)": "must be a list of numbers, got 1: write multipliers=[1]",
+    "cl.sweep(model, pairs, vectors, multipliers=['a'])": "multipliers must be numbers, got the str 'a' among them",
+    "cl.sweep(model, pairs, vectors[1])": "got one SteeringVector: give the set, with the layer as layers=[...]",
+    "cl.sweep(model, pairs, 'v.safetensors')": "SteeringVectors.load",
+    "cl.sweep(model, vectors, pairs)": "expected a ContrastSet, got SteeringVectors",
+    "cl.sweep(model, pairs, vectors, multipliers=[])": "no multipliers given",
+    "cl.transfer(model, vectors, pairs)": "expected a ContrastSet, got SteeringVectors",
+    "cl.transfer(model, pairs, vectors[1])": "expected SteeringVectors, got one SteeringVector",
+    "cl.model_transfer(model, pairs, vectors, vectors[1])": "expected SteeringVectors, got one SteeringVector",
+    "cl.logit_lens(vectors, model)": "expected a model",
+    "cl.logit_lens(model, pairs)": "expected SteeringVectors, got ContrastSet",
+    "cl.logit_lens(model, vectors, layers=1)": "write layers=[1]",
+    "cl.word_ranks(vectors, model, ['love'])": "expected a model",
+    "cl.stream_lens(prompt, model)": "expected a model",
+    "cl.token_similarity('A text', model, vectors)": "expected a model",
+    "cl.token_similarity(model, prompt, 'sentiment')": "expected SteeringVectors, got the str 'sentiment'",
+    "cl.attribute(vectors, model, pairs)": "expected a model",
+    "cl.generate('How was your day?', model)": "expected a model",
+    "list(cl.stream('How was your day?', model))": "expected a model",
+    "cl.generate(model, prompt, vectors=[vectors])": "of SteeringVectors choose a layer, as in vectors[13]",
+    "cl.generate(model, prompt, vectors=[torch.ones(32)])": "got a tensor of shape (32,); of SteeringVectors choose",
+    "cl.generate(model, prompt, vectors=[(vectors[1], '1')])": "multiplier must be a number or a tensor [batch], got",
+    "cl.steer('v', model).__enter__()": "expected a model",
+    "vectors['2']": "no vector for layer '2': this set has layers 0-3",
+    "cl.ContrastSet.load('sentimnt')": "did you mean 'sentiment'?",
+    "cl.ContrastSet.load('hallucination')": "load_paper_set('hallucination')",
+    "cl.ContrastSet.load('pairs.csv')": "read_csv(...).to_json('pairs.jsonl'",
+    "cl.SteeringVectors.load('pairs.csv')": "caa_lens.read_vectors",
+}
+RUN = """
+import json, sys
+import torch
+sys.path.insert(0, sys.argv[1])
+from helpers import tiny_model
+import caa_lens as cl
+model = tiny_model(n_layers=4)
+model.cfg.model_name = "tiny"
+pairs = cl.ContrastSet.load("sentiment").sample(4)
+vectors = cl.SteeringVectors(directions=torch.ones(4, model.cfg.d_model), layers=(0, 1, 2, 3))
+prompt = cl.Prompt(text="", answer_start=3, tokens=(1, 2, 3), steer_start=1, read=(2, 3))
+open("pairs.csv", "w").write("question,positive,negative\\n")
+said = {}
+for mistake in json.loads(sys.argv[2]):
+    try:
+        eval(mistake)
+        said[mistake] = "no error"
+    except Exception as error:
+        said[mistake] = f"{type(error).__name__}: {error}"
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """What every mistake was answered with."""
+    run = [sys.executable, "-W", "ignore", "-c", RUN, str(Path(__file__).parent), json.dumps(list(MISTAKES))]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path_factory.mktemp("mistakes"), check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_answered_with_a_remedy(said, mistake):
+    kind = said[mistake].partition(":")[0]
+    assert kind in {"TypeError", "ValueError", "IndexError", "ContrastFileError", "VectorFileError"}
+    assert MISTAKES[mistake] in said[mistake]
+    assert len(said[mistake]) < 400
