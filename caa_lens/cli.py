@@ -129,13 +129,11 @@ def sweep(
     pairs = ContrastSet.load(data)
     if test:
         _, pairs = pairs.split(test=test, seed=0)
-    result = run_sweep(
-        load_model(model, dtype=dtype, device=device),
-        pairs,
-        read_vectors(vectors),
-        multipliers=parse_numbers("multipliers", multipliers),
-        layers=parse_layers(layers) if layers else None,
-    )
+    of_each = read_vectors(vectors)
+    numbers = parse_numbers("multipliers", multipliers)
+    chosen = parse_layers(layers) if layers else None
+    loaded = load_model(model, dtype=dtype, device=device)
+    result = run_sweep(loaded, pairs, of_each, multipliers=numbers, layers=chosen)
     write_atomically(out, lambda file: result.frame.to_parquet(file, index=False))
     mean = result.summary().pivot(index="layer", columns="multiplier", values="mean")
     typer.echo(f"mean {result.metric}\n{mean.round(4).to_string()}\nwritten to {out}")
@@ -170,13 +168,15 @@ def transfer(
     pairs = ContrastSet.load(data)
     if test:
         _, pairs = pairs.split(test=test, seed=0)
-    chosen = read_vectors(vectors)
+    sources = read_vectors(vectors)
+    sources = sources.at(parse_layers(layers)) if layers else sources
+    chosen = parse_layers(targets) if targets else None
     result = run_transfer(
         load_model(model, dtype=dtype, device=device),
         pairs,
-        chosen.at(parse_layers(layers)) if layers else chosen,
+        sources,
         multiplier=multiplier,
-        targets=parse_layers(targets) if targets else None,
+        targets=chosen,
         size=float(size) if size.replace(".", "", 1).isdecimal() else size,
     )
     write_atomically(out, lambda file: result.frame.to_parquet(file, index=False))
@@ -202,14 +202,10 @@ def lens(
 
     if reading == "in_context" and pairs is None:
         raise ValueError("the in_context reading needs real residuals: add --pairs, e.g. --pairs sentiment")
-    result = logit_lens(
-        load_model(model),
-        read_vectors(vectors),
-        layers=parse_layers(layers) if layers else None,
-        k=k,
-        reading=reading,
-        pairs=None if pairs is None else ContrastSet.load(pairs),
-    )
+    of_each = read_vectors(vectors)
+    chosen = parse_layers(layers) if layers else None
+    read_in = None if pairs is None else ContrastSet.load(pairs)
+    result = logit_lens(load_model(model), of_each, layers=chosen, k=k, reading=reading, pairs=read_in)
     typer.echo(result.table(k).to_string())
 
 
@@ -258,13 +254,8 @@ def similarity(
     if out.suffix != ".html":
         raise ValueError(f"the page is written as .html, got {out.name!r}")
     chosen = read_vectors(vectors)
-    result = token_similarity(
-        load_model(model),
-        text,
-        chosen.at(parse_layers(layers)) if layers else chosen,
-        answer=answer,
-        raw_text=raw,
-    )
+    chosen = chosen.at(parse_layers(layers)) if layers else chosen
+    result = token_similarity(load_model(model), text, chosen, answer=answer, raw_text=raw)
     result.show().save(out)
     typer.echo(f"written to {out}")
 
@@ -277,7 +268,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
     layers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
             raise ValueError(f"layers {text!r} are not understood: expected e.g. 3,9,14-20")
         layers += range(int(first), int(last or first) + 1)
     return tuple(sorted(set(layers)))

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from rich.console import Console
 from rich.table import Table
 
+from caa_lens.arguments import check_layers
 from caa_lens.contrast import ContrastSet
 from caa_lens.storage import write_atomically
 from caa_lens.vectors import SteeringVectors
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from caa_lens.sweeps import Sweep
+
+SETTINGS = "config.json"
 
 
 class DemoConfig(BaseModel):
@@ -66,13 +69,18 @@ def run_demo(config: DemoConfig, folder: str | Path, console: Console | None = N
     folder = Path(folder)
     console = console or Console()
     began = time.perf_counter()
-    _claim(folder, config)
+    settings = {**config.model_dump(mode="json"), "caa_lens": importlib.metadata.version("caa-lens")}
+    _refuse_other_settings(folder, settings)
+    train, test = ContrastSet.load(config.behavior).split(test=config.n_test, seed=config.seed)
 
     from caa_lens.models import load_model
 
     with console.status("loading the model"):
         model = load_model(config.model, dtype=config.dtype, device=config.device)
-    train, test = ContrastSet.load(config.behavior).split(test=config.n_test, seed=config.seed)
+    if not isinstance(config.layers, str):
+        check_layers(model, config.layers)
+    text = json.dumps(settings, indent=2)
+    write_atomically(folder / SETTINGS, lambda file: file.write_text(text, encoding="utf-8"))
     console.print(
         f"[bold]{model.cfg.model_name}[/]: {model.cfg.n_layers} layers, d_model {model.cfg.d_model}, "
         f"on {model.W_E.device}. Behavior [bold]{config.behavior}[/]: {len(train)} pairs to extract from, "
@@ -90,23 +98,20 @@ def run_demo(config: DemoConfig, folder: str | Path, console: Console | None = N
     return report
 
 
-def _claim(folder: Path, config: DemoConfig) -> None:
-    """Write the run's settings, or check that the folder was made with the same ones."""
-    path = folder / "config.json"
-    settings = {**config.model_dump(mode="json"), "caa_lens": importlib.metadata.version("caa-lens")}
-    if path.exists():
-        try:
-            present = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            present = {}
-        if present != settings:
-            changed = sorted(key for key in {*present, *settings} if present.get(key) != settings.get(key))
-            raise ValueError(
-                f"{folder} holds a run with other settings ({', '.join(changed)}): choose another folder with --out, "
-                "or delete it"
-            )
+def _refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
+    path = folder / SETTINGS
+    if not path.exists():
         return
-    write_atomically(path, lambda file: file.write_text(json.dumps(settings, indent=2), encoding="utf-8"))
+    try:
+        present = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        present = {}
+    if present != settings:
+        changed = sorted(key for key in {*present, *settings} if present.get(key) != settings.get(key))
+        raise ValueError(
+            f"{folder} holds a run with other settings ({', '.join(changed)}): choose another folder with --out, "
+            "or delete it"
+        )
 
 
 def _vectors(model: Any, train: ContrastSet, folder: Path, console: Console) -> SteeringVectors:

@@ -117,3 +117,5 @@ def test_layer_lists_are_read_as_written():
     assert cli.parse_layers("3, 9,14-16") == (3, 9, 14, 15, 16)
     with pytest.raises(ValueError, match=r"expected e\.g\. 3,9,14-20"):
         cli.parse_layers("-1")
+    with pytest.raises(ValueError, match=r"layers '5-3' are not understood"):
+        cli.parse_layers("5-3")

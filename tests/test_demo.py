@@ -82,3 +82,11 @@ def test_a_folder_with_other_settings_is_refused_and_left_alone(small_run):
 def test_settings_are_validated():
     with pytest.raises(ValueError, match="together with its negative"):
         DemoConfig(multipliers=(0.0, 1.0))
+
+
+@pytest.mark.parametrize("wrong", [{"behavior": "sentimnt"}, {"layers": (1, 99)}, {"n_test": 1000}], ids=str)
+def test_bad_settings_leave_no_folder_behind(small_run, wrong):
+    folder, run = small_run
+    with pytest.raises(ValueError, match=r"did you mean 'sentiment'|layer 99 is out of range|got test=1000"):
+        run(SMALL.model_copy(update=wrong))
+    assert not folder.exists()
