@@ -23,8 +23,10 @@ def check_model(model: object) -> None:
 
 
 def check_contrast_set(pairs: object) -> None:
-    """Raises `TypeError` for anything but a `ContrastSet`."""
+    """Raises `TypeError` for anything but a `ContrastSet`, `ValueError` for one that was emptied."""
     if isinstance(pairs, ContrastSet):
+        if not pairs.pairs:
+            raise ValueError("the contrast set is empty: expected at least one pair")
         return
     remedy = f"ContrastSet.load({pairs!r})" if isinstance(pairs, str) else "ContrastSet.from_pairs(...) or .load(...)"
     raise TypeError(f"expected a ContrastSet, got {describe(pairs)}: make one with {remedy}")
@@ -97,10 +99,10 @@ def check_list(name: str, values: object, kind: type[int] | type[float]) -> list
     found = []
     for value in values:
         try:
-            number = kind(value)
+            number = None if isinstance(value, str) else kind(value)
         except (TypeError, ValueError):
             number = None
-        if isinstance(value, str) or number is None or number != value:
+        if number is None or (kind is int and number != value):
             raise TypeError(f"{name} must be {wanted}, got {describe(value)} among them")
         found.append(number)
     return found

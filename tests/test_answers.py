@@ -169,7 +169,7 @@ def test_token_logp_does_not_depend_on_the_chunk_size(tiny_chat):
 
 def test_vectors_of_another_width_are_refused(tiny_chat):
     wide = random_vectors(tiny_model(d_model=64))
-    with pytest.raises(ValueError, match=r"vector has d_model=64, but tiny-random-llama has d_model=32: extract it"):
+    with pytest.raises(ValueError, match=r"vector has d_model=64, but 'tiny-random-llama' has d_model=32: extract it"):
         score(tiny_chat, AB, [(Intervention(vector=wide[1]),)], progress=False)
 
 

@@ -150,7 +150,7 @@ def test_combine_may_keep_a_single_layer(files):
         (["A", "A=a.safetensors", "A=b.safetensors"], "a different name each"),
         (["A", "A=a.safetensors", "--uot"], "got '--uot', expected NAME=FILE"),
         (["A", "2=a.safetensors"], "expected NAME=FILE"),
-        (["A", "A=nowhere.safetensors"], "no vector file at nowhere.safetensors"),
+        (["A", "A=nowhere.safetensors"], "nothing at nowhere.safetensors"),
         (["2 * 3", "A=a.safetensors"], "this is a number, expected vectors"),
     ],
 )

@@ -382,14 +382,15 @@ def test_ctrl_c_ends_a_run_that_waits_and_keeps_what_came(ask, server):
         f"judge({items!r}, 'refusal', base_url={server.url!r}, model='m', path={str(ask.path)!r}, progress=False)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 30
-    while server.asked(items[0][0].split()[0]) < 3:
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    started = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
-    assert time.monotonic() - started < 5
+    try:
+        until = time.monotonic() + 60
+        while server.asked(items[0][0].split()[0]) < 3:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=45)  # less than what an answer is waited for
+    finally:
+        process.kill()
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert len(ask.path.read_text().splitlines()) == 1
 
