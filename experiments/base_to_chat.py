@@ -1,12 +1,12 @@
 """Are the base model's vectors those of the chat model, and do they steer it?
 
-    python -m experiments base_cosines base_transfer --model meta-llama/Llama-2-7b-chat-hf \
-        --base-model meta-llama/Llama-2-7b-hf --out runs/7b
+    python -m experiments base_cosines base_transfer --model meta-llama/Llama-2-7b-chat-hf --out runs/7b
 
 Asked: vectors extracted from the base model, in its own prompt format; their cosine with the chat model's, layer by
 layer; and the chat model's answers under them at -1 and +1. The paper finds a cosine that decays with depth but for a
 peak at layers 7 to 15 (Figure 9), and that the base vectors steer the chat model, best at layers 10 to 15 (Figure 10).
-The demo model has no base model in the package, so there these are skipped.
+The base model is known of Llama 2's chat models; for others, name it with --base-model, or these are skipped (as for
+the demo model, which has none in the package).
 """
 
 from typing import TYPE_CHECKING
@@ -32,6 +32,10 @@ BASE = "base-"
 
 def skip(config: "RunConfig") -> str | None:
     return None if config.base_model else "needs the base model: give it with --base-model"
+
+
+def own(config: "RunConfig") -> dict[str, str | None]:
+    return {"base_model": config.base_model}
 
 
 def run_vectors(unit: Unit, context: "Context") -> "pd.DataFrame":
@@ -110,6 +114,7 @@ def section_transfer(frames: Frames, config: "RunConfig") -> "Section":
         ],
         figures=curves_by_metric(
             effect,
+            effect=True,
             x="layer",
             by="behavior",
             title="Effect of the base model's vectors, +1 against -1, 95 % interval",
@@ -128,6 +133,7 @@ VECTORS = Experiment(
     section=section_vectors,
     cost=extraction_cost,
     skip=skip,
+    own=own,
 )
 COSINES = Experiment(
     name="base_cosines",
@@ -138,6 +144,7 @@ COSINES = Experiment(
     section=section_cosines,
     needs=lambda config: ("vectors", "base_vectors"),
     skip=skip,
+    own=own,
 )
 
 
@@ -155,4 +162,5 @@ TRANSFER = Experiment(
     cost=cost_transfer,
     needs=lambda config: ("vectors", "base_vectors"),
     skip=skip,
+    own=own,
 )

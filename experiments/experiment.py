@@ -11,6 +11,7 @@
         section=section,  # ({unit: frame}, config) -> caa_lens.report.Section; sees no model
         cost=cost,        # (unit, context) -> Cost, for --dry-run and the time left
         needs=needs_layer,  # from layer_sweep: vectors, and the chosen layer
+        own=own,          # config -> {name: value}: what it depends on and the rest of the run does not
     )
 
 Add it to `catalogue.EXPERIMENTS`; everything else (folder, restarts, several processes, progress, report) is the
@@ -56,15 +57,20 @@ class Cost:
     """What a unit takes: forwards (a prompt, or a token that is generated), their tokens, and generated tokens' steps.
 
     `steps` are forwards of one token a row, waiting for each other: each takes at least the time to read the weights.
+    `requests` are a judge's.
     """
 
     forwards: float = 0
     tokens: float = 0
     steps: float = 0
+    requests: float = 0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
-            forwards=self.forwards + other.forwards, tokens=self.tokens + other.tokens, steps=self.steps + other.steps
+            forwards=self.forwards + other.forwards,
+            tokens=self.tokens + other.tokens,
+            steps=self.steps + other.steps,
+            requests=self.requests + other.requests,
         )
 
 
@@ -79,10 +85,27 @@ class Experiment:
     run: "Callable[[Unit, Context], pd.DataFrame]"
     section: "Callable[[Frames, RunConfig], Section]"
     cost: "Callable[[Unit, Context], Cost]" = lambda unit, context: Cost()
+    weights: "Callable[[RunConfig], float]" = lambda config: 1.0
+    """How many times the model's weights, in the run's type, are in memory at once; gradients count as much."""
     needs: "Callable[[RunConfig], Sequence[str]]" = lambda config: ()
     """Names of the experiments whose results it uses."""
     skip: "Callable[[RunConfig], str | None]" = lambda config: None
     """Why it cannot run with these settings, or None."""
+    own: "Callable[[RunConfig], Mapping[str, Any]]" = lambda config: {}
+    """Settings and hashes of data, by name, that it depends on and the whole run does not; see `identity`."""
+
+
+class Unfinished(Exception):
+    """Raised by `run` where a unit cannot be done now, but perhaps at the next start.
+
+    The unit is left undone. The experiment's section is made of what there is: it must do with some of the units, or
+    none of them.
+    """
+
+    def __init__(self, reason: str, frame: "pd.DataFrame | None" = None, *, stop: bool = False) -> None:
+        """`frame` is shown until the unit is done; with `stop`, no other unit of the experiment is tried either."""
+        super().__init__(reason)
+        self.frame, self.stop = frame, stop
 
 
 def together(frames: Frames) -> "pd.DataFrame":

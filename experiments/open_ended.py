@@ -1,24 +1,19 @@
 """What does steered text look like?
 
     python -m experiments open_ended --model demo --out runs/demo
-    python -m experiments judged --model demo --out runs/demo --judge MODEL --judge-url http://localhost:8000/v1
 
-Asked: greedy answers to open-ended prompts at multipliers -2 to 2; measures that need no judge (sentiment, repetition,
-perplexity under the unsteered model); and, where a judge is given, its score from 0 to 10. The paper (Figure 5) finds
-scores that rise with the multiplier, flat for refusal, and text that large multipliers degrade. Expected of a small
-model: sentiment and formality follow the multiplier; at -2 and +2 text starts to repeat itself and is unlikely
-unsteered.
-
-The rubrics are ours, so scores and the paper's are on scales of one range, not on one scale.
+Asked: greedy answers to open-ended prompts at multipliers -2 to 2, and measures that need no judge (sentiment,
+repetition, perplexity under the unsteered model); `judged` has a judge's scores. The paper (Figure 5) finds scores that
+rise with the multiplier, flat for refusal, and text that large multipliers degrade. Expected of a small model:
+sentiment and formality follow the multiplier; at -2 and +2 text starts to repeat itself and is unlikely unsteered.
 """
 
 from typing import TYPE_CHECKING
 
 from experiments.behavior_sets import behavior_sets
-from experiments.comparison import beside_the_paper, grid, has_paper_numbers
 from experiments.experiment import Cost, Experiment, Frames, Unit, together
+from experiments.identity import prompts_hash
 from experiments.layer_sweep import needs_layer
-from experiments.measures import means
 from experiments.plan import generation_cost
 
 if TYPE_CHECKING:
@@ -75,12 +70,11 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
     labels |= {"mean_logp": "mean log-probability, unsteered (nats per token)"}
     found = []
     for behavior, part in measured.groupby("behavior", sort=False):
-        at = part.set_index("multiplier")
+        at = part.set_index("multiplier").loc[[-2.0, 0.0, 2.0]]
+        low, unsteered, high = (f"{value:+.2f}" for value in at["sentiment"])
         found.append(
-            f"{behavior}: sentiment {at.loc[-2.0, 'sentiment']:+.2f} at -2, {at.loc[0.0, 'sentiment']:+.2f} unsteered, "
-            f"{at.loc[2.0, 'sentiment']:+.2f} at +2; mean log-probability {at.loc[-2.0, 'mean_logp']:.2f}, "
-            f"{at.loc[0.0, 'mean_logp']:.2f}, {at.loc[2.0, 'mean_logp']:.2f}; repeated 4-grams "
-            f"{at.loc[-2.0, 'repetition']:.0%}, {at.loc[0.0, 'repetition']:.0%}, {at.loc[2.0, 'repetition']:.0%}."
+            f"{behavior}: sentiment {low} at -2, {unsteered} unsteered, {high} at +2; mean log-probability "
+            f"{_counted(at['mean_logp'], '.2f')}; repeated 4-grams {_counted(at['repetition'], '.0%')}."
         )
     return Section(
         title=EXPERIMENT.title,
@@ -102,6 +96,11 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
         texts=side_by_side(rows),
         tables=[("Mean over prompts", measured.round(4))],
     )
+
+
+def _counted(values: "pd.Series", form: str) -> str:
+    """Numbers in a sentence; NaN of answers that are too short to be measured."""
+    return ", ".join("nothing to count" if value != value else f"{value:{form}}" for value in values)
 
 
 def side_by_side(rows: "pd.DataFrame") -> list[tuple[str, list[tuple[str, str]]]]:
@@ -126,76 +125,6 @@ def cost(unit: Unit, context: "Context") -> Cost:
     return generated + Cost(forwards=len(prompts), tokens=generated.tokens)  # read again, for the log-probabilities
 
 
-# ---- the judge -------------------------------------------------------------------------------------------------
-
-
-def judged_units(config: "RunConfig") -> list[Unit]:
-    from caa_lens.rubrics import RUBRICS
-
-    return [unit for unit in units(config) if unit["behavior"] in RUBRICS]
-
-
-def skip_judge(config: "RunConfig") -> str | None:
-    if not (config.judge and config.judge_url):
-        return "no judge was given: name one with --judge and --judge-url"
-    return skip(config) or (None if judged_units(config) else "none of the behaviors has a rubric")
-
-
-def run_judge(unit: Unit, context: "Context") -> "pd.DataFrame":
-    from caa_lens.judging import judge
-
-    texts = context.folder.load(EXPERIMENT.name, unit)
-    result = judge(
-        texts[["prompt", "question", "answer"]],
-        unit["behavior"],
-        base_url=str(context.config.judge_url),
-        model=str(context.config.judge),
-        path=context.folder.artefacts(JUDGED.name) / f"{unit.name}.jsonl",
-        progress=False,
-    )
-    if result.failure_rate > 0.5:
-        reasons = result.frame.loc[result.frame["score"].isna(), "error"]
-        raise RuntimeError(
-            f"the judge gave no score for {result.failure_rate:.0%} of the answers ({reasons.iloc[0]}): see that it "
-            "runs, and start again; its replies so far are kept"
-        )
-    return result.frame[["prompt", "score"]].assign(layer=texts["layer"].iloc[0])
-
-
-def section_judge(frames: Frames, config: "RunConfig") -> "Section":
-    from caa_lens.report import Section
-    from experiments.figures import curves
-    from experiments.multipliers import rise
-
-    tidy = {u: frame.rename(columns={"prompt": "question"}).assign(metric="score") for u, frame in frames.items()}
-    scored = {unit: frame.dropna(subset=["score"]) for unit, frame in tidy.items()}
-    in_all = together(scored).groupby(["behavior", "question"])["score"].transform("size") == len(MULTIPLIERS)
-    complete = together(scored)[in_all]  # intervals need every prompt at every multiplier
-    cells = means({Unit.of(): complete}, ["layer", "multiplier"])
-    n_left_out = sum(map(len, frames.values())) - len(complete)
-    tables = [("Mean score (0 to 10) and 95 % interval", grid(cells, ["behavior"], "multiplier", digits=2))]
-    if has_paper_numbers("open_ended", config):
-        tables.append(("Beside the paper's, cell by cell", beside_the_paper(cells, "open_ended", config)))
-    return Section(
-        title=JUDGED.title,
-        source=JUDGED.source,
-        text=f"{config.judge} rates the answers from 0 to 10, by our rubrics. {n_left_out} answers are left out "
-        "because their prompt lacks a score elsewhere. Paper: scores rise with the multiplier, refusal's do not.",
-        found=[rise(name, rows.sort_values("multiplier")) for name, rows in cells.groupby("behavior", sort=False)],
-        figures=[
-            curves(
-                cells,
-                x="multiplier",
-                y="mean",
-                by="behavior",
-                title="Judge's score by multiplier, 95 % interval",
-                labels=("multiplier", "score, 0 to 10"),
-            )
-        ],
-        tables=tables,
-    )
-
-
 EXPERIMENT = Experiment(
     name="open_ended",
     title="Steered text",
@@ -206,14 +135,5 @@ EXPERIMENT = Experiment(
     cost=cost,
     needs=needs_layer,
     skip=skip,
-)
-JUDGED = Experiment(
-    name="judged",
-    title="Steered text, judged",
-    source="Figure 5",
-    units=judged_units,
-    run=run_judge,
-    section=section_judge,
-    needs=lambda config: ("open_ended",),
-    skip=skip_judge,
+    own=prompts_hash,
 )

@@ -1,8 +1,11 @@
 """The folder of a run: what it was made with, and one file for every finished unit.
 
     run.json                                settings, data, versions, commit
+    starts.json                             of every start: when, from what code, with what settings
     vectors/<behavior>.safetensors          steering vectors, before normalisation
     <experiment>/units/<unit>.parquet       one unit's frame
+    <experiment>/unfinished/<unit>.parquet  what there is of a unit that has to be done again
+    <experiment>/identity.json              settings and data that this experiment alone depends on
     <experiment>/section.json               text, figures and tables, for the report
     locks/                                  who is at what; empty files
 
@@ -14,6 +17,7 @@ import errno
 import glob
 import io
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,13 +71,7 @@ class RunFolder:
                 self._write(file, text.encode())
                 return False
         present = self.about()
-        different = [
-            f"{kind}.{key}: {there.get(key)!r} there, {here.get(key)!r} now"
-            for kind, here in wanted.items()
-            for there in [present.get(kind, {})]
-            for key in sorted({*here, *there})
-            if here.get(key) != there.get(key)
-        ]
+        different = [line for kind, here in wanted.items() for line in _different(kind, present.get(kind, {}), here)]
         if different:
             listed = "\n  ".join(different)
             raise OtherRunError(
@@ -86,6 +84,39 @@ class RunFolder:
         """The contents of `run.json`."""
         return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
 
+    def record_start(self, notes: Mapping[str, Any]) -> None:
+        """Add a start of the run to `starts.json`."""
+        file = self.path / "starts.json"
+        with self.lock("run"):
+            self._sweep_up(file)
+            starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+            self._write(file, json.dumps([*starts, notes], indent=2, ensure_ascii=False).encode())
+
+    def hold(self, experiment: str, identity: Mapping[str, Any]) -> list[str]:
+        """Say what an experiment's results depend on, beside the run's identity; or what differs from what was said.
+
+        As long as it has no finished unit, an experiment may change its mind.
+        """
+        file = self.path / experiment / "identity.json"
+        with self.lock(experiment, "identity"):
+            if different := self.differs(experiment, identity):
+                return different
+            self._sweep_up(file)
+            if self._other_identity(experiment, identity) or (identity and not file.exists()):
+                self._write(file, json.dumps(identity, indent=2, ensure_ascii=False).encode())
+                shutil.rmtree(self.path / experiment / "unfinished", ignore_errors=True)
+        return []
+
+    def differs(self, experiment: str, identity: Mapping[str, Any]) -> list[str]:
+        """What `hold` would say, without a change to the folder."""
+        finished = any(self.unit_file(experiment, Unit.of()).parent.glob("*.parquet"))
+        return self._other_identity(experiment, identity) if finished else []
+
+    def _other_identity(self, experiment: str, identity: Mapping[str, Any]) -> list[str]:
+        file = self.path / experiment / "identity.json"
+        there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else identity
+        return _different(experiment, there, json.loads(json.dumps(identity)))
+
     # ---- units -------------------------------------------------------------------------------------------------
 
     def unit_file(self, experiment: str, unit: Unit) -> Path:
@@ -94,13 +125,30 @@ class RunFolder:
     def is_done(self, experiment: str, unit: Unit) -> bool:
         return self.unit_file(experiment, unit).exists()
 
-    def save(self, experiment: str, unit: Unit, frame: "pd.DataFrame") -> None:
+    def save(
+        self, experiment: str, unit: Unit, frame: "pd.DataFrame", identity: Mapping[str, Any] | None = None
+    ) -> None:
         """Write a unit's frame; the caller holds its lock.
+
+        Args:
+            identity: what the frame was made with, if the experiment was held to it.
 
         Raises:
             DiskFullError: the disk is full.
+            OtherRunError: another process holds the experiment to another identity by now.
         """
-        file = self.unit_file(experiment, unit)
+        with self.lock(experiment, "identity"):
+            if identity is not None and (different := self._other_identity(experiment, identity)):
+                raise OtherRunError(f"another process runs it with other settings: {'; '.join(different)}")
+            self.write_frame(self.unit_file(experiment, unit), frame)
+        self.unfinished_file(experiment, unit).unlink(missing_ok=True)
+
+    def unfinished_file(self, experiment: str, unit: Unit) -> Path:
+        """Where the frame of a unit lies that has to be done again."""
+        return self.path / experiment / "unfinished" / f"{unit.name}.parquet"
+
+    def write_frame(self, file: Path, frame: "pd.DataFrame") -> None:
+        """Write a frame that appears whole or not at all; the caller holds the lock of the unit that it belongs to."""
         self._sweep_up(file)
         # Into memory first: an error while writing is then the system's own, with its number.
         buffer = io.BytesIO()
@@ -119,6 +167,17 @@ class RunFolder:
             FileNotFoundError: a unit is not finished.
         """
         return {unit: self.load(experiment.name, unit) for unit in experiment.units(config)}
+
+    def frames_so_far(self, experiment: Experiment, config: Any) -> Frames:
+        """The frames of finished units and what there is of unfinished ones, in the order of the units."""
+        import pandas as pd
+
+        frames = {}
+        for unit in experiment.units(config):
+            files = (self.unit_file(experiment.name, unit), self.unfinished_file(experiment.name, unit))
+            if file := next((file for file in files if file.exists()), None):
+                frames[unit] = pd.read_parquet(file)
+        return frames
 
     # ---- other files -------------------------------------------------------------------------------------------
 
@@ -141,6 +200,25 @@ class RunFolder:
         folder = self.path / experiment / "artefacts"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    @contextmanager
+    def scratch(self, experiment: str, unit: Unit) -> Iterator[Path]:
+        """An empty folder for what a unit needs while it is done; the caller holds the unit's lock."""
+        folder = self.artefacts(experiment) / f"tmp-{unit.name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def sweep_scratch(self) -> None:
+        """Remove the scratch folders of processes that were killed: those whose unit nobody is at."""
+        for left in self.path.glob("*/artefacts/tmp*"):
+            unit = left.name.removeprefix("tmp").removeprefix("-")
+            with self.lock(left.parent.parent.name, unit, wait=False) as free:
+                if free and left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
 
     @contextmanager
     def lock(self, *names: str, wait: bool = True) -> Iterator[bool]:
@@ -188,3 +266,12 @@ class RunFolder:
 
     def _visible(self) -> set[str]:
         return {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
+
+
+def _different(kind: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """A line for each name whose value is another there than here."""
+    return [
+        f"{kind}.{key}: {there.get(key)!r} there, {here.get(key)!r} now"
+        for key in sorted({*here, *there})
+        if here.get(key) != there.get(key)
+    ]

@@ -8,12 +8,14 @@ so who does one, and when, does not change its frame.
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from experiments.context import Context
-from experiments.experiment import Experiment, Unit
+from experiments.experiment import Experiment, Unfinished, Unit
+from experiments.identity import hold
 from experiments.run_folder import DiskFullError, RunFolder
 from experiments.settings import RunConfig
 from experiments.workers import stop_if_orphaned
@@ -21,11 +23,17 @@ from experiments.workers import stop_if_orphaned
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an experiment ended: `skipped` and `failed` give the reason."""
+    """How an experiment ended.
+
+    `skipped`, `failed` and `unfinished` (units are left for the next start) give the reason, `traceback` the file with
+    more, if any.
+    """
 
     experiment: Experiment
     skipped: str = ""
     failed: str = ""
+    unfinished: str = ""
+    traceback: Path | None = None
 
 
 def with_needs(wanted: Sequence[Experiment], catalogue: Sequence[Experiment], config: RunConfig) -> list[Experiment]:
@@ -53,15 +61,25 @@ def run(
 
     Raises:
         DiskFullError: the disk is full; everything finished is kept.
+        OtherRunError: the folder has some of the experiments' results with other settings or data.
     """
     skipped = skip_reasons(experiments, config)
+    able = [experiment for experiment in experiments if experiment.name not in skipped]
+    identities = hold(able, config, folder)
+    folder.sweep_scratch()
     for experiment in experiments:
         if experiment.name in skipped:
             _write_skipped(experiment, skipped[experiment.name], folder)
-    able = [experiment for experiment in experiments if experiment.name not in skipped]
-    failed = _Worker(able, Context(config, folder, device=device), progress).work()
+    worker = _Worker(able, Context(config, folder, device=device), identities, progress)
+    failed = worker.work()
     return [
-        Outcome(experiment=one, skipped=skipped.get(one.name, ""), failed=failed.get(one.name, ""))
+        Outcome(
+            experiment=one,
+            skipped=skipped.get(one.name, ""),
+            failed=failed.get(one.name, ""),
+            unfinished="" if one.name in failed else worker.unfinished(one),
+            traceback=worker.tracebacks.get(one.name),
+        )
         for one in experiments
     ]
 
@@ -83,9 +101,13 @@ class _Worker:
 
     experiments: Sequence[Experiment]
     context: Context
+    identities: Mapping[str, Mapping[str, Any]]
     progress: Any = None
     left: dict[str, list[Unit]] = field(default_factory=dict)  # taken by others when we came by
     failed: dict[str, str] = field(default_factory=dict)
+    tracebacks: dict[str, Path] = field(default_factory=dict)
+    postponed: dict[str, str] = field(default_factory=dict)  # why units are left undone; the first reason of each
+    stopped: set[str] = field(default_factory=set)  # experiments that nothing more is tried of at this start
 
     def work(self) -> dict[str, str]:
         """Until all is done, by whomever; the experiments that failed, and why."""
@@ -98,8 +120,18 @@ class _Worker:
         for experiment in self.experiments:
             self._settle(experiment)
         for experiment in self.experiments:
-            self._guarded(experiment, lambda one=experiment: write_section(one, self.context))
+            whole = experiment.name not in self.postponed
+            self._guarded(experiment, lambda one=experiment, whole=whole: write_section(one, self.context, whole=whole))
         return self.failed
+
+    def unfinished(self, experiment: Experiment) -> str:
+        """How many of an experiment's units are left for the next start, and why; "" if none."""
+        if experiment.name not in self.postponed:
+            return ""
+        units = experiment.units(self.context.config)
+        n_undone = sum(not self.context.folder.is_done(experiment.name, unit) for unit in units)
+        reason = f"{n_undone} of {len(units)} units are left undone ({self.postponed[experiment.name]})"
+        return f"{reason}: start the same command again to have them done" if n_undone else ""
 
     def _needs(self, experiment: Experiment) -> list[Experiment]:
         names = experiment.needs(self.context.config)
@@ -118,13 +150,19 @@ class _Worker:
     def _attempt(self, experiment: Experiment, unit: Unit, wait: bool) -> bool:
         """Whether the unit is done now."""
         folder, name = self.context.folder, experiment.name
+        if name in self.stopped:
+            return True
         if not folder.is_done(name, unit):
             stop_if_orphaned()
             with folder.lock(name, unit.name, wait=wait) as got:
                 if not got:
                     return False
                 if not folder.is_done(name, unit):  # else somebody finished it in between
-                    self._do(experiment, unit)
+                    try:
+                        self._do(experiment, unit)
+                    except Unfinished as why:
+                        self._postpone(experiment, unit, why)
+                        return True
         if self.progress:
             self.progress.done(experiment, unit)
         return True
@@ -136,7 +174,15 @@ class _Worker:
         with self.context.folder.full_disk_said():
             frame = experiment.run(unit, self.context)
         frame.attrs["seconds"] = round(time.perf_counter() - began, 3)
-        self.context.folder.save(experiment.name, unit, frame)
+        self.context.folder.save(experiment.name, unit, frame, self.identities[experiment.name])
+
+    def _postpone(self, experiment: Experiment, unit: Unit, why: Unfinished) -> None:
+        self.postponed.setdefault(experiment.name, str(why))
+        if why.stop:
+            self.stopped.add(experiment.name)
+        if why.frame is not None:
+            folder = self.context.folder
+            folder.write_frame(folder.unfinished_file(experiment.name, unit), why.frame)
 
     def _guarded(self, experiment: Experiment, do: Callable[[], None]) -> None:
         """One experiment's mistake does not stop the others; a full disk does."""
@@ -145,6 +191,7 @@ class _Worker:
         lost = [other.name for other in self._needs(experiment) if other.name in self.failed]
         if lost:
             self.failed[experiment.name] = f"needs {lost[0]}, which failed"
+            self.context.folder.keep_error(experiment.name, self.failed[experiment.name] + "\n")
             return
         try:
             do()
@@ -152,15 +199,18 @@ class _Worker:
             raise
         except Exception as error:
             self.failed[experiment.name] = f"{type(error).__name__}: {error}"
-            self.context.folder.keep_error(experiment.name, traceback.format_exc())
+            text = f"{self.failed[experiment.name]}\n\n{traceback.format_exc()}"  # the report shows the first line
+            self.context.folder.keep_error(experiment.name, text)
+            self.tracebacks[experiment.name] = self.context.folder.path / experiment.name / "error.txt"
 
 
-def write_section(experiment: Experiment, context: Context) -> None:
-    """Make the section of a finished experiment from its frames, and keep it for the report."""
+def write_section(experiment: Experiment, context: Context, *, whole: bool = True) -> None:
+    """Make an experiment's section from its frames and keep it for the report; if not `whole`, of those there are."""
     from caa_lens.run_report import save_section
 
     folder = context.folder
-    section = experiment.section(folder.frames(experiment, context.config), context.config)
+    frames = (folder.frames if whole else folder.frames_so_far)(experiment, context.config)
+    section = experiment.section(frames, context.config)
     with folder.lock(experiment.name, "section"), folder.full_disk_said():
         save_section(section, folder.section_file(experiment.name))
         folder.keep_error(experiment.name, "")
