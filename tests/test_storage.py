@@ -547,6 +547,52 @@ def test_the_target_is_never_seen_half_written(tmp_path):
     assert path.read_text() == "new"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX opens folders")
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_call_returns(tmp_path, monkeypatch):
+    path, events = tmp_path / "v.txt", []
+    sync, rename = os.fsync, Path.replace
+
+    def told_sync(handle):
+        about = os.fstat(handle)
+        events.append(("fsync of the folder",) if stat.S_ISDIR(about.st_mode) else ("fsync", about.st_size))
+        sync(handle)
+
+    def told_rename(self, target):
+        events.append(("rename", self.read_text(), Path(target).name))
+        return rename(self, target)
+
+    def write(temporary):
+        temporary.write_text("new")
+        events.append(("write", path.exists()))
+
+    monkeypatch.setattr(os, "fsync", told_sync)
+    monkeypatch.setattr(Path, "replace", told_rename)
+    write_atomically(path, write)
+    assert events == [("write", False), ("fsync", 3), ("rename", "new", "v.txt"), ("fsync of the folder",)]
+
+
+def test_a_disk_that_turns_out_full_at_the_end_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "v.txt"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, lambda temporary: temporary.write_text("new"))
+    assert path.read_text() == "old"
+    assert [found.name for found in tmp_path.iterdir()] == ["v.txt"]
+
+
+def test_a_folder_that_cannot_be_synced_is_no_mistake(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def refuse_folders(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError("not supported")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    assert write_atomically(tmp_path / "v.txt", lambda temporary: temporary.write_text("new")).read_text() == "new"
+
+
 def test_saving_replaces_and_never_appends(tmp_path):
     save_vectors(some_vectors(layers=tuple(range(30))), tmp_path / "v.safetensors")
     assert saved_bytes(tmp_path) == saved_bytes(tmp_path / "fresh")
