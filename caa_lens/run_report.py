@@ -74,6 +74,8 @@ def load_section(path: str | Path) -> Section:
 def read_run(folder: str | Path) -> Part:
     """A run folder's sections, in the run's own order, and its settings.
 
+    What failed or was not finished is a skipped section with the reason, named as its folder is.
+
     Raises:
         RunFolderError: the folder holds no run, or nothing in it is finished.
     """
@@ -86,14 +88,28 @@ def read_run(folder: str | Path) -> Part:
             f"{folder} holds no run ({error}): expected a folder that `python -m experiments ... --out` made"
         ) from None
     order: list[str] = settings.pop("experiments", [])
-    names = sorted(
-        (file.parent.name for file in folder.glob("*/section.json")),
-        key=lambda name: (order.index(name) if name in order else len(order), name),
-    )
-    if not names:
+    sections = {file.parent.name: load_section(file) for file in folder.glob("*/section.json")}
+    if not sections:
         raise RunFolderError(f"nothing in {folder} is finished: start the same command again, then report")
-    sections = [load_section(folder / name / "section.json") for name in names]
-    return Part(title=f"{settings.get('model', folder.name)} ({folder.name})", sections=sections, settings=settings)
+    for name in {file.parent.name for file in folder.glob("*/error.txt")}:
+        if name not in sections or sections[name].skipped:
+            reason = f"failed: {_first_line(folder / name / 'error.txt')}"
+            sections[name] = replace(sections.get(name, Section(title=name)), skipped=reason)
+    for name in {file.parent.name for file in folder.glob("*/units")} - set(sections):
+        sections[name] = Section(title=name, skipped="not finished: start the same command again")
+    for name in set(order) - set(sections):
+        sections[name] = Section(title=name, skipped="not begun, or not asked for")
+    names = sorted(sections, key=lambda name: (order.index(name) if name in order else len(order), name))
+    ordered = [sections[name] for name in names]
+    return Part(title=f"{settings.get('model', folder.name)} ({folder.name})", sections=ordered, settings=settings)
+
+
+def _first_line(file: Path) -> str:
+    """Why an experiment failed; of a bare traceback, its last line."""
+    lines = [line for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    if not lines:
+        return "no reason was written down"
+    return lines[-1] if lines[0].startswith("Traceback ") else lines[0]
 
 
 def write_run_report(folders: Sequence[str | Path], path: str | Path) -> Path:

@@ -125,6 +125,32 @@ def test_a_run_is_reported_in_its_own_order_with_what_was_not_run(tmp_path):
     assert "@inproceedings" in html
 
 
+def test_what_failed_or_was_not_finished_is_listed_with_the_reason(tmp_path):
+    run = make_run(tmp_path / "run", experiments=["z", "broken", "half", "never", "c"])
+    for name in ("broken", "half", "c", "z", "old"):
+        (run / name / "units").mkdir(parents=True)
+    (run / "broken" / "error.txt").write_text(f"ValueError: {EVIL}\n\nTraceback (most recent call last):\n  File")
+    (run / "old" / "error.txt").write_text("Traceback (most recent call last):\n  File\nKeyError: 3\n")
+    (run / "c" / "error.txt").write_text("needs broken, which failed\n")  # was skipped by the run before
+    (run / "z" / "error.txt").write_text("ValueError: of some earlier start\n")  # has its section all the same
+    part = read_run(run)
+    assert {one.title: one.skipped for one in part.sections} == {
+        "first": "",
+        "broken": f"failed: ValueError: {EVIL}",
+        "half": "not finished: start the same command again",
+        "never": "not begun, or not asked for",
+        "third": "failed: needs broken, which failed",
+        "second": "",
+        "old": "failed: KeyError: 3",
+    }
+    html = write_run_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    not_run = html[html.index(">Not run<") :]
+    assert "<script>alert" not in html
+    for reason in ("failed: ValueError: &lt;script&gt;", "not finished: start", "KeyError: 3", "not begun"):
+        assert reason in not_run
+    assert "of some earlier start" not in html
+
+
 def test_several_runs_stand_below_each_other_with_their_settings(tmp_path):
     runs = [make_run(tmp_path / name) for name in ("one", "two")]
     html = write_run_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
