@@ -20,6 +20,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def execute(path: Path, *, pairs: int | None = None, solutions: bool = False, be
     """A run copy of a notebook, without figures' PNGs; the file stays as it is.
 
     Args:
-        pairs: caps every `N_... = number` of the notebook: as many contrast pairs, questions or steps at most.
+        pairs: caps every `N_... = number` of the notebook: as many contrast pairs, questions or steps at most, and a
+            third of that for `N_TEST`, whose questions run once for every layer and multiplier.
         solutions: run the code of the hidden solutions too, each where it stands; their outputs are not kept.
         before: code to run first; its output is not kept.
 
@@ -64,7 +66,7 @@ def execute(path: Path, *, pairs: int | None = None, solutions: bool = False, be
     for cell in notebook.cells:
         cells.append(cell)
         if cell.cell_type == "code" and pairs is not None:
-            cell.source = SIZE.sub(lambda found: f"{found[1]}{min(int(found[2]), pairs)}", cell.source)
+            cell.source = SIZE.sub(partial(_capped, pairs), cell.source)
         if cell.cell_type == "markdown" and solutions:
             cells += [_extra(code) for code in SOLUTION.findall(cell.source)]
     notebook.cells = cells
@@ -108,6 +110,11 @@ def add_pictures(notebook: Any) -> None:
     ]
     for output, png in zip(found, _draw([output.data[FIGURE] for output in found]), strict=True):
         output.data["image/png"] = base64.b64encode(png).decode()
+
+
+def _capped(pairs: int, size: re.Match[str]) -> str:
+    most = max(2, pairs // 3) if size[1].startswith("N_TEST ") else pairs
+    return f"{size[1]}{min(int(size[2]), most)}"
 
 
 def _extra(code: str) -> Any:
