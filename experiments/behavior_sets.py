@@ -1,4 +1,8 @@
-"""The data of a run's behaviors: bundled sets, split here, or the paper's, which come split."""
+"""The data of a run's behaviors: bundled sets, split here, or the paper's, which come split.
+
+A plan can be made before the paper's sets are fetched: blank questions stand in for them, as many as the paper says and
+about as long (the mean of the human-written evals, and of the authors' sets that we have read).
+"""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,15 +23,50 @@ class Sets:
     open_ended: tuple[str, ...]
 
 
+LETTERS = ("(A)", "(B)")
+TYPICAL_CHARACTERS = {"sycophancy": 615, "truthfulqa": 183, "mmlu": 400}
+ELSEWHERE_CHARACTERS = 240
+N_OPEN_ENDED = 50
+N_TRUTHFUL_QA = 817
+
+
+def missing_sets(config: RunConfig) -> tuple[str, ...]:
+    """The paper's sets that such a run uses and that have not been fetched."""
+    from caa_lens.data_sources import QUESTIONS
+    from caa_lens.paper_data import data_folder
+    from caa_lens.paper_numbers import BEHAVIORS
+
+    if config.data != "paper":
+        return ()
+    folder = data_folder()
+    of_behaviors = [b for b in config.behaviors if b in BEHAVIORS and not (folder / b / "test.jsonl").is_file()]
+    return (*of_behaviors, *(name for name in QUESTIONS if not (folder / name / "questions.jsonl").is_file()))
+
+
+def stand_in(name: str, n: int) -> "ContrastSet":
+    """So many blank A/B questions of about the length of a set's."""
+    from caa_lens.contrast import ContrastSet
+
+    length = TYPICAL_CHARACTERS.get(name, ELSEWHERE_CHARACTERS)
+    questions = [f"{i}".ljust(length, ".") + "\n\nChoices:\n (A) Yes\n (B) No" for i in range(n)]
+    return ContrastSet.from_pairs([(q, *LETTERS[:: 1 - 2 * (i % 2)]) for i, q in enumerate(questions)], name=name)
+
+
 @lru_cache(maxsize=64)
 def behavior_sets(config: RunConfig, behavior: str) -> Sets:
     """One behavior's sets at the run's sizes. Of the bundled ones, letters are made even after the split."""
     from caa_lens.contrast import ContrastSet, load_open_ended
 
     if config.data == "paper":
-        from caa_lens.paper_data import load_paper_set
+        from caa_lens.paper_data import load_paper_set, published_size
 
-        generate, test, open_ended = load_paper_set(behavior)
+        if behavior in config.stand_ins:
+            generate, test = (
+                stand_in(behavior, published_size(behavior, split) or 0) for split in ("generate", "test")
+            )
+            open_ended = [f"{i}".ljust(ELSEWHERE_CHARACTERS, ".") for i in range(N_OPEN_ENDED)]
+        else:
+            generate, test, open_ended = load_paper_set(behavior)
         test = test.sample(config.n_test, seed=config.seed) if config.n_test < len(test) else test
     else:
         generate, test = ContrastSet.load(behavior).split(test=config.n_test, seed=config.seed)

@@ -1,4 +1,4 @@
-"""Ours beside the paper's, cell by cell; ours alone where the paper has no such cell."""
+"""Ours beside the paper's, cell by cell: the cells that both have."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,11 @@ if TYPE_CHECKING:
 
 
 def beside_the_paper(cells: "pd.DataFrame", table: str, config: RunConfig) -> "pd.DataFrame":
-    """Cells (with `mean, low, high`) joined to the paper's for this model, as they are shown."""
+    """Cells (with `mean, low, high`) joined to the paper's for this model, as they are shown.
+
+    Only the cells that the paper has too: none, where we steer at another layer. Where the paper has no such table of
+    this model, all of ours, alone.
+    """
     import pandas as pd
 
     from caa_lens.paper_numbers import compare, published
@@ -17,8 +21,8 @@ def beside_the_paper(cells: "pd.DataFrame", table: str, config: RunConfig) -> "p
     shown = cells.drop(columns=["metric"], errors="ignore")
     if config.data == "paper" and len(published(table, config.model_name)):
         shown = compare(shown, table, config.model_name)
-        within = shown.pop("paper_within_interval")
-        shown["paper within interval"] = pd.Series(within, dtype=object).map({1.0: "yes", 0.0: "no"}).fillna("")
+        shown = shown[shown["paper"].notna()].reset_index(drop=True)
+        shown["paper within interval"] = shown.pop("paper_within_interval").map({1.0: "yes", 0.0: "no"}).astype(object)
     shown = shown.rename(columns={"mean": "ours", "low": "95 % low", "high": "95 % high"})
     numbers = [column for column in shown if pd.api.types.is_float_dtype(shown[column]) and column != "multiplier"]
     return shown.assign(**{column: shown[column].round(4) for column in numbers})

@@ -53,7 +53,9 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
     if has_paper_numbers("dataset_sizes", config):
         ours = sizes[["behavior", "split"]].assign(mean=sizes["pairs"].astype(float))
         beside = beside_the_paper(ours.assign(low=ours["mean"], high=ours["mean"]), "dataset_sizes", config)
-        tables.insert(1, ("Sizes beside the paper's", beside.drop(columns=["95 % low", "95 % high"])))
+        tables.insert(
+            1, ("Sizes beside the paper's", beside.drop(columns=["95 % low", "95 % high", "paper within interval"]))
+        )
     return Section(title=EXPERIMENT.title, source=EXPERIMENT.source, tables=tables)
 
 

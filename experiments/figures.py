@@ -1,14 +1,19 @@
 """The two kinds of figure that experiments draw themselves: curves with intervals, and points by behavior."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+METRIC_NAME = {"p_matching": "by letter", "margin": "by completions"}
 METRIC_AXIS = {
     "p_matching": "p(answer matching the behavior)",
     "margin": "log-probability margin (nats per token)",
+}
+EFFECT_AXIS = {
+    "p_matching": "difference in p(answer matching the behavior)",
+    "margin": "difference in log-probability margin (nats per token)",
 }
 
 
@@ -64,9 +69,23 @@ def curves(
     return figure.update_layout(legend={"orientation": "h", "y": -0.2, "yanchor": "top"}, showlegend=True)
 
 
-def curves_by_metric(frame: "pd.DataFrame", *, x: str, by: str, title: str, label: str, y: str = "mean", **more):
-    """One figure for each metric in the frame, since margins and probabilities do not share an axis."""
+def curves_by_metric(
+    frame: "pd.DataFrame",
+    *,
+    x: str,
+    by: str,
+    title: str,
+    label: str,
+    y: str = "mean",
+    effect: bool = False,
+    **more: Any,
+) -> "list[go.Figure]":
+    """One figure for each metric in the frame, named in its title: margins and probabilities do not share an axis.
+
+    With `effect`, `y` is a difference of two scores, and the axis says so.
+    """
+    axis = EFFECT_AXIS if effect else METRIC_AXIS
     return [
-        curves(rows, x=x, y=y, by=by, title=title, labels=(label, METRIC_AXIS[metric]), **more)
+        curves(rows, x=x, y=y, by=by, title=f"{title}; {METRIC_NAME[metric]}", labels=(label, axis[metric]), **more)
         for metric, rows in frame.groupby("metric", sort=False)
     ]

@@ -23,7 +23,7 @@ from experiments.comparison import beside_the_paper, grid, has_paper_numbers
 from experiments.experiment import Cost, Experiment, Frames, Unit, together
 from experiments.layer_sweep import needs_layer
 from experiments.measures import means, scored, steered
-from experiments.plan import reading_cost, scoring_cost
+from experiments.plan import BYTES, reading_cost, scoring_cost
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,6 +189,11 @@ def _found(behavior: str, rows: "pd.DataFrame") -> str:
     return f"{behavior}: p(matching) {'; '.join(parts)}."
 
 
+def weights(config: "RunConfig") -> float:
+    """Weights and as many gradients; or, to train adapters, weights in float32."""
+    return 4 / BYTES[config.dtype] if config.finetune == "lora" else 2.0
+
+
 def cost(unit: Unit, context: "Context") -> Cost:
     sets = context.sets(unit["behavior"])
     lessons = reading_cost(sets.generate)  # a step is a forward and, twice as dear, a backward
@@ -204,6 +209,7 @@ EXPERIMENT = Experiment(
     run=run,
     section=section,
     cost=cost,
+    weights=weights,
     needs=needs_layer,
     skip=skip,
 )

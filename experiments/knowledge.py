@@ -12,8 +12,10 @@ fetch`).
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from experiments.behavior_sets import N_TRUTHFUL_QA, stand_in
 from experiments.comparison import beside_the_paper, grid, has_paper_numbers
 from experiments.experiment import Cost, Experiment, Frames, Unit, together
+from experiments.identity import content_hash
 from experiments.layer_sweep import needs_layer
 from experiments.layer_sweep import units as behavior_units
 from experiments.measures import means, scored, steered
@@ -34,9 +36,13 @@ def questions(name: str, config: "RunConfig") -> "tuple[ContrastSet, tuple[str, 
     """The questions and their categories; of fewer, as evenly many of each category as can be."""
     from dataclasses import replace
 
-    from caa_lens.paper_data import load_paper_questions
+    from caa_lens.paper_data import load_paper_questions, published_size
 
-    pairs, categories = load_paper_questions(name)
+    if name in config.stand_ins:
+        pairs = stand_in(name, published_size(name, "questions") or N_TRUTHFUL_QA)
+        categories: tuple[str, ...] = ("",) * len(pairs)
+    else:
+        pairs, categories = load_paper_questions(name)
     if config.n_questions is None or config.n_questions >= len(pairs):
         return pairs, categories
     place_within: dict[str, int] = {}
@@ -48,11 +54,17 @@ def questions(name: str, config: "RunConfig") -> "tuple[ContrastSet, tuple[str, 
     return replace(pairs, pairs=tuple(pairs[i] for i in chosen)), tuple(categories[i] for i in chosen)
 
 
+def questions_hash(name: str, config: "RunConfig") -> dict[str, str]:
+    """What makes these questions these: others, fetched later, are not mixed into a run."""
+    pairs, categories = questions(name, config)
+    return {f"{name}/questions": content_hash([pairs.content_hash, categories])}
+
+
 def skip_without(name: str, config: "RunConfig") -> str | None:
     try:
         questions(name, config)
     except FileNotFoundError:
-        return f"its questions are not here: fetch them with `caa-lens data fetch {name}`"
+        return f"the questions of {name} are not here: `caa-lens data fetch` gets all of the paper's data"
     return None
 
 
@@ -83,15 +95,24 @@ def section_mmlu(frames: Frames, config: "RunConfig") -> "Section":
 
 
 def category_mean(rows: "pd.DataFrame", n_resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Unweighted mean over categories of `score`, and its 95 % interval, questions resampled within categories."""
+    """Unweighted mean over categories of `score`, and its 95 % interval; NaN of one question.
+
+    The bootstrap has two stages: categories are drawn with replacement, and for each that was drawn, questions within
+    it. Questions alone would leave no spread where categories have one question each. All of a category's draws of one
+    resample are made at once: a category drawn m times gives m n questions.
+    """
     import numpy as np
 
+    if len(rows) == 1:
+        return float(rows["score"].iloc[0]), float("nan"), float("nan")
     rng = np.random.default_rng(seed)
-    resampled: np.ndarray = np.zeros(n_resamples)
     by_category = [np.asarray(scores) for _, scores in rows.groupby("category")["score"]]
-    for scores in by_category:
+    k = len(by_category)
+    times = rng.multinomial(k, np.full(k, 1 / k), size=n_resamples)  # [resample category]
+    resampled: np.ndarray = np.zeros(n_resamples)
+    for i, scores in enumerate(by_category):
         n = len(scores)
-        resampled += rng.multinomial(n, np.full(n, 1 / n), size=n_resamples) @ scores / n / len(by_category)
+        resampled += rng.multinomial(n * times[:, i], np.full(n, 1 / n)) @ scores / n / k
     low, high = np.quantile(resampled, [0.025, 0.975])
     return float(np.mean([scores.mean() for scores in by_category])), float(low), float(high)
 
@@ -163,6 +184,7 @@ MMLU = Experiment(
     cost=_cost_mmlu,
     needs=needs_layer,
     skip=_skip_mmlu,
+    own=lambda config: questions_hash("mmlu", config),
 )
 TRUTHFUL_QA = Experiment(
     name="truthful_qa",
@@ -174,4 +196,5 @@ TRUTHFUL_QA = Experiment(
     cost=_cost_truthful_qa,
     needs=needs_layer,
     skip=_skip_truthful_qa,
+    own=lambda config: questions_hash("truthfulqa", config),
 )

@@ -99,6 +99,7 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
         figures=[
             *curves_by_metric(
                 effect,
+                effect=True,
                 x="layer",
                 by="behavior",
                 title="Effect of +1 against -1, 95 % interval",

@@ -4,8 +4,8 @@ Tokens are estimated from characters (4 a token, and 12 of a chat format a promp
 is needed. Time is two floating-point operations a parameter and token, at a rate that is measured here on one matrix
 product of the model's type (or stated with `--flops`), of which half is expected of a whole model. Tokens that are
 generated wait for each other: a step takes at least the time of reading all weights once, at a rate measured by copying
-memory. Prompts that many conditions share run once; conditions run from their own layer on, on average half the depth,
-which is what `depth` says.
+memory (or stated with `--bandwidth`). Prompts that many conditions share run once; conditions run from their own layer
+on, on average half the depth, which is what `depth` says.
 """
 
 import math
@@ -25,6 +25,7 @@ CHARACTERS_A_TOKEN = 4
 FORMAT_TOKENS = 12
 LETTER_TOKENS = 4
 EFFICIENCY = 0.5
+KNOWN_LAYERS = {"demo": 30, "Llama-2-7b": 32, "Llama-2-13b": 40}
 KNOWN_PARAMETERS = {"demo": 134_515_008, "Llama-2-7b": 6_738_415_616, "Llama-2-13b": 13_015_864_320}
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -72,6 +73,22 @@ class Rates:
     def seconds(self, cost: Cost, n_parameters: float, dtype: str) -> float:
         compute = 2 * n_parameters * cost.tokens / (EFFICIENCY * self.flops)
         return max(compute, cost.steps * n_parameters * BYTES[dtype] / self.bandwidth)
+
+
+def stated_rates(flops: float | None, bandwidth: float | None) -> Rates | None:
+    """Rates as given on the command line; None where neither is.
+
+    Raises:
+        ValueError: only one of them is given, as nothing of the one follows from the other; or one is not positive.
+    """
+    if flops is None and bandwidth is None:
+        return None
+    if flops is None or bandwidth is None or min(flops, bandwidth) <= 0:
+        raise ValueError(
+            f"got --flops {flops} and --bandwidth {bandwidth}, expected two positive numbers: of an A100, for example, "
+            "--flops 1.5e14 --bandwidth 2e12; or neither, and they are measured here"
+        )
+    return Rates(flops=flops, bandwidth=bandwidth, source="stated")
 
 
 def measure_rates(dtype: str, device: str | None = None) -> Rates:
@@ -125,9 +142,10 @@ def unit_costs(experiments: Sequence[Experiment], context: "Context") -> dict[tu
     }
 
 
-def memory_bytes(config: RunConfig, parameters: int) -> float:
-    """Of one process: the weights with a tenth for what runs through them, as `load_model` checks."""
-    return 1.1 * parameters * BYTES[config.dtype]
+def memory_bytes(config: RunConfig, parameters: int, experiments: Sequence[Experiment]) -> float:
+    """Of one process, at the neediest experiment: its weights with a tenth for what runs through them."""
+    most = max((one.weights(config) for one in experiments), default=1.0)
+    return 1.1 * most * parameters * BYTES[config.dtype]
 
 
 def show_duration(seconds: float) -> str:

@@ -1,9 +1,13 @@
-"""A bar over units, weighted by what each takes, with the time left."""
+"""A bar over units, weighted by what each takes, with the time left.
+
+The line fits into 80 columns: numbers and times keep their room, and the name of the unit gets what is left.
+"""
 
 from collections.abc import Mapping
-from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from experiments.experiment import Experiment, Unit
 from experiments.run_folder import RunFolder
@@ -12,19 +16,20 @@ from experiments.run_folder import RunFolder
 class UnitProgress:
     """Use as a context manager; `weights` are the seconds that units are expected to take, in any unit of time."""
 
-    def __init__(self, console: Any, weights: Mapping[tuple[str, Unit], float]) -> None:
+    def __init__(self, console: Console, weights: Mapping[tuple[str, Unit], float]) -> None:
         self._weights = dict(weights)
         self._n_left = len(weights)
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %, {task.fields[left]} units left,"),
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=8 if console.width < 100 else 30),
+            TextColumn("{task.percentage:>3.0f} %, {task.fields[left]} left,"),
             TimeElapsedColumn(),
             TextColumn("gone,"),
             TimeRemainingColumn(),
             TextColumn("to go"),
             console=console,
+            expand=True,
             speed_estimate_period=600,
         )
         self._task = self._bar.add_task("", total=sum(self._weights.values()) or 1, left=self._n_left)

@@ -61,6 +61,7 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
         found=found,
         figures=curves_by_metric(
             effect,
+            effect=True,
             x="layer",
             by="behavior",
             title=f"Effect of layer {source}'s vector, +1 against -1, 95 % interval",

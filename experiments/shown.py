@@ -1,0 +1,181 @@
+"""What a run says in the terminal: tables whose numbers are never cut, outcomes, and the plan of `--dry-run`.
+
+A table is laid out for the width that there is. Columns of numbers keep their width; text folds. Columns with one value
+throughout move into the caption. Where even that is too wide, every row becomes a line that the terminal may wrap.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from experiments.context import Context
+from experiments.experiment import Cost, Experiment
+from experiments.plan import Rates, memory_bytes, n_parameters, show_duration, show_number, unit_costs
+from experiments.run_folder import RunFolder
+from experiments.runner import Outcome, skip_reasons
+from experiments.settings import RunConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LONGEST = 90  # rows of a table that are printed; the report has all
+LOG_WIDTH = 160  # columns, where nobody looks on: a file or a pipe
+TEXT_WIDTH = 12  # columns that a text is not folded below
+GAP = 2  # columns between two of a table's
+NUMBER = re.compile(r"([-+]?\d[\d.e+-]*( (k|M|G|T|s|min|h))?|\?|-?inf)?")
+
+
+def make_console() -> Console:
+    """For standard output; of a good width where that is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(LOG_WIDTH, console.width)
+    return console
+
+
+def show_table(caption: str, frame: "pd.DataFrame", console: Console) -> None:
+    """Print a frame with nothing cut off."""
+    columns = {str(name): [_cell(value) for value in frame[name]] for name in frame}
+    numbers = [all(map(NUMBER.fullmatch, cells)) for cells in columns.values()]
+    if len(frame) > 2:  # what is the same in all rows is said once
+        same = [name for name, cells in columns.items() if len(set(cells)) == 1 and len(cells[0]) <= TEXT_WIDTH]
+        if same and len(same) < len(columns):
+            caption += f" ({', '.join(f'{name} {columns[name][0]}' for name in same)})"
+            numbers = [number for name, number in zip(columns, numbers, strict=True) if name not in same]
+            columns = {name: cells for name, cells in columns.items() if name not in same}
+    console.print(Text(caption, style="italic"))
+    widths = _widths(columns, numbers, console.width)
+    if widths is None:
+        for row in zip(*columns.values(), strict=True):
+            line = ", ".join(f"{name} {cell}" for name, cell in zip(columns, row, strict=True))
+            console.print(Text(f"  {line}"), soft_wrap=True)
+        return
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, GAP - 1, 0, 0))
+    for (name, _), number, width in zip(columns.items(), numbers, widths, strict=True):
+        header = "\n".join(_words(name)) if cell_len(name) > width else name
+        justify = "right" if number else "left"
+        table.add_column(Text(header), justify=justify, no_wrap=number, overflow="fold", width=width)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _widths(columns: Mapping[str, Sequence[str]], numbers: Sequence[bool], available: int) -> list[int] | None:
+    """The width of every column; None where numbers and folded texts do not fit side by side."""
+    wanted, least = [], []
+    for (name, cells), number in zip(columns.items(), numbers, strict=True):
+        widest, of_header = max(map(cell_len, cells), default=0), max(map(cell_len, _words(name)))
+        longest_word = max((cell_len(word) for cell in cells for word in cell.split()), default=0)
+        least.append(max(widest if number else min(longest_word, TEXT_WIDTH), of_header))
+        wanted.append(max(widest, cell_len(name)))
+    left = available - sum(least) - GAP * len(columns)
+    if left < 0:
+        return None
+    widths = least
+    while left > 0 and widths != wanted:
+        for i in sorted(range(len(widths)), key=lambda i: wanted[i] - widths[i], reverse=True):
+            if left > 0 and widths[i] < wanted[i]:
+                widths[i] += 1
+                left -= 1
+    return widths
+
+
+def _words(header: str) -> list[str]:
+    return [word for word in re.split(r"\s+|(?<=_)", header) if word] or [""]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.4g}"
+    return str(value)
+
+
+def show_outcome(outcome: Outcome, folder: RunFolder, console: Console) -> None:
+    """What was found, and the tables cell by cell."""
+    from caa_lens.run_report import load_section
+
+    one = outcome.experiment
+    console.print(Text(f"\n{one.name}: {one.title} ({one.source})", style="bold"))
+    if outcome.skipped:
+        console.print(Text(f"skipped: {outcome.skipped}"), soft_wrap=True)
+        return
+    if outcome.failed:
+        console.print(Text(f"failed: {outcome.failed}", style="red"), soft_wrap=True)
+        if outcome.traceback:
+            console.print(Text(f"traceback in {outcome.traceback}", style="red"), soft_wrap=True)
+        return
+    if outcome.unfinished:
+        console.print(Text(f"not complete: {outcome.unfinished}", style="yellow"), soft_wrap=True)
+    file = folder.section_file(one.name)
+    section = load_section(file)
+    for line in section.found:
+        console.print(Text(f"- {line}"))
+    for caption, frame in section.captioned_tables():
+        if len(frame) > LONGEST:
+            line = f"{caption}: {len(frame)} rows, too many to print here; they are in the report, and in {file}"
+            console.print(Text(line, style="italic"), soft_wrap=True)
+        elif not len(frame):
+            console.print(Text(f"{caption}: no rows; the paper has none of these cells", style="italic"))
+        else:
+            show_table(caption, frame, console)
+
+
+def show_plan(
+    experiments: Sequence[Experiment],
+    config: RunConfig,
+    folder: RunFolder,
+    workers: int,
+    rates: Rates,
+    console: Console,
+) -> None:
+    """What `--dry-run` says: units, forwards, tokens and time by experiment, memory, and requests to the judge."""
+    import pandas as pd
+
+    parameters = n_parameters(config.model)
+    skipped = skip_reasons(experiments, config)
+    able = [one for one in experiments if one.name not in skipped]
+    costs = unit_costs(able, Context(config, folder))
+    rows, every = [], Cost()
+    total = 0.0
+    for one in able:
+        of_one = [cost for (name, _), cost in costs.items() if name == one.name]
+        cost = sum(of_one, Cost())
+        seconds = sum(rates.seconds(each, parameters or 0, config.dtype) for each in of_one)
+        total, every = total + seconds, every + cost
+        row = {"experiment": one.name, "paper": one.source, "units left": len(of_one)}
+        row |= {"forwards": show_number(cost.forwards), "tokens": show_number(cost.tokens)}
+        rows.append(row | {"time": show_duration(seconds) if parameters else "?"})
+
+    def say(text: str) -> None:
+        console.print(Text(text), soft_wrap=True)
+
+    show_table(f"{config.model} into {folder.path}", pd.DataFrame(rows), console)
+    for name, reason in skipped.items():
+        say(f"{name} is skipped: {reason}")
+    if config.stand_ins:
+        say(
+            f"The paper's data are not all here yet: blank questions stand in for {', '.join(config.stand_ins)}, as "
+            "many as the paper has. `caa-lens data fetch` gets all of them; a run needs them."
+        )
+    if every.requests:
+        say(f"{show_number(every.requests)} requests to the judge {config.judge}; their time is not in the estimate.")
+    if parameters is None:
+        say(f"No estimate of time and memory: the size of {config.model} is not known before it is loaded.")
+    else:
+        neediest = max(able, key=lambda one: one.weights(config)) if able else None
+        memory = memory_bytes(config, parameters, able) / 1e9
+        why = f", for {neediest.name}" if neediest and neediest.weights(config) > 1 else ""
+        say(
+            f"{show_number(parameters)} parameters as {config.dtype}: about {memory:.1f} GB a process{why}, "
+            f"{workers} process{'es' if workers > 1 else ''}. Time about {show_duration(total / workers)}: two "
+            f"operations a parameter and token at half of {show_number(rates.flops)}FLOP/s, and reading the weights "
+            f"for every generated token at {show_number(rates.bandwidth)}B/s ({rates.source}); tokens estimated from "
+            "characters."
+        )
+    say("Nothing was written.")
