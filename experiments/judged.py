@@ -11,9 +11,9 @@ is shown, and the same command asks again for what is missing, and only for that
 score in five replies, or that the endpoint refuses for itself, has none for good. Every mean is over the answers of its
 own cell that have a score; how many stands beside it, and how many have none is a table of its own.
 
-The judge can be given at any start of a run, and is then what this experiment is held to (see `identity`). `--judge-concurrency`, `--judge-rpm` and `--judge-timeout` say how
-patiently it is asked, `--judge-settings` what is sent beside the prompt. The rubrics are ours, so scores and the
-paper's are on scales of one range, not on one scale.
+The judge can be given at any start of a run, and is then what this experiment is held to (see `identity`).
+`--judge-concurrency`, `--judge-rpm` and `--judge-timeout` say how patiently it is asked, `--judge-settings` what is
+sent beside the prompt. The rubrics are ours, so scores and the paper's are on scales of one range, not on one scale.
 """
 
 import hashlib
@@ -134,7 +134,7 @@ def cell_means(rows: "pd.DataFrame", cells: Sequence[str]) -> "pd.DataFrame":
 
 
 def shown(cells: "pd.DataFrame", rows: Sequence[str]) -> "pd.DataFrame":
-    """For reading: a row for each of `rows`, a column a multiplier, `mean [low, high] (n)`; one answer has no interval."""
+    """For reading: a row for each `rows`, a column a multiplier, `mean [low, high] (n)`; of one answer no interval."""
     import pandas as pd
 
     table: dict[tuple[object, ...], dict[str, str]] = {}
@@ -142,7 +142,7 @@ def shown(cells: "pd.DataFrame", rows: Sequence[str]) -> "pd.DataFrame":
     for cell in cells.to_dict("records"):
         interval = f" [{cell['low']:.2f},\N{NO-BREAK SPACE}{cell['high']:.2f}]" if cell["n"] > 1 else ""
         place = table.setdefault(tuple(cell[name] for name in rows), {})
-        place[labels[cell["multiplier"]]] = f"{cell['mean']:.2f}{interval} (n\N{NO-BREAK SPACE}={cell['n']})"
+        place[labels[cell["multiplier"]]] = f"{cell['mean']:.2f}{interval} (n={cell['n']})"
     lines = [
         dict(zip(rows, key, strict=True)) | {m: by.get(m, "-") for m in labels.values()} for key, by in table.items()
     ]
@@ -207,7 +207,7 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
     every = units(config)
     rows = rows_of(frames)
     cells = cell_means(rows, ["behavior", "layer", "multiplier"])
-    scores = [("Mean score (0 to 10), 95 % interval over prompts, answers", shown(cells, ["behavior"]))]
+    scores = [("Mean score (0 to 10), 95 % interval, number of answers", shown(cells, ["behavior"]))]
     figure = {"x": "multiplier", "y": "mean", "by": "behavior", "labels": ("multiplier", "score, 0 to 10")}
     one_each = len(cells) and not cells["low"].notna().any()
     return Section(

@@ -3,6 +3,24 @@
 import sys
 from pathlib import Path
 
+import pytest
+from helpers import random_llama
+
 ROOT = str(Path(__file__).resolve().parents[2])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Folders of two random Llamas behind the real tokenizer, as `load_model` reads them."""
+    from transformers import AutoTokenizer
+
+    from caa_lens.demo_model import demo_model_path
+
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = AutoTokenizer.from_pretrained(demo_model_path())
+    for seed, name in enumerate(("chat", "base")):
+        random_llama(folder / name, seed=seed, vocab_size=len(tokenizer), max_position_embeddings=512)
+        tokenizer.save_pretrained(folder / name)
+    return folder

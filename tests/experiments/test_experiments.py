@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import random_llama
 
 from caa_lens.contrast import ContrastSet
 from caa_lens.run_report import load_section, write_run_report
@@ -41,21 +40,6 @@ QUESTIONS = ContrastSet.from_pairs(
     name="numbers",
 )
 CATEGORIES = ("small",) * 6 + ("large",) * 3
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Folders of two random Llamas behind the real tokenizer, as `load_model` reads them."""
-    from transformers import AutoTokenizer
-
-    from caa_lens.demo_model import demo_model_path
-
-    folder = tmp_path_factory.mktemp("models")
-    tokenizer = AutoTokenizer.from_pretrained(demo_model_path())
-    for seed, name in enumerate(("chat", "base")):
-        random_llama(folder / name, seed=seed, vocab_size=len(tokenizer), max_position_embeddings=512)
-        tokenizer.save_pretrained(folder / name)
-    return folder
 
 
 def fake_judge(items, rubric, **_):
@@ -285,6 +269,9 @@ def test_ours_stands_beside_the_papers_with_whether_it_lies_within():
     assert list(shown["paper"]) == [0.423, 0.573]
     assert list(shown["difference"]) == [-0.023, -0.173]
     assert list(shown["paper within interval"]) == ["yes", "no"]
+    elsewhere = beside_the_paper(cells.assign(multiplier=[-1.0, 7.0]), "ab", config)  # the paper has no such cell
+    assert list(elsewhere["multiplier"]) == [-1.0]
+    assert len(beside_the_paper(cells.assign(layer=3), "ab", config)) == 0
     alone = beside_the_paper(cells, "ab", RunConfig.of("demo"))
     assert "paper" not in alone
     assert grid(cells, ["behavior"], "multiplier").iloc[0].to_dict() == {
@@ -317,12 +304,38 @@ def test_decay_looks_inside_each_half():
     assert "6 apart" not in table
 
 
-def test_truthfulness_is_the_mean_over_categories():
+def plain_category_interval(rows, n_resamples, seed):
+    """The two stages as one says them: draw categories, and within each that was drawn, questions."""
+    rng = np.random.default_rng(seed)
+    scores = [part["score"].to_list() for _, part in rows.groupby("category")]
+    resampled = []
+    for _ in range(n_resamples):
+        drawn = [scores[i] for i in rng.integers(len(scores), size=len(scores))]
+        resampled.append(np.mean([np.mean([of[j] for j in rng.integers(len(of), size=len(of))]) for of in drawn]))
+    return np.quantile(resampled, [0.025, 0.975])
+
+
+def test_truthfulness_is_the_mean_over_categories_with_the_spread_of_both_stages():
     rows = pd.DataFrame({"category": ["a"] * 4 + ["b"], "score": [0.0, 0.0, 1.0, 1.0, 1.0]})
-    mean, low, high = knowledge.category_mean(rows)
-    assert mean == pytest.approx(0.75)
-    assert low == pytest.approx(0.5)  # category a at 0, b always 1
-    assert high == pytest.approx(1.0)
+    assert knowledge.category_mean(rows)[0] == pytest.approx(0.75)
+    rng = np.random.default_rng(3)
+    rows = pd.DataFrame({"category": rng.integers(8, size=60)})
+    rows["score"] = rng.random(60) * 0.5 + 0.06 * rows["category"]
+    mean, low, high = knowledge.category_mean(rows, n_resamples=20_000)
+    assert mean == pytest.approx(rows.groupby("category")["score"].mean().mean())
+    expected = plain_category_interval(rows, 4000, seed=1)
+    np.testing.assert_allclose([low, high], expected, atol=0.006)
+    of_questions_only = [part["score"] - part["score"].mean() for _, part in rows.groupby("category")]
+    within = 2 * 1.96 * np.sqrt(sum(part.var() / len(part) for part in of_questions_only)) / 8
+    assert high - low > 1.2 * within
+
+
+def test_one_question_a_category_still_has_an_interval_and_one_question_has_none():
+    rows = pd.DataFrame({"category": list("abcdef"), "score": [0.1, 0.9, 0.5, 0.4, 0.8, 0.2]})
+    _, low, high = knowledge.category_mean(rows, n_resamples=20_000)
+    np.testing.assert_allclose([low, high], plain_category_interval(rows, 4000, seed=1), atol=0.03)
+    assert high - low > 0.3
+    assert np.isnan(knowledge.category_mean(rows[:1])[1:]).all()
 
 
 def test_fewer_questions_are_drawn_evenly_over_the_categories(monkeypatch):
@@ -336,7 +349,7 @@ def test_fewer_questions_are_drawn_evenly_over_the_categories(monkeypatch):
 def test_without_its_questions_or_its_base_model_an_experiment_is_skipped_with_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setenv("CAA_LENS_CACHE", str(tmp_path))
     config = RunConfig.of("demo")
-    assert BY_NAME["mmlu"].skip(config).endswith("`caa-lens data fetch mmlu`")
+    assert BY_NAME["mmlu"].skip(config).endswith("`caa-lens data fetch` gets all of the paper's data")
     assert "--base-model" in BY_NAME["base_transfer"].skip(config)
     assert "--judge" in BY_NAME["judged"].skip(config)
     assert BY_NAME["layer_sweep"].skip(config) is None
@@ -389,25 +402,6 @@ def experiments_command(*words, cwd=ROOT):
     return subprocess.run(
         [sys.executable, "-m", "experiments", *words], cwd=cwd, capture_output=True, text=True, timeout=200
     )
-
-
-def test_a_dry_run_tells_the_plan_and_writes_nothing(tmp_path):
-    done = experiments_command(
-        "all",
-        "--dry-run",
-        "--model",
-        "meta-llama/Llama-2-7b-chat-hf",
-        "--data",
-        "bundled",
-        "--out",
-        str(tmp_path / "run"),
-        "--flops",
-        "1e14",
-    )
-    assert done.returncode == 0, done.stderr
-    for word in ("layer_sweep", "Figure 3", "base_transfer is skipped: needs the base model", "29.6 GB", "stated"):
-        assert word in done.stdout
-    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_runs_one_experiment_with_what_it_needs_and_refuses_other_settings(models, tmp_path):
