@@ -1,10 +1,12 @@
 """What a run says in the terminal: tables whose numbers are never cut, outcomes, and the plan of `--dry-run`.
 
 A table is laid out for the width that there is. Columns of numbers keep their width; text folds. Columns with one value
-throughout move into the caption. Where even that is too wide, every row becomes a line that the terminal may wrap.
+throughout move into the caption. Where that is too wide, rows are grouped by the first column; where that is too wide
+as well, every row becomes a line that the terminal may wrap.
 """
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 LONGEST = 90  # rows of a table that are printed; the report has all
 LOG_WIDTH = 160  # columns, where nobody looks on: a file or a pipe
-TEXT_WIDTH = 12  # columns that a text is not folded below
+TEXT_WIDTH = 16  # columns that a text is not folded below
 GAP = 2  # columns between two of a table's
 NUMBER = re.compile(r"([-+]?\d[\d.e+-]*( (k|M|G|T|s|min|h))?|\?|-?inf)?")
 
@@ -44,25 +46,46 @@ def show_table(caption: str, frame: "pd.DataFrame", console: Console) -> None:
     columns = {str(name): [_cell(value) for value in frame[name]] for name in frame}
     numbers = [all(map(NUMBER.fullmatch, cells)) for cells in columns.values()]
     if len(frame) > 2:  # what is the same in all rows is said once
-        same = [name for name, cells in columns.items() if len(set(cells)) == 1 and len(cells[0]) <= TEXT_WIDTH]
+        same = [name for name, cells in columns.items() if len(set(cells)) == 1 and 0 < len(cells[0]) <= TEXT_WIDTH]
         if same and len(same) < len(columns):
             caption += f" ({', '.join(f'{name} {columns[name][0]}' for name in same)})"
             numbers = [number for name, number in zip(columns, numbers, strict=True) if name not in same]
             columns = {name: cells for name, cells in columns.items() if name not in same}
-    console.print(Text(caption, style="italic"))
-    widths = _widths(columns, numbers, console.width)
-    if widths is None:
-        for row in zip(*columns.values(), strict=True):
-            line = ", ".join(f"{name} {cell}" for name, cell in zip(columns, row, strict=True))
-            console.print(Text(f"  {line}"), soft_wrap=True)
+    console.print(Text(f"\n{caption}", style="italic"))
+    rows = list(zip(*columns.values(), strict=True))
+    if widths := _widths(columns, numbers, console.width):
+        _print_rows(list(columns), rows, numbers, widths, console)
         return
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, GAP - 1, 0, 0))
-    for (name, _), number, width in zip(columns.items(), numbers, widths, strict=True):
-        header = "\n".join(_words(name)) if cell_len(name) > width else name
+    first, *others = columns
+    groups = dict.fromkeys(columns[first])
+    widths = _widths({name: columns[name] for name in others}, numbers[1:], console.width) if others else None
+    if widths and len(groups) < len(rows):
+        for i, group in enumerate(groups):
+            console.print(Text(f"{first} {group}"))
+            of_group = [row[1:] for row in rows if row[0] == group]
+            _print_rows(others, of_group, numbers[1:], widths, console, header=i == 0)
+        return
+    for row in rows:
+        line = ", ".join(f"{name} {cell}" for name, cell in zip(columns, row, strict=True))
+        console.print(Text(f"  {line}"), soft_wrap=True)
+
+
+def _print_rows(
+    names: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    numbers: Sequence[bool],
+    widths: Sequence[int],
+    console: Console,
+    *,
+    header: bool = True,
+) -> None:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, GAP - 1, 0, 0), show_header=header)
+    for name, number, width in zip(names, numbers, widths, strict=True):
+        title = "\n".join(_words(name)) if cell_len(name) > width else name
         justify = "right" if number else "left"
-        table.add_column(Text(header), justify=justify, no_wrap=number, overflow="fold", width=width)
-    for row in zip(*columns.values(), strict=True):
-        table.add_row(*map(Text, row))
+        table.add_column(Text(title), justify=justify, no_wrap=number, overflow="fold", width=width)
+    for row in rows:
+        table.add_row(*(Text(_at_hyphens(cell, width)) for cell, width in zip(row, widths, strict=True)))
     console.print(table)
 
 
@@ -86,8 +109,13 @@ def _widths(columns: Mapping[str, Sequence[str]], numbers: Sequence[bool], avail
     return widths
 
 
+def _at_hyphens(cell: str, width: int) -> str:
+    """A name that is too long for its column in lines that end at hyphens; texts of several words are folded later."""
+    return cell if " " in cell or cell_len(cell) <= width else textwrap.fill(cell, width)
+
+
 def _words(header: str) -> list[str]:
-    return [word for word in re.split(r"\s+|(?<=_)", header) if word] or [""]
+    return [word for word in re.split(r"\s+(?!%)|(?<=_)", header) if word] or [""]
 
 
 def _cell(value: Any) -> str:
