@@ -1,6 +1,7 @@
 """The paper's experiments, all of them on small random models, and the numbers of each against another way to them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from browser import CHROMIUM, browse
 
 from caa_lens.contrast import ContrastSet
 from caa_lens.run_report import load_section, write_run_report
@@ -95,6 +97,28 @@ def test_the_report_reads_the_folder_alone(finished, tmp_path):
     assert html.count("Plotly.newPlot(") == sum(
         len(load_section(file).figures) for file in folder.path.glob("*/section.json")
     ) + html.count('"Plotly.newPlot(')
+
+
+def test_figures_have_captions_of_their_own(finished):
+    _, folder, _ = finished
+    for experiment in EXPERIMENTS:
+        titles = [figure.layout.title.text for figure in load_section(folder.section_file(experiment.name)).figures]
+        assert all(titles)
+        assert len(set(titles)) == len(titles), experiment.name
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, e.g. the Debian package chromium")
+def test_a_browser_draws_every_figure_of_a_run_in_silence(finished, tmp_path):
+    _, folder, _ = finished
+    page = write_run_report([folder.path], tmp_path / "report.html")
+    n_figures = sum(len(load_section(folder.section_file(one.name)).figures) for one in EXPERIMENTS)
+    dom, console, requests = browse(page, tmp_path)
+    assert console == []
+    assert requests == []
+    assert n_figures > 20
+    assert len(re.findall(r'class="plotly-graph-div js-plotly-plot"', dom)) == n_figures
+    drawn = dom.split('class="plotly-graph-div js-plotly-plot"')[1:]
+    assert all('class="main-svg"' in figure for figure in drawn)
 
 
 def test_needs_name_experiments_that_stand_before(finished):

@@ -1,0 +1,42 @@
+"""A page in headless chromium: what its scripts made of it, what they said, what they asked the network for."""
+
+import re
+import shutil
+import subprocess
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+# Chromium has requests of its own, so the page's are asked of the page; behind its end, so that it is left as it is.
+TELL_REQUESTS = """<script>
+setTimeout(() => {
+  const names = performance.getEntriesByType("resource").map((entry) => entry.name);
+  document.body.setAttribute("data-requests", names.join(" "));
+}, 5000);
+</script>"""
+
+
+def browse(path, tmp_path):
+    """(document after scripts ran, console messages, requests) of a page in headless chromium."""
+    told = tmp_path / "told.html"
+    told.write_text(path.read_text(encoding="utf-8") + TELL_REQUESTS, encoding="utf-8")
+    quiet = "background-networking component-update sync default-apps extensions gpu breakpad"
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--no-first-run",
+            *(f"--disable-{what}" for what in quiet.split()),
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=8000",
+            "--dump-dom",
+            told.resolve().as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    requests = re.search(r'data-requests="([^"]*)"', done.stdout)
+    assert requests, done.stderr
+    return done.stdout, re.findall(r".*CONSOLE.*", done.stderr), requests[1].split()
