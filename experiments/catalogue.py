@@ -6,6 +6,7 @@ from experiments import (
     cross_layer_cosines,
     data_tables,
     extraction,
+    finetuned_text,
     finetuning,
     judged,
     knowledge,
@@ -37,5 +38,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     base_to_chat.COSINES,
     base_to_chat.TRANSFER,
     finetuning.EXPERIMENT,
+    finetuned_text.EXPERIMENT,
+    finetuned_text.JUDGED,
     data_tables.EXPERIMENT,
 )

@@ -4,26 +4,30 @@
     python -m experiments finetuning --model meta-llama/Llama-2-7b-chat-hf --finetune lora --out runs/7b-lora
 
 Asked: the model is taught, for one epoch over the pairs that vectors are made from, to answer with the positive
-letter or with the negative one (cross-entropy on the letter alone, plain SGD at 1e-4, one question a step); then the
-original model's vector is added at -1, 0 and 1. The paper (Tables 4, 10 and 13; 7B chat) finds that steering still
-adds to it both ways for three of the seven behaviors. Expected of a small model: little of either. Its letters follow
-the last lessons rather than the questions, and larger rates make them swing between A and B without learning which is
-right.
+letter or with the negative one (cross-entropy on the letter alone, plain SGD at 1e-4, one question a step). How many
+held-out questions does it answer as taught? And what does the original model's vector add at -1, 0 and 1? The paper
+(Tables 4, 10 and 13; 7B chat) finds that 64 to 100 % are answered as taught, but for sycophancy's positive letters (44
+%), and that steering still adds to it both ways for three of the seven behaviors. Expected of a small model: little of
+either. Its letters follow the last lessons rather than the questions, and larger rates make them swing between A and B
+without learning which is right.
+
+The taught models also answer the open-ended prompts, at the same multipliers; `finetuned_text` has what became of it.
 
 `--finetune lora` trains rank-8 adapters on the attention's projections with Adam (through `peft`), and merges them into
 the weights before anything is measured. Full finetuning needs room for weights and gradients: 54 GB for 7B in float32.
 """
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.comparison import beside_the_paper, grid, has_paper_numbers
 from experiments.experiment import Cost, Experiment, Frames, Unit, together
+from experiments.identity import prompts_hash
 from experiments.layer_sweep import needs_layer
 from experiments.measures import means, scored, steered
-from experiments.plan import BYTES, reading_cost, scoring_cost
+from experiments.open_ended import BATCH, answers
+from experiments.plan import BYTES, generation_cost, reading_cost, scoring_cost
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from caa_lens.contrast import ContrastSet
     from caa_lens.report import Section
     from experiments.context import Context
+    from experiments.run_folder import RunFolder
     from experiments.settings import RunConfig
 
 SIDES = ("positive", "negative")
@@ -52,28 +57,43 @@ def skip(config: "RunConfig") -> str | None:
     return None if units(config) else "none of the behaviors is answered by letter"
 
 
+def own(config: "RunConfig") -> dict[str, str]:
+    return {"finetune": config.finetune, **prompts_hash(config)}
+
+
 def run(unit: Unit, context: "Context") -> "pd.DataFrame":
+    import pandas as pd
+
     sets = context.sets(unit["behavior"])
+    model = taught(context, unit)
     vector = context.vectors(unit["behavior"])[context.layer]
-    model = taught(context, sets.generate, unit["finetune"])
     cells = [({"layer": context.layer, "multiplier": m}, steered(vector, m)) for m in MULTIPLIERS]
-    return scored(model, sets.test, cells)
+    frame = scored(model, sets.test, cells)
+    if sets.open_ended:  # now, as the model is gone when the unit is done
+        texts = pd.concat([answers(model, unit["behavior"], m, context) for m in MULTIPLIERS], ignore_index=True)
+        context.folder.write_frame(answers_file(context.folder, unit), texts)
+    return frame
 
 
-def taught(context: "Context", pairs: "ContrastSet", side: str) -> Any:
-    """A copy of the run's model after an epoch on one side's letters."""
+def answers_file(folder: "RunFolder", unit: Unit) -> Path:
+    """Where a taught model's open-ended answers lie, written before its unit is done."""
+    return folder.artefacts(EXPERIMENT.name) / f"answers-{unit.name}.parquet"
+
+
+def taught(context: "Context", unit: Unit) -> Any:
+    """A copy of the run's model after an epoch on the letters of the unit's behavior and side."""
     import numpy as np
 
-    config = context.config
+    config, pairs, side = context.config, context.sets(unit["behavior"]).generate, unit["finetune"]
     order = np.random.default_rng(config.seed).permutation(len(pairs))
     context.release()  # one model in memory at a time
     if config.finetune == "lora":
         lessons = letters_of(context.model, pairs, side)
         folder, device = weights_folder(config.model), context.model.W_E.device
         context.release()
-        with tempfile.TemporaryDirectory(dir=context.folder.artefacts("finetuning")) as scratch:
-            teach_lora(folder, [lessons[i] for i in order], Path(scratch), device=device, seed=config.seed)
-            return context.load(scratch)
+        with context.folder.scratch(EXPERIMENT.name, unit) as scratch:
+            teach_lora(folder, [lessons[i] for i in order], scratch, device=device, seed=config.seed)
+            return context.load(str(scratch))
     model = context.load(config.model)
     lessons = letters_of(model, pairs, side)
     teach(model, [lessons[i] for i in order], rate=RATE)
@@ -125,9 +145,10 @@ def teach_lora(folder: Path, lessons: Sequence[Lesson], out: Path, *, device: An
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=LORA_RATE)
     losses = []
-    for tokens, letter in lessons:
-        logits = adapted(input_ids=torch.tensor([tokens], device=device)).logits
-        losses.append(_step(logits, letter, optimizer))
+    with torch.enable_grad():
+        for tokens, letter in lessons:
+            logits = adapted(input_ids=torch.tensor([tokens], device=device)).logits
+            losses.append(_step(logits, letter, optimizer))
     adapted.merge_and_unload().save_pretrained(out)
     AutoTokenizer.from_pretrained(folder).save_pretrained(out)
     return losses
@@ -167,6 +188,12 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
     tables = [("Mean p(matching) and 95 % interval", grid(cells, ["behavior", "finetune"], "multiplier"))]
     if has_paper_numbers("finetune_ab", config) and config.finetune == "full":
         tables.append(("Beside the paper's, cell by cell", beside_the_paper(cells, "finetune_ab", config)))
+    shares = accuracy(together(frames))
+    right = "Share of held-out questions answered as taught, unsteered, 95 % Wilson interval"
+    if has_paper_numbers("finetune_accuracy", config) and config.finetune == "full":
+        tables.append((f"{right}, beside the paper's", beside_the_paper(shares, "finetune_accuracy", config)))
+    else:
+        tables.append((right, shares.round(4)))
     how = "rank-8 adapters" if config.finetune == "lora" else f"all weights, SGD at {RATE:g}"
     return Section(
         title=EXPERIMENT.title,
@@ -176,6 +203,23 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
         found=[_found(str(name), rows) for name, rows in cells.groupby("behavior", sort=False)],
         tables=tables,
     )
+
+
+def accuracy(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """The share of questions whose taught letter is the likelier one, unsteered: `behavior, finetune, n, mean, ...`.
+
+    The interval is Wilson's: a bootstrap of nothing but right answers would have no width.
+    """
+    import pandas as pd
+
+    lines = []
+    for (behavior, side), part in rows[rows["multiplier"] == 0].groupby(["behavior", "finetune"], sort=False):
+        right = part["score"] > 0.5 if side == "positive" else part["score"] < 0.5
+        share, n, z = float(right.mean()), len(part), 1.959964
+        middle, half = share + z * z / (2 * n), z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+        low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+        lines.append((behavior, side, n, share, max(0.0, low), min(1.0, high)))
+    return pd.DataFrame(lines, columns=["behavior", "finetune", "n", "mean", "low", "high"])
 
 
 def _found(behavior: str, rows: "pd.DataFrame") -> str:
@@ -198,7 +242,11 @@ def cost(unit: Unit, context: "Context") -> Cost:
     sets = context.sets(unit["behavior"])
     lessons = reading_cost(sets.generate)  # a step is a forward and, twice as dear, a backward
     trained = Cost(forwards=len(sets.generate), tokens=3 * lessons.tokens)
-    return trained + scoring_cost(sets.test, len(MULTIPLIERS), depth=0.7)
+    told = Cost()
+    for first in range(0, len(sets.open_ended), BATCH):
+        for _ in MULTIPLIERS:
+            told += generation_cost(sets.open_ended[first : first + BATCH], context.config.max_new_tokens)
+    return trained + scoring_cost(sets.test, len(MULTIPLIERS), depth=0.7) + told
 
 
 EXPERIMENT = Experiment(
@@ -212,4 +260,5 @@ EXPERIMENT = Experiment(
     weights=weights,
     needs=needs_layer,
     skip=skip,
+    own=own,
 )

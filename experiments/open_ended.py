@@ -8,7 +8,8 @@ rise with the multiplier, flat for refusal, and text that large multipliers degr
 sentiment and formality follow the multiplier; at -2 and +2 text starts to repeat itself and is unlikely unsteered.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from experiments.behavior_sets import behavior_sets
 from experiments.experiment import Cost, Experiment, Frames, Unit, together
@@ -39,24 +40,29 @@ def skip(config: "RunConfig") -> str | None:
 
 
 def run(unit: Unit, context: "Context") -> "pd.DataFrame":
+    from caa_lens.text_measures import measure_texts
+
+    frame = answers(context.model, unit["behavior"], unit["multiplier"], context)
+    return measure_texts(context.model, frame, progress=False)
+
+
+def answers(model: Any, behavior: str, multiplier: float, context: "Context") -> "pd.DataFrame":
+    """A model's steered answers to a behavior's prompts: `prompt, question, answer, layer, multiplier`."""
     import pandas as pd
 
     from caa_lens.generation import generate
-    from caa_lens.text_measures import measure_texts
 
-    vector, m = context.vectors(unit["behavior"])[context.layer], unit["multiplier"]
-    prompts = context.sets(unit["behavior"]).open_ended
-    answers: list[str] = []
+    vector, prompts = context.vectors(behavior)[context.layer], context.sets(behavior).open_ended
+    texts: list[str] = []
     for first in range(0, len(prompts), BATCH):
-        answers += generate(
-            context.model,
+        texts += generate(
+            model,
             prompts[first : first + BATCH],
-            vectors=[(vector, m)] if m else [],
+            vectors=[(vector, multiplier)] if multiplier else [],
             max_new_tokens=context.config.max_new_tokens,
         )
-    frame = pd.DataFrame({"prompt": range(len(prompts)), "question": prompts, "answer": answers})
-    measured = measure_texts(context.model, frame, progress=False)
-    return measured.assign(layer=context.layer, multiplier=m)
+    frame = pd.DataFrame({"prompt": range(len(prompts)), "question": prompts, "answer": texts})
+    return frame.assign(layer=context.layer, multiplier=multiplier)
 
 
 def section(frames: Frames, config: "RunConfig") -> "Section":
@@ -122,7 +128,12 @@ def cost(unit: Unit, context: "Context") -> Cost:
     prompts, n_new = context.sets(unit["behavior"]).open_ended, context.config.max_new_tokens
     batches = [prompts[first : first + BATCH] for first in range(0, len(prompts), BATCH)]
     generated = sum((generation_cost(batch, n_new) for batch in batches), Cost())
-    return generated + Cost(forwards=len(prompts), tokens=generated.tokens)  # read again, for the log-probabilities
+    return generated + reading_again(prompts, n_new)
+
+
+def reading_again(prompts: Sequence[str], n_new: int) -> Cost:
+    """Prompts and answers in one pass, for the log-probabilities."""
+    return Cost(forwards=len(prompts), tokens=generation_cost(prompts, n_new).tokens)
 
 
 EXPERIMENT = Experiment(

@@ -1,12 +1,29 @@
-"""Teaching the answer letter: one plain SGD step is the formula, both ways teach, and adapters end in the weights."""
+"""Teaching the answer letter: one plain SGD step is the formula, both ways teach, and adapters end in the weights.
 
+Then in a run: letters and text of taught models, ours beside the paper's, and what a killed process leaves.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import random_llama, tiny_model
 
 from caa_lens.contrast import ContrastSet
 from caa_lens.models import load_model
+from caa_lens.paper_numbers import published
+from caa_lens.run_report import load_section
+from experiments import finetuned_text, finetuning
+from experiments.catalogue import EXPERIMENTS
+from experiments.context import Context
+from experiments.experiment import Unit
 from experiments.finetuning import letters_of, teach, teach_lora
+from experiments.identity import run_identity
+from experiments.run_folder import RunFolder
+from experiments.runner import run, with_needs
+from experiments.settings import RunConfig
 
 PAIRS = ContrastSet.from_pairs(
     [
@@ -75,3 +92,182 @@ def test_adapters_are_merged_into_a_folder_that_loads(demo_tokenizer, tmp_path):
     assert changed
     assert all(name.rsplit(".", 1)[-1] in ("W_Q", "W_K", "_W_K", "_W_V", "W_V", "W_O") for name in changed)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == original
+
+
+# ---- in a run --------------------------------------------------------------------------------------------------
+
+PAPER_7B = RunConfig.of("meta-llama/Llama-2-7b-chat-hf", "paper", judge="j", judge_url="http://h/v1")
+
+
+def settings(models, **given):
+    sizes = {"n_generate": 4, "n_test": 3, "n_prompts": 2, "max_new_tokens": 4, "layer": 1}
+    return RunConfig.of(str(models / "chat"), behaviors=("refusal", "sentiment"), **sizes | given)
+
+
+def fake_judge(items, rubric, **_):
+    """Scores that depend on the text alone."""
+    scores = [float(sum(map(ord, answer)) % 11) for answer in items["answer"]]
+    return SimpleNamespace(frame=items.assign(score=scores, raw="", attempts=1, error=""))
+
+
+def start(config, path, *experiments):
+    folder = RunFolder(path)
+    folder.claim(run_identity(config), {})
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("caa_lens.judging.judge", fake_judge)
+        outcomes = run(with_needs(experiments, EXPERIMENTS, config), config, folder)
+    assert not any(o.failed or o.skipped or o.unfinished for o in outcomes), outcomes
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(models, tmp_path_factory):
+    config = settings(models, judge="a judge", judge_url="http://h:1/v1")
+    return config, start(config, tmp_path_factory.mktemp("taught") / "run", finetuned_text.JUDGED)
+
+
+def tables(folder, name):
+    return dict(load_section(folder.section_file(name)).captioned_tables())
+
+
+@pytest.mark.parametrize("side", ["positive", "negative"])
+def test_letters_and_texts_of_a_run_are_those_of_the_taught_model(finished, side):
+    from caa_lens import generate
+    from caa_lens.answers import score
+
+    config, folder = finished
+    context = Context(config, folder)
+    sets, vector = context.sets("refusal"), context.vectors("refusal")[1]
+    model = load_model(config.model, dtype="float32")
+    lessons = letters_of(model, sets.generate, side)
+    teach(model, [lessons[i] for i in np.random.default_rng(0).permutation(4)], rate=1e-4)
+    frame = folder.load("finetuning", Unit.of(behavior="refusal", finetune=side))
+    expected = score(model, sets.test, [()], progress=False).values[:, 0]
+    np.testing.assert_allclose(frame[frame["multiplier"] == 0]["score"], expected, atol=1e-5)
+    for m, vectors in ((-1.0, [(vector, -1.0)]), (0.0, []), (1.0, [(vector, 1.0)])):
+        texts = folder.load("finetuned_text", Unit.of(behavior="refusal", finetune=side, multiplier=m))
+        assert list(texts["question"]) == list(sets.open_ended)
+        assert list(texts["answer"]) == generate(model, sets.open_ended, vectors=vectors, max_new_tokens=4)
+        assert texts["mean_logp"].notna().all()
+
+
+def test_the_untaught_models_scores_are_those_of_the_judged_experiment(finished):
+    _, folder = finished
+    for m in (-1.0, 0.0, 1.0):
+        ours = folder.load("finetuned_judged", Unit.of(behavior="refusal", finetune="none", multiplier=m))
+        pd.testing.assert_frame_equal(ours, folder.load("judged", Unit.of(behavior="refusal", multiplier=m)))
+    table = tables(folder, "finetuned_judged")["Mean score (0 to 10), 95 % interval, number of answers"]
+    assert list(table["finetune"]) == ["none", "positive", "negative"]
+    for side in ("positive", "negative"):
+        unit = Unit.of(behavior="refusal", finetune=side, multiplier=1.0)
+        texts = folder.load("finetuned_text", unit)
+        expected = fake_judge(texts, "").frame["score"]
+        assert list(folder.load("finetuned_judged", unit)["score"]) == list(expected)
+        assert table.set_index("finetune").loc[side, "+1"].startswith(f"{expected.mean():.2f} [")
+    assert "sentiment" not in set(table["behavior"])  # it is not answered by letter
+
+
+def test_without_a_judge_there_are_texts_and_measures_alone(models, tmp_path):
+    config = settings(models, n_prompts=1)
+    folder = start(config, tmp_path / "run", finetuned_text.EXPERIMENT)
+    section = load_section(folder.section_file("finetuned_text"))
+    (group,) = section.texts
+    assert [label for label, _ in group[1]] == [
+        f"taught {side}, {m}" for side in ("positive", "negative") for m in ("-1", "+0", "+1")
+    ]
+    assert list(tables(folder, "finetuned_text")["Mean over prompts (n)"]["n"]) == [1] * 6
+    assert finetuned_text.JUDGED.skip(config) == "no judge was given: name one with --judge and --judge-url"
+
+
+def test_accuracy_is_the_share_of_questions_answered_as_taught_unsteered():
+    rows = pd.DataFrame(
+        {
+            "behavior": "refusal",
+            "finetune": ["positive"] * 5 + ["negative"] * 5,
+            "multiplier": [0.0, 0.0, 0.0, 0.0, 1.0] * 2,
+            "score": [0.6, 0.9, 0.4, 0.5, 0.0, 0.6, 0.9, 0.4, 0.1, 0.0],
+        }
+    )
+    table = finetuning.accuracy(rows).set_index("finetune")
+    assert table["n"].tolist() == [4, 4]
+    assert table["mean"].tolist() == [0.5, 0.5]  # a half is no answer
+    assert table.loc["positive", ["low", "high"]].tolist() == pytest.approx([0.15, 0.85], abs=0.005)  # Wilson, 2 of 4
+    sure = finetuning.accuracy(rows[rows["finetune"] == "negative"].assign(score=0.0)).iloc[0]
+    assert (sure["mean"], sure["high"]) == (1.0, pytest.approx(1.0))
+    assert sure["low"] == pytest.approx(0.51, abs=0.005)  # Wilson, 4 of 4
+
+
+def as_published(table, columns):
+    """Frames of units whose means are the paper's numbers, so that every cell must meet its own."""
+    numbers = published(table, PAPER_7B.model_name)
+    return {Unit.of(**{name: getattr(row, name) for name in columns}): row for row in numbers.itertuples(index=False)}
+
+
+def test_all_cells_of_the_papers_tables_are_met(monkeypatch):
+    judged = {}
+    for unit, row in as_published("finetune_open_ended", ["behavior", "finetune", "multiplier"]).items():
+        scores = {"prompt": [0, 1], "score": [row.value, row.value], "raw": "", "attempts": 1, "error": ""}
+        judged[unit] = pd.DataFrame({**scores, "again": False, "layer": 13})
+    assert len(judged) == 63
+    monkeypatch.setattr(finetuned_text, "judged_units", lambda config: list(judged))  # without the paper's data
+    found = dict(finetuned_text.section_judged(judged, PAPER_7B).captioned_tables())["Beside the paper's, cell by cell"]
+    assert len(found) == 63
+    assert found["difference"].abs().max() < 1e-9
+    assert set(found["paper within interval"]) == {"yes"}
+
+    taught = {}
+    shares = published("finetune_accuracy", PAPER_7B.model_name).set_index(["behavior", "finetune"])["value"]
+    for behavior, side in shares.index:
+        right = np.arange(50) < round(50 * shares[behavior, side])
+        score = np.where(right == (side == "positive"), 0.9, 0.1)
+        part = [
+            pd.DataFrame({"layer": 13, "multiplier": m, "question": range(50), "metric": "p_matching", "score": score})
+            for m in (-1.0, 0.0, 1.0)
+        ]
+        taught[Unit.of(behavior=behavior, finetune=side)] = pd.concat(part)
+    captioned = dict(finetuning.section(taught, PAPER_7B).captioned_tables())
+    (accuracy,) = [table for caption, table in captioned.items() if caption.startswith("Share of held-out questions")]
+    assert len(accuracy) == 14
+    assert accuracy["difference"].abs().max() < 1e-9
+    assert len(captioned["Beside the paper's, cell by cell"]["paper"].dropna()) == 42
+
+
+def test_adapters_are_trained_in_a_run_and_leave_no_weights_behind(models, tmp_path):
+    pytest.importorskip("peft", reason="needs peft: pip install 'caa-lens[finetune]'")
+    config = settings(models, finetune="lora", n_prompts=1)
+    folder = start(config, tmp_path / "run", finetuned_text.EXPERIMENT)
+    full = start(settings(models, n_prompts=1), tmp_path / "full", finetuning.EXPERIMENT)
+    unit = Unit.of(behavior="refusal", finetune="positive")
+    assert not np.allclose(
+        folder.load("finetuning", unit)["score"], full.load("finetuning", unit)["score"], rtol=0, atol=1e-7
+    )
+    assert "rank-8 adapters" in load_section(folder.section_file("finetuning")).text
+    assert {file.parent.name for file in folder.path.rglob("*.safetensors")} == {"vectors"}
+    assert not list(folder.path.glob("finetuning/artefacts/tmp*"))
+
+
+def test_weights_that_a_killed_process_left_are_swept_up_at_the_next_start_and_no_others(models, tmp_path):
+    import cheap
+
+    folder = RunFolder(tmp_path / "run")
+    cheap.claim(folder)
+    held, stale = Unit.of(behavior="a", finetune="positive"), Unit.of(behavior="a", finetune="negative")
+    left = [folder.artefacts("finetuning") / name for name in (f"tmp-{held.name}", f"tmp-{stale.name}", "tmpq1w2e3r4")]
+    for one in left:
+        one.mkdir()
+        (one / "model.safetensors").write_bytes(b"weights")
+    kept = folder.artefacts("finetuning") / "answers-x.parquet"
+    kept.write_bytes(b"answers")
+    with folder.lock("finetuning", held.name):  # somebody is at it
+        run([], cheap.CONFIG, folder)
+        assert [one.exists() for one in left] == [True, False, False]
+    run([], cheap.CONFIG, folder)
+    assert not any(one.exists() for one in left)
+    assert kept.exists()
+
+
+def test_answers_that_are_missing_are_named_with_the_remedy(finished, tmp_path):
+    config, _ = finished
+    unit = Unit.of(behavior="refusal", finetune="positive", multiplier=1.0)
+    with pytest.raises(FileNotFoundError, match=r"answers-behavior=refusal.*delete .*units.*to have them made again"):
+        finetuned_text.run(unit, Context(config, RunFolder(tmp_path)))

@@ -1,0 +1,210 @@
+"""What a run is held to and what only some experiments are: settings and data that join, differ or are left out."""
+
+import json
+from dataclasses import replace
+
+import cheap
+import pandas as pd
+import pytest
+
+from caa_lens.contrast import ContrastSet
+from experiments import base_to_chat, finetuning, judged, knowledge, open_ended
+from experiments.behavior_sets import behavior_sets
+from experiments.catalogue import EXPERIMENTS
+from experiments.identity import hold, own_identity, run_identity, start_notes
+from experiments.run_folder import OtherRunError, RunFolder
+from experiments.runner import run
+from experiments.settings import OF_NONE, OF_SOME, RunConfig
+
+JUDGE = {"judge": "x", "judge_url": "http://name:secret@host:1/v1?key=1"}
+NOTES = {"host": "http://host:1/v1"}
+
+
+def judge_of(config):
+    return {"judge": config.judge}
+
+
+JUDGED = replace(
+    cheap.TOTALS, name="judged", own=judge_of, skip=lambda config: None if config.judge else "no judge was given"
+)
+ALL = [cheap.NUMBERS, JUDGED]
+
+
+def with_judge(name):
+    return cheap.CONFIG.model_copy(update={"judge": name, "judge_url": "http://host:1/v1"})
+
+
+def contents(folder):
+    return {file: file.read_bytes() for file in sorted(folder.path.glob("*/units/*.parquet"))}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    cheap.claim(folder)
+    return folder
+
+
+def test_a_judge_joins_a_run_that_was_made_without_one(folder):
+    outcomes = run(ALL, cheap.CONFIG, folder)
+    assert [outcome.skipped for outcome in outcomes] == ["", "no judge was given"]
+    before = contents(folder)
+    outcomes = run(ALL, with_judge("a"), folder)
+    assert not any(outcome.skipped or outcome.failed for outcome in outcomes)
+    after = contents(folder)
+    assert {file: after[file] for file in before} == before
+    assert len(after) == len(before) + 2
+
+
+def test_another_judge_is_refused_before_anything_is_done_and_what_is_there_stays(folder):
+    run(ALL, with_judge("a"), folder)
+    unit = cheap.units(cheap.CONFIG)[0]
+    folder.unit_file("numbers", unit).unlink()
+    before = contents(folder)
+    with pytest.raises(
+        OtherRunError, match=r"judged\.judge: 'a' there, 'b' now\nthey stay\..*delete their folders \(judged\)"
+    ):
+        run(ALL, with_judge("b"), folder)
+    assert contents(folder) == before
+    assert not folder.is_done("numbers", unit)
+    # Experiments that do not use a judge are not concerned, nor is a run without one.
+    assert not run([cheap.NUMBERS], with_judge("b"), folder)[0].failed
+    outcomes = run(ALL, cheap.CONFIG, folder)
+    assert outcomes[1].skipped == "no judge was given"
+    assert '"skipped": ""' in folder.section_file("judged").read_text()  # what was found is still shown
+
+
+def test_an_experiment_without_a_finished_unit_takes_other_settings(folder):
+    def fails(unit, context):
+        raise RuntimeError("the judge is away")
+
+    failing = replace(JUDGED, run=fails)
+    assert run([cheap.NUMBERS, failing], with_judge("wrong"), folder)[1].failed
+    assert not run(ALL, with_judge("right"), folder)[1].failed
+    assert json.loads((folder.path / "judged" / "identity.json").read_text()) == {"judge": "right"}
+
+
+def test_a_deleted_experiment_is_done_anew_with_other_settings(folder):
+    import shutil
+
+    run(ALL, with_judge("a"), folder)
+    shutil.rmtree(folder.path / "judged")
+    assert not run(ALL, with_judge("b"), folder)[1].failed
+
+
+def test_what_needs_an_experiment_is_held_to_its_settings_too(folder):
+    after = replace(
+        cheap.TOTALS, name="after", needs=lambda config: ("judged",), run=lambda unit, context: pd.DataFrame({"x": [1]})
+    )
+    three = [cheap.NUMBERS, JUDGED, after]
+    sections = [replace(one, section=cheap.section) for one in three[:2]]
+    after = replace(after, section=JUDGED.section)
+    three = [*sections, after]
+    assert own_identity(after, three, with_judge("a")) == {"judge": "a"}
+    hold(three, with_judge("a"), folder)
+    folder.save("after", cheap.units(cheap.CONFIG)[0], pd.DataFrame({"x": [1]}), {"judge": "a"})
+    with pytest.raises(OtherRunError, match=r"after\.judge: 'a' there, 'b' now"):
+        hold(three, with_judge("b"), folder)
+
+
+def test_two_processes_with_other_settings_do_not_mix_their_frames(folder):
+    unit, frame = cheap.units(cheap.CONFIG)[0], pd.DataFrame({"x": [1]})
+    assert folder.hold("judged", {"judge": "a"}) == []
+    assert folder.hold("judged", {"judge": "b"}) == []  # nothing is finished yet, so the second one has its way
+    with pytest.raises(OtherRunError, match=r"judged\.judge: 'b' there, 'a' now"):
+        folder.save("judged", unit, frame, {"judge": "a"})
+    folder.save("judged", unit, frame, {"judge": "b"})
+    assert folder.hold("judged", {"judge": "a"}) == ["judged.judge: 'b' there, 'a' now"]
+
+
+# ---- the real experiments --------------------------------------------------------------------------------------
+
+
+def test_settings_of_some_experiments_are_no_part_of_the_run():
+    plain = run_identity(RunConfig.of("demo"))
+    more = {"judge_settings": "{}", "judge_concurrency": 2, "judge_rpm": 5.0, "judge_timeout": 9.0}
+    assert run_identity(RunConfig.of("demo", base_model="b", finetune="lora", **JUDGE, **more)) == plain
+    assert run_identity(RunConfig.of("demo", n_questions=8)) != plain
+    assert not {*OF_SOME, *OF_NONE} & set(plain["config"])
+
+
+def test_every_such_setting_is_of_some_experiment():
+    config = RunConfig.of("demo", base_model="b", **JUDGE)
+    able = [one for one in EXPERIMENTS if one.skip(config) is None]
+    owned = {name for one in able for name in own_identity(one, EXPERIMENTS, config)}
+    assert set(OF_SOME) <= owned
+    assert not set(OF_NONE) & owned
+
+
+def test_who_is_held_to_what():
+    config = RunConfig.of("demo", base_model="b", judge_settings='{"seed": 1}', **JUDGE)
+    of = {one.name: own_identity(one, EXPERIMENTS, config) for one in EXPERIMENTS if one.skip(config) is None}
+    assert of["base_transfer"] == of["base_cosines"] == {"base_model": "b"}
+    assert of["finetuning"]["finetune"] == "full"
+    assert (of["judged"]["judge"], of["judged"]["judge_settings"]) == ("x", '{"seed": 1}')
+    assert of["judged"]["judge_url"] == NOTES["host"]
+    assert "sentiment/open_ended" in of["judged"]
+    assert of["layer_sweep"] == of["vectors"] == of["multipliers"] == {}
+    assert base_to_chat.VECTORS.own(config) == {"base_model": "b"}
+    assert finetuning.EXPERIMENT.own(config)["finetune"] == "full"
+
+
+def test_other_open_ended_prompts_are_other_data(monkeypatch):
+    config = RunConfig.of("demo", behaviors=("sentiment",))
+    before = open_ended.EXPERIMENT.own(config)
+    behavior_sets.cache_clear()
+    monkeypatch.setattr("caa_lens.contrast.load_open_ended", lambda behavior: ["Another?", "And one more?"])
+    after = open_ended.EXPERIMENT.own(config)
+    behavior_sets.cache_clear()
+    assert set(before) == set(after) == {"sentiment/open_ended"}
+    assert before != after
+
+
+def test_other_questions_of_mmlu_are_refused(monkeypatch, folder):
+    def fetched(*answers):
+        pairs = ContrastSet.from_pairs([("1 + 1?\n\nChoices:\n (A) 2\n (B) 3", *answers)], name="mmlu")
+        monkeypatch.setattr("caa_lens.paper_data.load_paper_questions", lambda name: (pairs, ("sums",)))
+
+    config = RunConfig.of("demo", behaviors=("sentiment", "sycophancy"))
+    for experiment, name in ((knowledge.MMLU, "mmlu"), (knowledge.TRUTHFUL_QA, "truthful_qa")):
+        fetched("(A)", "(B)")
+        identities = hold([experiment], config, folder)
+        folder.save(name, experiment.units(config)[0], pd.DataFrame({"x": [1]}), identities[name])
+        hold([experiment], config, folder)
+        fetched("(B)", "(A)")
+        with pytest.raises(OtherRunError, match=rf"{name}\.\w+/questions: "):
+            hold([experiment], config, folder)
+
+
+def test_rubrics_are_part_of_what_was_judged(monkeypatch):
+    from caa_lens.rubrics import RUBRICS, Rubric
+
+    config = RunConfig.of("demo", behaviors=("sentiment",), **JUDGE)
+    before = judged.EXPERIMENT.own(config)
+    monkeypatch.setitem(RUBRICS, "sentiment", Rubric(behavior="sentiment", text="0: sad. 10: glad."))
+    assert judged.EXPERIMENT.own(config) != before
+    monkeypatch.undo()
+    monkeypatch.setitem(RUBRICS, "refusal", Rubric(behavior="refusal", text="0: no. 10: yes."))
+    assert judged.EXPERIMENT.own(config) == before  # not of this run
+
+
+def test_every_start_is_noted(folder):
+    for config in (cheap.CONFIG, with_judge("a")):
+        folder.record_start(start_notes(config, ["numbers"]))
+    first, second = json.loads((folder.path / "starts.json").read_text())
+    assert first["settings"]["judge"] is None
+    assert second["settings"]["judge"] == "a"
+    for start in (first, second):
+        assert {"torch", "caa-lens", "python"} <= set(start["versions"])
+        assert {"commit", "began"} <= set(start)
+        assert start["experiments"] == ["numbers"]
+
+
+def test_no_password_is_written_into_a_run():
+    config = RunConfig.of("demo", behaviors=("sentiment",), **JUDGE)
+    written = json.dumps(
+        [start_notes(config, []), own_identity(judged.EXPERIMENT, EXPERIMENTS, config), run_identity(config)]
+    )
+    assert NOTES["host"] in written
+    assert "secret" not in written
+    assert "key=1" not in written
