@@ -1,9 +1,11 @@
 """A bar over units, weighted by what each takes, with the time left.
 
-The line fits into 80 columns: numbers and times keep their room, and the name of the unit gets what is left.
+The line fits into 80 columns: numbers and times keep their room, and the name of the unit gets what is left. In a log
+there is no bar; there, every experiment that is finished has a line.
 """
 
 from collections.abc import Mapping
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -58,3 +60,15 @@ class UnitProgress:
         if weight is not None:
             self._n_left -= 1
             self._bar.update(self._task, advance=weight, left=self._n_left)
+            if not self._bar.console.is_terminal and not any(other == name for other, _ in self._weights):
+                self._log(name)
+
+    def _log(self, name: str) -> None:
+        task = self._bar.tasks[0]
+        gone, to_go = (None if t is None else timedelta(seconds=round(t)) for t in (task.elapsed, task.time_remaining))
+        self._bar.console.print(
+            f"{name} is finished: {task.percentage:.0f} % of the run, {self._n_left} units left, {gone or 'no time'} "
+            f"gone, {to_go or 'unknown'} to go",
+            soft_wrap=True,
+            highlight=False,
+        )

@@ -47,7 +47,7 @@ def show_table(caption: str, frame: "pd.DataFrame", console: Console) -> None:
     numbers = [all(map(NUMBER.fullmatch, cells)) for cells in columns.values()]
     if len(frame) > 2:  # what is the same in all rows is said once
         same = [name for name, cells in columns.items() if len(set(cells)) == 1 and 0 < len(cells[0]) <= TEXT_WIDTH]
-        if same and len(same) < len(columns):
+        if same and len(same) < len(columns) - 1:
             caption += f" ({', '.join(f'{name} {columns[name][0]}' for name in same)})"
             numbers = [number for name, number in zip(columns, numbers, strict=True) if name not in same]
             columns = {name: cells for name, cells in columns.items() if name not in same}

@@ -225,7 +225,12 @@ def test_one_experiments_mistake_stops_what_needs_it_and_nothing_else(tmp_path):
     assert outcomes["broken"].failed == "ValueError: no such thing"
     assert outcomes["after"].failed == "needs broken, which failed"
     assert not outcomes["totals"].failed
-    assert "in fails" in (folder.path / "broken" / "error.txt").read_text()
+    assert outcomes["broken"].traceback == folder.path / "broken" / "error.txt"
+    reason, *lines = outcomes["broken"].traceback.read_text().splitlines()
+    assert reason == "ValueError: no such thing"
+    assert any("in fails" in line for line in lines)
+    assert outcomes["after"].traceback is None  # it has none, and its file has the reason alone
+    assert (folder.path / "after" / "error.txt").read_text() == "needs broken, which failed\n"
     assert not (folder.path / "broken" / "section.json").exists()
 
 

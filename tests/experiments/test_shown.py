@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -93,6 +94,7 @@ def test_what_all_rows_share_is_said_once_in_the_caption():
     lines = shown_table(frame, 80).strip().splitlines()
     assert lines[0] == "caption (layer 13)"
     assert lines[1].split() == ["x", "empty"]
+    assert "layer" in shown_table(frame[["layer", "x"]], 80).splitlines()[2]  # else a column would stand alone
     assert len([line for line in lines if "13" in line]) == 1
 
 
@@ -156,6 +158,23 @@ def test_the_line_of_progress_shows_both_times_at_80_columns(n_units):
     assert len(last) <= 80
     assert re.search(rf"\d %, {n_units - 1} left, +\d:\d\d:\d\d +gone, +(\d+:\d\d:\d\d|-:--:--) +to go", last)
     assert "one behavior=c" in last
+
+
+def test_a_log_has_a_line_for_every_experiment_that_is_finished():
+    units = [Unit.of(part=i) for i in range(3)]
+    other = replace(ONE, name="other")
+    weights = {(one.name, unit): 1.0 for one in (ONE, other) for unit in units}
+    console = Console(width=160, file=io.StringIO())
+    with UnitProgress(console, weights) as progress:
+        for one in (ONE, other):
+            for unit in units:
+                progress.at(one, unit)
+                progress.done(one, unit)
+                progress.done(one, unit)  # told twice, as by another process
+    first, second, *_ = console.file.getvalue().splitlines()
+    assert re.fullmatch(r"one is finished: 50 % of the run, 3 units left, .* gone, .* to go", first)
+    assert re.fullmatch(r"other is finished: 100 % of the run, 0 units left, .* gone, .* to go", second)
+    assert console.file.getvalue().count("is finished") == 2
 
 
 # ---- captions and words ----------------------------------------------------------------------------------------
