@@ -71,14 +71,15 @@ def main(
     check_out(folder.path)
     check_workers(workers)
     check_device(device)
-    check_layer(config, n_layers(config.model, fetch=not dry_run))
     rates = stated_rates(flops, bandwidth)
+    if not dry_run:
+        check_data(config)
+    check_layer(config, n_layers(config.model, fetch=not dry_run))
     if dry_run:
         config = config.model_copy(update={"stand_ins": missing_sets(config)})
         plan = with_needs(wanted, EXPERIMENTS, config)
         show_plan(plan, config, folder, workers, rates or measure_rates(config.dtype, device), console)
         return
-    check_data(config)
     experiments = with_needs(wanted, EXPERIMENTS, config)
     began = time.perf_counter()
     resumed = folder.claim(run_identity(config), run_notes([one.name for one in EXPERIMENTS]))
