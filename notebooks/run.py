@@ -108,8 +108,39 @@ def add_pictures(notebook: Any) -> None:
         for output in cell.outputs
         if FIGURE in output.get("data", {})
     ]
-    for output, png in zip(found, _draw([output.data[FIGURE] for output in found]), strict=True):
+    for output, png in zip(found, draw([output.data[FIGURE] for output in found]), strict=True):
         output.data["image/png"] = base64.b64encode(png).decode()
+
+
+def draw(figures: list[dict]) -> list[bytes]:
+    """PNGs of plotly figures (their JSON), in 256 colours, which are a quarter of the size and look the same.
+
+    Raises:
+        FileNotFoundError: there is no browser to draw them.
+    """
+    from PIL import Image
+    from plotly.offline import get_plotlyjs
+
+    browser = os.environ.get("BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not browser:
+        raise FileNotFoundError(f"no browser found to draw figures with, expected one of {', '.join(BROWSERS)}")
+    data = json.dumps(figures).replace("<", "\\u003c")  # so that nothing in it can end the script
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder, "figures.html")
+        page.write_text(DRAW % (get_plotlyjs(), data, WIDTH, SCALE), encoding="utf-8")
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        flags += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=120000", "--dump-dom"]
+        done = subprocess.run([browser, *flags, page.as_uri()], capture_output=True, text=True, timeout=600)
+    drawn = re.search(r'<pre id="drawn">(\[.*?\])</pre>', done.stdout, re.DOTALL)
+    if drawn is None:
+        raise RuntimeError(f"{browser} drew nothing: {done.stderr[-500:]}")
+    pngs = []
+    for url in json.loads(html.unescape(drawn[1])):
+        image = Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1]))).convert("RGB")
+        buffer = io.BytesIO()
+        image.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+        pngs.append(buffer.getvalue())
+    return pngs
 
 
 def _capped(pairs: int, size: re.Match[str]) -> str:
@@ -139,33 +170,6 @@ def _literal(text: str) -> object:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def _draw(figures: list[dict]) -> list[bytes]:
-    """PNGs of plotly figures, in 256 colours, which are a quarter of the size and look the same."""
-    from PIL import Image
-    from plotly.offline import get_plotlyjs
-
-    browser = os.environ.get("BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not browser:
-        raise FileNotFoundError(f"no browser found to draw figures with, expected one of {', '.join(BROWSERS)}")
-    data = json.dumps(figures).replace("<", "\\u003c")  # so that nothing in it can end the script
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder, "figures.html")
-        page.write_text(DRAW % (get_plotlyjs(), data, WIDTH, SCALE), encoding="utf-8")
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        flags += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=120000", "--dump-dom"]
-        done = subprocess.run([browser, *flags, page.as_uri()], capture_output=True, text=True, timeout=600)
-    drawn = re.search(r'<pre id="drawn">(\[.*?\])</pre>', done.stdout, re.DOTALL)
-    if drawn is None:
-        raise RuntimeError(f"{browser} drew nothing: {done.stderr[-500:]}")
-    pngs = []
-    for url in json.loads(html.unescape(drawn[1])):
-        image = Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1]))).convert("RGB")
-        buffer = io.BytesIO()
-        image.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
-        pngs.append(buffer.getvalue())
-    return pngs
 
 
 def main() -> None:
