@@ -149,7 +149,8 @@ def show_outcome(outcome: Outcome, folder: RunFolder, console: Console) -> None:
             line = f"{caption}: {len(frame)} rows, too many to print here; they are in the report, and in {file}"
             console.print(Text(line, style="italic"), soft_wrap=True)
         elif not len(frame):
-            console.print(Text(f"{caption}: no rows; the paper has none of these cells", style="italic"))
+            why = ": the paper has none of these cells" if "paper" in caption else ""
+            console.print(Text(f"{caption}: no rows{why}", style="italic"))
         else:
             show_table(caption, frame, console)
 

@@ -123,6 +123,7 @@ def test_a_table_that_is_too_long_or_empty_is_named_and_told_where_to_find(tmp_p
         ("long one", pd.DataFrame({"n": range(LONGEST + 1)})),
         ("short one", pd.DataFrame({"n": range(LONGEST)})),
         ("empty one", pd.DataFrame({"n": []})),
+        ("beside the paper's", pd.DataFrame({"n": []})),
     ]
     save_section(Section(title="", found=["found this"], tables=tables), folder.section_file("one"))
     text = shown_outcome(folder)
@@ -132,7 +133,8 @@ def test_a_table_that_is_too_long_or_empty_is_named_and_told_where_to_find(tmp_p
     assert str(folder.section_file("one")) in line
     assert text.count("\n") < 2 * LONGEST  # of the two, only the short one
     assert f"\n{LONGEST - 1} " in text.replace("\n ", "\n")
-    assert "empty one: no rows" in text
+    assert "empty one: no rows\n" in text
+    assert "beside the paper's: no rows: the paper has none of these cells\n" in text
 
 
 def test_a_traceback_is_named_where_there_is_one(tmp_path):
