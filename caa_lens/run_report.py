@@ -82,7 +82,7 @@ def read_run(folder: str | Path) -> Part:
     folder = Path(folder)
     try:
         about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        settings = {**about["config"], **about["versions"], **about["about"]}
+        settings = {**about["config"], **_own_settings(folder), **about["versions"], **about["about"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(
             f"{folder} holds no run ({error}): expected a folder that `python -m experiments ... --out` made"
@@ -102,6 +102,14 @@ def read_run(folder: str | Path) -> Part:
     names = sorted(sections, key=lambda name: (order.index(name) if name in order else len(order), name))
     ordered = [sections[name] for name in names]
     return Part(title=f"{settings.get('model', folder.name)} ({folder.name})", sections=ordered, settings=settings)
+
+
+def _own_settings(folder: Path) -> dict[str, Any]:
+    """What single experiments were held to beside the run; hashes of data, whose names have a slash, are left out."""
+    own: dict[str, Any] = {}
+    for file in sorted(folder.glob("*/identity.json")):
+        own |= json.loads(file.read_text(encoding="utf-8"))
+    return {name: value for name, value in sorted(own.items()) if "/" not in name}
 
 
 def _first_line(file: Path) -> str:

@@ -61,7 +61,7 @@ def own(config: "RunConfig") -> dict[str, Any]:
 
     rubrics = content_hash({name: RUBRICS[name].text for name in config.behaviors if name in RUBRICS})
     settings = {"judge": config.judge, "judge_url": without_password(config.judge_url)}
-    return settings | {"judge_settings": config.judge_settings, "rubrics": rubrics}
+    return settings | {"judge_settings": config.judge_settings, "judge/rubrics": rubrics}
 
 
 def run(unit: Unit, context: "Context") -> "pd.DataFrame":

@@ -94,6 +94,8 @@ def test_the_report_reads_the_folder_alone(finished, tmp_path):
     html = write_run_report([folder.path], tmp_path / "report.html").read_text(encoding="utf-8")
     for experiment in EXPERIMENTS:
         assert experiment.title.replace("'", "&#39;") in html
+    for setting in ("a judge", "http://localhost:1/v1", "full"):  # of single experiments
+        assert f">{setting}<" in html
     assert html.count("Plotly.newPlot(") == sum(
         len(load_section(file).figures) for file in folder.path.glob("*/section.json")
     ) + html.count('"Plotly.newPlot(')
@@ -438,6 +440,16 @@ def test_the_command_runs_one_experiment_with_what_it_needs_and_refuses_other_se
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["config"]["n_test"] == 3
     assert set(about["data"]) == {"sentiment/generate", "sentiment/test"}
+    (first,) = json.loads((tmp_path / "run" / "starts.json").read_text())  # once, not once a worker
+    assert first["settings"]["n_test"] == 3
+    assert first["versions"]["torch"] == torch.__version__
+    joined = experiments_command(*words, "judged", "--judge", "x", "--judge-url", "http://127.0.0.1:9/v1")
+    assert joined.returncode == 1
+    assert (
+        "not complete: 7 of 7 units are left undone (the judge at http://127.0.0.1:9/v1 cannot be used" in joined.stdout
+    )
+    assert "0 of 5 experiments failed" in joined.stdout
+    assert len(json.loads((tmp_path / "run" / "starts.json").read_text())) == 2
     with pytest.raises(OtherRunError, match=r"config\.seed: 0 there, 1 now"):
         main(
             ["multipliers"],
