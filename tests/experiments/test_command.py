@@ -93,7 +93,8 @@ def test_the_paper_can_be_planned_before_its_data_are_fetched(no_data, tmp_path)
     assert re.search(rf"\b{2 * n_pairs / 1000:.1f} k\b", lines["vectors"])
     assert "blank questions stand in for coordinate-other-ais" in done.stdout
     assert "`caa-lens data fetch` gets all of them" in done.stdout
-    assert "2.4 k requests to the judge j" in done.stdout or "2.5 k requests to the judge j" in done.stdout
+    requests = re.search(r"^(\d\.\d) k requests to the judge j;", done.stdout, re.MULTILINE)
+    assert float(requests[1]) >= 2.4  # 7 behaviors, 7 multipliers and 50 prompts, at least
     assert "59.3 GB a process, for finetuning" in done.stdout
     assert "2.0 TB/s (stated)" in done.stdout
     assert "Nothing was written." in done.stdout
@@ -111,7 +112,7 @@ def test_stand_ins_are_as_many_as_the_paper_says_and_no_setting_of_the_run(no_da
         assert (len(sets.test), len(sets.open_ended)) == (50, 50)
         assert sets.generate.kind == "ab"
     assert "stand_ins" not in planned.model_dump()
-    assert skip_reasons(EXPERIMENTS, planned).keys() == {"judged"}
+    assert {name.removeprefix("finetuned_") for name in skip_reasons(EXPERIMENTS, planned)} == {"judged"}
     assert missing_sets(RunConfig.of("demo")) == ()
 
 
