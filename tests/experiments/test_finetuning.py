@@ -185,7 +185,7 @@ def test_accuracy_is_the_share_of_questions_answered_as_taught_unsteered():
             "behavior": "refusal",
             "finetune": ["positive"] * 5 + ["negative"] * 5,
             "multiplier": [0.0, 0.0, 0.0, 0.0, 1.0] * 2,
-            "score": [0.6, 0.9, 0.4, 0.5, 0.0, 0.6, 0.9, 0.4, 0.1, 0.0],
+            "score": [0.6, 0.9, 0.4, 0.5, 0.0, 0.5, 0.9, 0.4, 0.1, 0.0],
         }
     )
     table = finetuning.accuracy(rows).set_index("finetune")
