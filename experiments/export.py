@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def export(run: str | Path, to: str | Path) -> Path:
-    """Write `results.md` and `<experiment>.parquet` of every finished experiment.
+    """Write `results.md` and `<experiment>.parquet` of every experiment with a section, of the units there are.
 
     Raises:
         RunFolderError: the folder holds no run, or nothing in it is finished.
@@ -28,8 +28,9 @@ def export(run: str | Path, to: str | Path) -> Path:
     part = read_run(run)
     config = RunConfig(**folder.about()["config"])
     for experiment in EXPERIMENTS:
-        if (folder.path / experiment.name / "units").is_dir():
-            rows = together(folder.frames(experiment, config))
+        frames = folder.frames_so_far(experiment, config)
+        if frames and folder.section_file(experiment.name).exists():
+            rows = together(frames)
             rows = rows.astype({c: "float32" for c in rows.select_dtypes("float64") if c != "multiplier"})
             write_atomically(
                 to / f"{experiment.name}.parquet", lambda file, rows=rows: rows.to_parquet(file, compression="zstd")

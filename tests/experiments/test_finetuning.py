@@ -3,6 +3,9 @@
 Then in a run: letters and text of taught models, ours beside the paper's, and what a killed process leaves.
 """
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -96,6 +99,7 @@ def test_adapters_are_merged_into_a_folder_that_loads(demo_tokenizer, tmp_path):
 
 # ---- in a run --------------------------------------------------------------------------------------------------
 
+ROOT = Path(__file__).resolve().parents[2]
 PAPER_7B = RunConfig.of("meta-llama/Llama-2-7b-chat-hf", "paper", judge="j", judge_url="http://h/v1")
 
 
@@ -264,6 +268,32 @@ def test_weights_that_a_killed_process_left_are_swept_up_at_the_next_start_and_n
     run([], cheap.CONFIG, folder)
     assert not any(one.exists() for one in left)
     assert kept.exists()
+
+
+def test_a_process_killed_while_it_trains_leaves_nothing_for_long(tmp_path):
+    import cheap
+
+    folder = RunFolder(tmp_path / "run")
+    cheap.claim(folder)
+    training = (
+        "import sys, time; sys.path[:0] = sys.argv[1:3]\n"
+        "from experiments.experiment import Unit\n"
+        "from experiments.run_folder import RunFolder\n"
+        "folder, unit = RunFolder(sys.argv[3]), Unit.of(behavior='a', finetune='positive')\n"
+        "with folder.lock('finetuning', unit.name), folder.scratch('finetuning', unit) as scratch:\n"
+        "    (scratch / 'model.safetensors').write_bytes(b'weights')\n"
+        "    print(scratch, flush=True); time.sleep(60)\n"
+    )
+    words = [sys.executable, "-c", training, *map(str, (ROOT, ROOT / "tests" / "experiments", folder.path))]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    scratch = Path(process.stdout.readline().strip())
+    run([], cheap.CONFIG, folder)
+    assert (scratch / "model.safetensors").exists()  # another start leaves it alone
+    process.kill()
+    process.communicate()
+    assert (scratch / "model.safetensors").exists()
+    run([], cheap.CONFIG, folder)
+    assert not scratch.exists()
 
 
 def test_answers_that_are_missing_are_named_with_the_remedy(finished, tmp_path):

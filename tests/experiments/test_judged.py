@@ -18,7 +18,8 @@ from experiments.behavior_sets import behavior_sets
 from experiments.catalogue import EXPERIMENTS
 from experiments.context import Context
 from experiments.experiment import Unfinished, Unit
-from experiments.identity import run_identity
+from experiments.export import export
+from experiments.identity import run_identity, run_notes
 from experiments.run_folder import RunFolder
 from experiments.runner import run, with_needs
 from experiments.settings import RunConfig
@@ -55,7 +56,7 @@ def settings(models, url, **given):
 def start(config, path):
     """Start the judge's experiment and what it needs; its outcome and its section."""
     folder = RunFolder(path)
-    folder.claim(run_identity(config), {})
+    folder.claim(run_identity(config), run_notes([]))
     with torch.no_grad():
         outcomes = run(with_needs([judged.EXPERIMENT], EXPERIMENTS, config), config, folder)
     assert not any(outcome.failed for outcome in outcomes), outcomes
@@ -94,6 +95,10 @@ def test_what_failed_is_asked_again_at_the_next_start_and_the_end_is_that_of_a_r
     assert lost["to be asked again"] == len(undone)
     assert lost["scored"] == 14 - len(undone)
     assert lost["failure rate"] == f"{(14 + len(undone)) / 28:.1%}"
+
+    export(folder.path, tmp_path / "small")
+    kept = pd.read_parquet(tmp_path / "small" / "judged.parquet")
+    assert (len(kept), int(kept["again"].sum())) == (28, len(undone))
 
     asked = server.asked("Hm?")
     again, whole = start(config, folder.path)
