@@ -131,7 +131,10 @@ def _shown(best: "pd.DataFrame") -> list[str]:
 
 
 def cost(unit: Unit, context: "Context") -> Cost:
-    n_layers = 32 if not context.folder.vectors_file(unit["behavior"]).exists() else context.n_layers
+    from experiments.beforehand import n_layers as depth_of
+
+    there = context.folder.vectors_file(unit["behavior"]).exists()
+    n_layers = context.n_layers if there else depth_of(context.config.model, fetch=False) or 32
     n_swept = -(-n_layers // context.config.layer_step)
     return scoring_cost(context.sets(unit["behavior"]).test, 2 * n_swept + 1, depth=0.5)
 

@@ -15,8 +15,10 @@ from experiments.__main__ import main
 from experiments.beforehand import n_layers
 from experiments.behavior_sets import behavior_sets, missing_sets
 from experiments.catalogue import EXPERIMENTS
+from experiments.context import Context
 from experiments.experiment import Cost
 from experiments.plan import memory_bytes, stated_rates
+from experiments.run_folder import RunFolder
 from experiments.runner import skip_reasons
 from experiments.settings import PAPER, SIZES, RunConfig
 
@@ -148,6 +150,14 @@ def test_rates_are_stated_together_or_not_at_all():
 def test_costs_add_up_requests_too():
     both = Cost(tokens=1, requests=2) + Cost(forwards=3, requests=5, steps=1)
     assert (both.forwards, both.tokens, both.steps, both.requests) == (3, 1, 1, 7)
+
+
+@pytest.mark.parametrize(("name", "depth"), [("meta-llama/Llama-2-13b-chat-hf", 40), ("demo", 30), ("some/one", 32)])
+def test_a_plan_sweeps_as_many_layers_as_the_model_has(name, depth, tmp_path):
+    config = RunConfig.of(name, data="bundled", behaviors=("refusal",), layer_step=1, n_test=16)
+    one = BY_NAME["layer_sweep"]
+    (unit,) = one.units(config)
+    assert one.cost(unit, Context(config, RunFolder(tmp_path))).forwards == 16 * (2 * depth + 1)
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------
