@@ -12,7 +12,7 @@ from experiments.behavior_sets import missing_sets
 from experiments.catalogue import EXPERIMENTS
 from experiments.context import Context
 from experiments.experiment import Experiment
-from experiments.identity import run_identity, run_notes, start_notes
+from experiments.identity import hold, run_identity, run_notes, start_notes
 from experiments.plan import measure_rates, show_duration, stated_rates, unit_costs
 from experiments.progress import UnitProgress
 from experiments.run_folder import RunFolder
@@ -85,10 +85,11 @@ def main(
     resumed = folder.claim(run_identity(config), run_notes([one.name for one in EXPERIMENTS]))
     if resumed:
         console.print(f"{folder.path} holds this run: going on with what is not finished")
+    skipped = skip_reasons(experiments, config)
+    hold([one for one in experiments if one.name not in skipped], config, folder)
     if not is_worker():
         folder.record_start(start_notes(config, [one.name for one in experiments]))
     context = Context(config, folder, device=device)
-    skipped = skip_reasons(experiments, config)
     costs = unit_costs([one for one in experiments if one.name not in skipped], context)
     weights = {key: 1e3 + cost.tokens + 20 * cost.steps + 2e3 * cost.requests for key, cost in costs.items()}
     with UnitProgress(console, weights) as progress:

@@ -8,8 +8,8 @@ letter or with the negative one (cross-entropy on the letter alone, plain SGD at
 held-out questions does it answer as taught? And what does the original model's vector add at -1, 0 and 1? The paper
 (Tables 4, 10 and 13; 7B chat) finds that 64 to 100 % are answered as taught, but for sycophancy's positive letters (44
 %), and that steering still adds to it both ways for three of the seven behaviors. Expected of a small model: little of
-either. Its letters follow the last lessons rather than the questions, and larger rates make them swing between A and B
-without learning which is right.
+either. It learns to give one letter whatever the question, and larger rates make it swing between A and B without
+learning which is right.
 
 The taught models also answer the open-ended prompts, at the same multipliers; `finetuned_text` has what became of it.
 
