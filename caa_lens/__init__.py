@@ -138,7 +138,8 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("caa-lens")
     if name not in _MODULE_OF:
-        raise AttributeError(f"module 'caa_lens' has no attribute {name!r}")
+        near = importlib.import_module("difflib").get_close_matches(name, __all__, n=1)
+        raise AttributeError(f"module 'caa_lens' has no attribute {name!r}" + (f": try {near[0]!r}" if near else ""))
     return getattr(importlib.import_module(f"caa_lens.{_MODULE_OF[name]}"), name)
 
 

@@ -4,13 +4,18 @@ Modules are imported inside the commands, so that `--help` answers at once.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from caa_lens.cli_data import data_app
 from caa_lens.cli_report import report
 from caa_lens.cli_vectors import VectorsArgument, vectors_app
+from caa_lens.provenance import UNKNOWN
+
+if TYPE_CHECKING:
+    from caa_lens.contrast import ContrastSet
+    from caa_lens.vectors import SteeringVector, SteeringVectors
 
 app = typer.Typer(
     name="caa-lens",
@@ -100,8 +105,8 @@ def extract(
         pairs, _ = pairs.split(test=test, seed=0)
     if balance:
         pairs = pairs.balance_letters()
-    loaded = load_model(model, dtype=dtype, device=device)
-    vectors = run_extract(loaded, pairs, layers=parse_layers(layers) if layers else None)
+    chosen = parse_layers(layers) if layers else None
+    vectors = run_extract(load_model(model, dtype=dtype, device=device), pairs, layers=chosen)
     vectors.save(out)
     typer.echo(f"{vectors!r}\nwritten to {out}")
 
@@ -125,18 +130,20 @@ def sweep(
     from caa_lens import ContrastSet, load_model, read_vectors
     from caa_lens import sweep as run_sweep
     from caa_lens.storage import write_atomically
+    from caa_lens.sweeps import METRIC_LABEL
 
-    pairs = ContrastSet.load(data)
-    if test:
-        _, pairs = pairs.split(test=test, seed=0)
+    if out.suffix != ".parquet":
+        raise ValueError(f"the frame is written as .parquet, got {out.name!r}")
     of_each = read_vectors(vectors)
+    pairs = _held_out(ContrastSet.load(data), test, of_each)
     numbers = parse_numbers("multipliers", multipliers)
     chosen = parse_layers(layers) if layers else None
     loaded = load_model(model, dtype=dtype, device=device)
+    _note_other_model(of_each, loaded)
     result = run_sweep(loaded, pairs, of_each, multipliers=numbers, layers=chosen)
     write_atomically(out, lambda file: result.frame.to_parquet(file, index=False))
     mean = result.summary().pivot(index="layer", columns="multiplier", values="mean")
-    typer.echo(f"mean {result.metric}\n{mean.round(4).to_string()}\nwritten to {out}")
+    typer.echo(f"{result!r}\nmean {METRIC_LABEL[result.metric]}\n{mean.round(4).to_string()}\nwritten to {out}")
 
 
 @app.command()
@@ -165,14 +172,14 @@ def transfer(
 
     if out.suffix != ".parquet":
         raise ValueError(f"the frame is written as .parquet, got {out.name!r}")
-    pairs = ContrastSet.load(data)
-    if test:
-        _, pairs = pairs.split(test=test, seed=0)
     sources = read_vectors(vectors)
+    pairs = _held_out(ContrastSet.load(data), test, sources)
     sources = sources.at(parse_layers(layers)) if layers else sources
     chosen = parse_layers(targets) if targets else None
+    loaded = load_model(model, dtype=dtype, device=device)
+    _note_other_model(sources, loaded)
     result = run_transfer(
-        load_model(model, dtype=dtype, device=device),
+        loaded,
         pairs,
         sources,
         multiplier=multiplier,
@@ -214,7 +221,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to ask.")],
     vectors: Annotated[Optional[Path], typer.Option(help="A file of vectors.")] = None,  # noqa: UP045
     layer: Annotated[Optional[int], typer.Option(help="Which layer's vector.")] = None,  # noqa: UP045
-    multiplier: Annotated[float, typer.Option(help="How much of it.")] = 1.0,
+    multiplier: Annotated[Optional[float], typer.Option(help="How much of it; 1 by default.")] = None,  # noqa: UP045
     model: ModelOption = "demo",
     max_new_tokens: Annotated[int, typer.Option(help="Length of the answer.")] = 100,
     dtype: DtypeOption = None,
@@ -228,8 +235,14 @@ def generate(
 
     if vectors is not None and layer is None:
         raise ValueError("which layer's vector? add --layer, e.g. --layer 14")
-    steering = [] if vectors is None or layer is None else [(read_vectors(vectors)[layer], multiplier)]
+    if vectors is None and (layer is not None or multiplier is not None):
+        raise ValueError("nothing to steer with: --layer and --multiplier need a file of vectors, add --vectors FILE")
+    steering = []
+    if vectors is not None and layer is not None:
+        steering = [(read_vectors(vectors)[layer], 1.0 if multiplier is None else multiplier)]
     loaded = load_model(model, dtype=dtype, device=device)
+    for vector, _ in steering:
+        _note_other_model(vector, loaded)
     for piece in stream(loaded, prompt, vectors=steering, max_new_tokens=max_new_tokens):
         typer.echo(piece, nl=False)
     typer.echo()
@@ -261,6 +274,27 @@ def similarity(
 
 
 app.command()(report)
+
+
+def _held_out(pairs: "ContrastSet", test: int, vectors: "SteeringVectors") -> "ContrastSet":
+    """The pairs to score; says so if the vectors were extracted from some of them, as far as `--test` splits tell."""
+    scored = pairs.split(test=test, seed=0)[1] if test else pairs
+    held = len(pairs) - vectors.provenance.n_pairs
+    if 0 <= held < len(scored):
+        train = pairs.split(test=held, seed=0)[0] if held else pairs
+        if train.content_hash == vectors.provenance.dataset_hash:
+            typer.echo(
+                f"note: {len(scored) - held} of the {len(scored)} pairs scored are among those that the vectors were "
+                f"extracted from: hold pairs out with the same --test in `extract`, which held out {held}",
+                err=True,
+            )
+    return scored
+
+
+def _note_other_model(vectors: "SteeringVector | SteeringVectors", model: Any) -> None:
+    ours, other = str(model.cfg.model_name), vectors.provenance.model
+    if other not in (ours, UNKNOWN):
+        typer.echo(f"note: the vectors are of {other}, the model is {ours}", err=True)
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

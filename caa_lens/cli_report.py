@@ -12,7 +12,7 @@ def report(
 ) -> None:
     """Write one self-contained page of finished runs, from their folders alone.
 
-    Example: `caa-lens report runs/demo --out report.html`
+    Example: `caa-lens report runs/paper-demo --out report.html`
     """
     from caa_lens.run_report import write_run_report
 

@@ -12,7 +12,7 @@ import json
 import random
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
@@ -66,6 +66,11 @@ class ContrastSet(Sequence[ContrastPair]):
         Raises:
             ContrastFileError: a `ValueError` that says what in the file does not fit, and where.
         """
+        if not isinstance(name_or_path, str | Path):
+            raise TypeError(
+                f"got a {type(name_or_path).__name__}, expected the name of a bundled set or a file: pairs in memory "
+                "become a set with ContrastSet.from_pairs"
+            )
         file = contrast_files.locate(name_or_path)
         pairs = tuple(contrast_files.read_pairs(file, ContrastPair))
         if isinstance(name_or_path, str) and name_or_path in bundled_names():
@@ -80,14 +85,17 @@ class ContrastSet(Sequence[ContrastPair]):
         return loaded
 
     @classmethod
-    def from_pairs(cls, pairs: Iterable[ContrastPair | tuple[str, str, str]], *, name: str = "pairs") -> "ContrastSet":
-        """A set of pairs, each a `ContrastPair` or (question, positive, negative)."""
-        made = []
-        for pair in pairs:
-            if not isinstance(pair, ContrastPair):
-                question, positive, negative = pair
-                pair = ContrastPair(question=question, positive=positive, negative=negative)
-            made.append(pair)
+    def from_pairs(
+        cls, pairs: Iterable[ContrastPair | Mapping[str, str] | Sequence[str]], *, name: str = "pairs"
+    ) -> "ContrastSet":
+        """A set of pairs, each a `ContrastPair`, (question, positive, negative), or a mapping with these keys.
+
+        Raises:
+            TypeError: for anything else.
+        """
+        if isinstance(pairs, str | Mapping) or hasattr(pairs, "columns"):
+            raise TypeError(f"got a {type(pairs).__name__}, {_EXPECTED_PAIRS}")
+        made = [pair if isinstance(pair, ContrastPair) else _pair(pair) for pair in pairs]
         found = cls(name=name, pairs=tuple(made))
         found.warn_if_unbalanced(stacklevel=3)
         return found
@@ -203,6 +211,24 @@ class ContrastSet(Sequence[ContrastPair]):
 
     def _rows(self) -> list[dict[str, str]]:
         return [{"question": p.question, "positive": p.positive, "negative": p.negative} for p in self.pairs]
+
+
+_EXPECTED_PAIRS = (
+    "expected a list of (question, positive, negative), each a text, or of mappings with just these three keys; of a "
+    'data frame, .to_dict("records")'
+)
+
+
+def _pair(given: object) -> ContrastPair:
+    keys = ("question", "positive", "negative")
+    if isinstance(given, Mapping):
+        texts = tuple(given[key] for key in keys) if set(given) == set(keys) else ()
+    else:
+        texts = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
+    if len(texts) != 3 or not all(isinstance(text, str) for text in texts):
+        shown = repr(given)
+        raise TypeError(f"got {shown if len(shown) <= 80 else shown[:77] + '...'} among the pairs, {_EXPECTED_PAIRS}")
+    return ContrastPair(**dict(zip(keys, texts, strict=True)))
 
 
 def load_open_ended(name_or_path: str | Path) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from caa_lens import prefix_cache
 from caa_lens.answers import soft_capped
-from caa_lens.arguments import check_model
+from caa_lens.arguments import check_model, describe
 from caa_lens.hooks import Intervention
 from caa_lens.prompts import Prompt, PromptBatch, PromptFormat, left_pad, resolve_format
 from caa_lens.steering import Steering, as_interventions
@@ -50,7 +50,7 @@ def generate(
         ValueError: if prompt and new tokens do not fit into the context, or a vector does not fit the model.
     """
     check_model(model)
-    given = [prompt] if isinstance(prompt, str | Prompt) else list(prompt)
+    given = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
     prompts = [_encode(model, one, prompt_format, system) for one in given]
     rows = {len(m) for i in as_interventions(model, vectors) if (m := torch.as_tensor(i.multiplier)).ndim}
     single = isinstance(prompt, str | Prompt) and not rows
@@ -246,9 +246,11 @@ def _check_rows(intervention: Intervention, n_rows: int) -> None:
         )
 
 
-def _encode(model: Any, prompt: str | Prompt, prompt_format: PromptFormat | str | None, system: str | None) -> Prompt:
+def _encode(model: Any, prompt: Any, prompt_format: PromptFormat | str | None, system: str | None) -> Prompt:
     if isinstance(prompt, Prompt):
         return prompt
+    if not isinstance(prompt, str):
+        raise TypeError(f"expected a question or a Prompt, or a list of these, got {describe(prompt)}")
     return resolve_format(model, prompt_format).encode(model.tokenizer, prompt, system=system)
 
 

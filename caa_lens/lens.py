@@ -169,6 +169,8 @@ def logit_lens(
     import pandas as pd
 
     check_model(model)
+    if not isinstance(k, int):
+        raise TypeError(f"k must be a whole number, got {k!r}: it is the number of tokens on each side")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}: it is the number of tokens on each side")
     vectors = as_vector_set(vectors)

@@ -72,11 +72,17 @@ def load_model(
         PermissionError: the model is licensed, and access was not granted.
         ConnectionError: the hub cannot be reached, and the model is not in its cache.
         ModelTooLargeError: the weights do not fit into free memory.
+        TypeError: a model in the place of its name.
         ValueError: not a Llama, a variant that TransformerLens does not compute as Hugging Face does, damaged
             files, or an unknown dtype or device.
 
     Not done: a model over several devices, quantised inference, training.
     """
+    if not isinstance(name_or_path, str | Path):
+        raise TypeError(
+            f"got a {type(name_or_path).__name__}, expected a hub id, a folder, a .gguf file or 'demo': a model of "
+            "transformers is loaded from its folder, where save_pretrained(folder) writes it"
+        )
     name = str(name_or_path)
     wanted = _Placement(_dtype(dtype), _device(device))
     # Parameters made in inference mode could never be used with gradients.

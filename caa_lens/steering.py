@@ -58,7 +58,8 @@ def steer(
     """
     check_model(model)
     if (prompt is None) == (start is None):
-        raise ValueError("say where steering starts: either prompt=..., or start=... (start=0 steers every position)")
+        both = "not both" if start is not None else "(start=0 steers every position)"
+        raise ValueError(f"say where steering starts: either prompt=..., or start=..., {both}")
     if prompt is not None:
         given = [prompt] if isinstance(prompt, str | Prompt) else prompt
         prompts = [
@@ -122,10 +123,15 @@ def as_interventions(
         elif isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], SteeringVector):
             made = Intervention(vector=given[0], multiplier=given[1], start=start)
         else:
+            remedy = (
+                "a multiplier stands in a pair with its vector, as in [(vectors[13], 2.0)]"
+                if isinstance(given, int | float)
+                else "of SteeringVectors choose a layer, as in vectors[13], and of a tensor make a vector with "
+                "SteeringVector.from_direction"
+            )
             raise TypeError(
                 "expected a SteeringVector, a (SteeringVector, multiplier) pair or an Intervention, got "
-                f"{describe(given)}; of SteeringVectors choose a layer, as in vectors[13], and of a tensor make a "
-                "vector with SteeringVector.from_direction"
+                f"{describe(given)}; {remedy}"
             )
         check_layers(model, [made.vector.layer])
         check_width(model, made.vector)

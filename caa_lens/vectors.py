@@ -58,7 +58,15 @@ class SteeringVector(VectorAlgebra):
         behavior: str = "by hand",
         model: str = "unknown",
     ) -> "SteeringVector":
-        """A vector built by hand, e.g. from a probe's weights or an unembedding direction; the tensor is copied."""
+        """A vector built by hand, e.g. from a probe's weights or an unembedding direction; the tensor is copied.
+
+        Raises:
+            TypeError: for anything but a tensor.
+        """
+        if not isinstance(direction, torch.Tensor):
+            raise TypeError(
+                f"got a {type(direction).__name__}, expected a tensor [d_model]: torch.as_tensor(...) makes one"
+            )
         return cls(
             direction=direction.detach().clone(),
             layer=layer,
@@ -166,9 +174,9 @@ class SteeringVectors(VectorAlgebra):
 
     def __getitem__(self, layer: int) -> SteeringVector:
         if layer not in self.layers:
-            raise IndexError(
-                f"no vector for layer {layer!r}: this set has layers {layer_ranges(self.layers)} (0-based blocks)"
-            )
+            several = "; several are chosen with .at([...])" if isinstance(layer, slice | list | tuple) else ""
+            has = f"this set has layers {layer_ranges(self.layers)} (0-based blocks)"
+            raise IndexError(f"no vector for layer {layer!r}: {has}{several}")
         row = self.layers.index(layer)
         provenance = replace(self.provenance, expression=write.indexed(self._text, layer))
         return SteeringVector(direction=self.directions[row], layer=layer, provenance=provenance)

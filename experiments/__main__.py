@@ -28,7 +28,7 @@ OF_SIZE = "'small' or 'paper'; paper by default for Llama 2's chat models. Singl
 def main(
     names: Annotated[list[str], typer.Argument(help="Experiments, or all.", metavar="NAME...|all")],
     model: Annotated[str, Option("--model", "-m", help="'demo', a hub id, a folder or a GGUF file.")] = "demo",
-    out: Annotated[Optional[Path], Option(help="Run folder; runs/<model> by default.")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], Option(help="Run folder; runs/paper-<model> by default.")] = None,  # noqa: UP045
     size: Annotated[Optional[str], Option(help=OF_SIZE)] = None,  # noqa: UP045
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done and what it takes, and stop.")] = False,
     workers: Annotated[int, Option(help="Processes; one model each, on a GPU of its own where there are any.")] = 1,
@@ -57,9 +57,9 @@ def main(
 ) -> None:
     """Reproduce the paper's figures and tables, or some of them.
 
-    Interrupted or killed, the same command goes on where it stopped. Then: `caa-lens report runs/demo`
+    Interrupted or killed, the same command goes on where it stopped. Then: `caa-lens report runs/paper-demo`
 
-    Example: `python -m experiments all --model demo --out runs/demo`
+    Example: `python -m experiments all --model demo`
 
     The paper, all of it, after `caa-lens data fetch`: `python -m experiments all --model meta-llama/Llama-2-7b-chat-hf`
     """
@@ -67,7 +67,11 @@ def main(
     if behaviors is not None:
         given["behaviors"] = tuple(name.strip() for name in behaviors.split(","))
     config = RunConfig.of(model, size, **given)
-    wanted, folder, console = _chosen(names), RunFolder(out or Path("runs") / config.model_name), make_console()
+    wanted, folder, console = (
+        _chosen(names),
+        RunFolder(out or Path("runs") / f"paper-{config.model_name}"),
+        make_console(),
+    )
     check_out(folder.path)
     check_workers(workers)
     check_device(device)

@@ -1,6 +1,6 @@
 """Are the base model's vectors those of the chat model, and do they steer it?
 
-    python -m experiments base_cosines base_transfer --model meta-llama/Llama-2-7b-chat-hf --out runs/7b
+    python -m experiments base_cosines base_transfer --model meta-llama/Llama-2-7b-chat-hf
 
 Asked: vectors extracted from the base model, in its own prompt format; their cosine with the chat model's, layer by
 layer; and the chat model's answers under them at -1 and +1. The paper finds a cosine that decays with depth but for a

@@ -1,6 +1,6 @@
 """From which layer on do matching and non-matching answers lie apart?
 
-    python -m experiments contrast_pca --model demo --out runs/demo
+    python -m experiments contrast_pca --model demo
 
 Asked: two principal components of both sides' activations at the answer letter, by layer, and a probe's accuracy on
 held-out pairs. The paper (Figure 2, refusal, 7B) sees letters cluster at all layers, and the behavior separate

@@ -1,6 +1,6 @@
 """Are the vectors of neighbouring layers alike?
 
-    python -m experiments cross_layer_cosines --model demo --out runs/demo
+    python -m experiments cross_layer_cosines --model demo
 
 Asked: the cosine of every layer's vector with every layer's, as extracted. The paper (Figure 7) finds nearby layers
 alike, and similarity that decays more slowly in the second half. Expected of any model: the first; the second is to be

@@ -1,6 +1,6 @@
 """What the run's data are: sizes, letters, system prompts.
 
-    python -m experiments data_tables --model demo --out runs/demo
+    python -m experiments data_tables --model demo
 
 The paper gives its sets' sizes and its system prompts (Table 14) in the appendix; nothing is expected, but that ours
 agree. No model is used.

@@ -1,6 +1,6 @@
 """A finished run in small files, for keeping: one frame an experiment, and what was found as Markdown.
 
-python -m experiments.export runs/demo experiments/results/demo
+python -m experiments.export runs/paper-demo experiments/results/demo
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Steering vectors of every behavior, at every layer: what all other experiments use.
 
-    python -m experiments vectors --model demo --out runs/demo
+    python -m experiments vectors --model demo
 
 Paper: section 3. The mean over contrast pairs of `resid_post` at the answer letter (of full completions: averaged over
 their tokens), positive minus negative. Kept in the run folder as extracted; all evaluations use them rescaled, layer by

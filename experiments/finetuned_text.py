@@ -1,7 +1,7 @@
 """Does finetuning on letters reach open-ended text, and does steering add to it there?
 
-    python -m experiments finetuned_text --model demo --out runs/demo
-    python -m experiments finetuned_judged --model demo --out runs/demo --judge MODEL --judge-url http://localhost:8000/v1
+    python -m experiments finetuned_text --model demo
+    python -m experiments finetuned_judged --model demo --judge MODEL --judge-url http://localhost:8000/v1
 
 Asked: the models of `finetuning`, taught the positive or the negative letters, answer the open-ended prompts with the
 original model's vector at -1, 0 and 1. `finetuned_text` measures the answers as `open_ended` does (log-probabilities

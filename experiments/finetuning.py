@@ -1,6 +1,6 @@
 """Does steering add to finetuning?
 
-    python -m experiments finetuning --model demo --out runs/demo
+    python -m experiments finetuning --model demo
     python -m experiments finetuning --model meta-llama/Llama-2-7b-chat-hf --finetune lora --out runs/7b-lora
 
 Asked: the model is taught, for one epoch over the pairs that vectors are made from, to answer with the positive

@@ -1,6 +1,6 @@
 """What does a judge say of steered text?
 
-    python -m experiments judged --model demo --out runs/demo --judge MODEL --judge-url http://localhost:8000/v1
+    python -m experiments judged --model demo --judge MODEL --judge-url http://localhost:8000/v1
 
 Asked: the answers of `open_ended`, rated from 0 to 10 by any model behind an OpenAI-compatible endpoint (our rubrics,
 temperature 0). The paper (Figure 5) finds scores that rise with the multiplier, and refusal's that do not. Expected of

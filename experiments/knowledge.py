@@ -1,6 +1,6 @@
 """What does steering do to knowledge and truthfulness?
 
-    python -m experiments mmlu truthful_qa --model meta-llama/Llama-2-7b-chat-hf --out runs/7b
+    python -m experiments mmlu truthful_qa --model meta-llama/Llama-2-7b-chat-hf
 
 Asked: p(correct) on MMLU cut to two options, under every behavior's vector; and on TruthfulQA under sycophancy's. The
 paper finds that MMLU changes little at -1 and +1 (Table 5; 13B: 0.63 to between 0.57 and 0.65), and that subtracting

@@ -1,6 +1,6 @@
 """At which layer does a vector move the answers most?
 
-    python -m experiments layer_sweep --model demo --out runs/demo
+    python -m experiments layer_sweep --model demo
 
 Asked: every layer's vector at -1 and +1. The paper (Figure 3) finds a peak at layer 13 and its neighbours (7B), at 14
 and 15 (13B), and little elsewhere. Expected of a small model scored by full completions: a broad effect over the later

@@ -1,6 +1,6 @@
 """How do answers follow the multiplier?
 
-    python -m experiments multipliers --model demo --out runs/demo
+    python -m experiments multipliers --model demo
 
 Asked: the chosen layer's vector at -1, -0.5, 0, 0.5 and 1, on held-out questions. The paper (Figure 4 and its table)
 finds p(matching) rising with the multiplier for all seven behaviors; at +1 sycophancy (both sizes) and myopia (7B)

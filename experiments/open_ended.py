@@ -1,6 +1,6 @@
 """What does steered text look like?
 
-    python -m experiments open_ended --model demo --out runs/demo
+    python -m experiments open_ended --model demo
 
 Asked: greedy answers to open-ended prompts at multipliers -2 to 2, and measures that need no judge (sentiment,
 repetition, perplexity under the unsteered model); `judged` has a judge's scores. The paper (Figure 5) finds scores that

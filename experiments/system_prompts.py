@@ -1,6 +1,6 @@
 """Does steering work on top of system prompts?
 
-    python -m experiments system_prompts --model demo --out runs/demo
+    python -m experiments system_prompts --model demo
 
 Asked: a system prompt for the behavior, one against it, or none, crossed with multipliers -1, 0 and 1. The paper
 (Table 3, prompts in Table 14) finds that steering adds to system prompts, for most behaviors. Expected of a small

@@ -1,6 +1,6 @@
 """Which tokens look like the vector?
 
-    python -m experiments token_similarities --model demo --out runs/demo
+    python -m experiments token_similarities --model demo
 
 Asked: the cosine of every token's residual stream with the behavior's vector at the chosen layer, in unsteered text:
 (1) the model's own answers to open-ended prompts; (2) held-out answers that match the behavior beside those that do

@@ -1,6 +1,6 @@
 """Does one layer's vector work at other layers?
 
-    python -m experiments vector_transfer --model demo --out runs/demo
+    python -m experiments vector_transfer --model demo
 
 Asked: the chosen layer's normalised vector, as long as it is, added at every other layer at -1 and +1. The paper
 (Figure 8, refusal, layer 13 of 7B) finds that it works at other layers, at some earlier ones even better, and drops

@@ -1,6 +1,6 @@
 """Which tokens do the vectors say?
 
-    python -m experiments vector_words --model demo --out runs/demo
+    python -m experiments vector_words --model demo
 
 Asked: the tokens that each layer's vector promotes and suppresses most: through the final norm as if the vector were
 the stream (`normed`), and as the change it makes to real residuals (`in_context`). The paper reads the model's own

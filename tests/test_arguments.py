@@ -52,6 +52,22 @@ MISTAKES = {
     "cl.ContrastSet.load('hallucination')": "load_paper_set('hallucination')",
     "cl.ContrastSet.load('pairs.csv')": "read_csv(...).to_json('pairs.jsonl'",
     "cl.SteeringVectors.load('pairs.csv')": "caa_lens.read_vectors",
+    "cl.ContrastSet.load([('q', 'a', 'b')])": "got a list, expected the name of a bundled set or a file",
+    "cl.ContrastSet.from_pairs([dict(prompt='q', positive='a', negative='b')])": "mappings with just these three keys",
+    "cl.ContrastSet.from_pairs(['abc'])": "got 'abc' among the pairs, expected a list of (question,",
+    "cl.ContrastSet.from_pairs(('a question', 'yes', 'no'))": "got 'a question' among the pairs",
+    "cl.ContrastSet.from_pairs([('a', 'b')])": "got ('a', 'b') among the pairs",
+    "cl.ContrastSet.from_pairs([('a', 'b', float('nan'))])": "got ('a', 'b', nan) among the pairs",
+    "cl.ContrastSet.from_pairs(pairs.frame)": "got a DataFrame, expected a list of (question, positive, negative)",
+    "cl.load_model(model)": "got a HookedTransformer, expected a hub id, a folder, a .gguf file or 'demo'",
+    "cl.generate(model, torch.tensor([[1, 2]]))": "expected a question or a Prompt, or a list of these, got a tensor",
+    "cl.generate(model, prompt, vectors=(vectors[1], 1))": "got the int 1; a multiplier stands in a pair",
+    "cl.steer(model, vectors[1], prompt=prompt, start=0).__enter__()": "either prompt=..., or start=..., not both",
+    "cl.steer(model, vectors[1]).__enter__()": "start=0 steers every position",
+    "cl.SteeringVector.from_direction([1.0, 2.0], 3)": "got a list, expected a tensor [d_model]",
+    "cl.logit_lens(model, vectors, k='5')": "k must be a whole number, got '5'",
+    "vectors[1:3]": "several are chosen with .at([...])",
+    "cl.logit_lense": "has no attribute 'logit_lense': try 'logit_lens'",
 }
 RUN = """
 import json, sys
@@ -88,6 +104,6 @@ def said(tmp_path_factory):
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_answered_with_a_remedy(said, mistake):
     kind = said[mistake].partition(":")[0]
-    assert kind in {"TypeError", "ValueError", "IndexError", "ContrastFileError", "VectorFileError"}
+    assert kind in {"AttributeError", "TypeError", "ValueError", "IndexError", "ContrastFileError", "VectorFileError"}
     assert MISTAKES[mistake] in said[mistake]
     assert len(said[mistake]) < 400

@@ -74,6 +74,10 @@ def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
         (["generate", "Hi", "--vectors", "v.safetensors"], "add --layer"),
         (["lens", "v.safetensors", "--layers", "a-b"], "not understood"),
         (["sweep", "sentiment", "v.safetensors", "--multipliers=a,1"], "expected numbers, e.g. -1,0,1"),
+        (["sweep", "sentiment", "v.safetensors", "--out", "x.csv"], "written as .parquet, got 'x.csv'"),
+        (["generate", "Hi", "--layer", "3"], "nothing to steer with"),
+        (["generate", "Hi", "--multiplier=2"], "nothing to steer with"),
+        (["extract", "sentiment", "x.safetensors", "--layers", "a-b"], "not understood"),
         (["generate", "Hi", "--model", "no/such/folder"], "error:"),
     ],
 )
@@ -94,12 +98,12 @@ def test_mistakes_end_in_one_line_and_write_nothing(words, message, tmp_path, mo
     assert sorted(tmp_path.iterdir()) == before
 
 
-def _some_vector():
+def _some_vector(**about):
     import torch
 
     from caa_lens.vectors import SteeringVector
 
-    return SteeringVector.from_direction(torch.ones(32), layer=1)
+    return SteeringVector.from_direction(torch.ones(32), layer=1, **about)
 
 
 def test_files_of_other_tools_are_read_wherever_vectors_are(tmp_path):
@@ -107,6 +111,28 @@ def test_files_of_other_tools_are_read_wherever_vectors_are(tmp_path):
     shown = runner.invoke(cli.app, ["vectors", "show", str(file)])
     assert shown.exit_code == 0, shown.output
     assert "1: 5.66" in shown.output  # the norm of 32 ones at layer 1
+
+
+@pytest.mark.parametrize(("held_out", "scored"), [(20, 20), (20, 40), (20, 0), (0, 0), (0, 12), (40, 20)])
+def test_pairs_that_the_vectors_were_extracted_from_are_told_of(small_model, tmp_path, held_out, scored):
+    file = tmp_path / "v.safetensors"
+    runner.invoke(cli.app, ["extract", "sentiment", str(file), "--test", str(held_out), "--layers", "1"])
+    pairs = ContrastSet.load("sentiment")
+    train = pairs.split(test=held_out, seed=0)[0] if held_out else pairs
+    test = pairs.split(test=scored, seed=0)[1] if scored else pairs
+    expected = len(set(train) & set(test))
+    words = ["sweep", "sentiment", str(file), "--out", str(tmp_path / "s.parquet"), "--test", str(scored)]
+    said = runner.invoke(cli.app, words).stderr
+    note = f"note: {expected} of the {len(test)} pairs scored are among those that the vectors were extracted from"
+    assert (note in said) == bool(expected)
+    assert ("note:" in said) == bool(expected)
+
+
+def test_vectors_of_another_model_are_told_of(small_model, tmp_path):
+    file = tmp_path / "v.safetensors"
+    SteeringVectors.from_vectors([_some_vector(model="another")]).save(file)
+    words = ["generate", "Hi", "--vectors", str(file), "--layer", "1", "--max-new-tokens", "2"]
+    assert "note: the vectors are of another, the model is tiny-random-llama" in runner.invoke(cli.app, words).stderr
 
 
 def test_the_version_is_that_of_the_package():

@@ -110,7 +110,7 @@ def test_it_has_to_be_said_where_steering_starts(tiny_chat, prompts):
     v = random_vectors(tiny_chat)[2]
     for place in ({}, {"start": 0, "prompt": prompts[0]}):
         with pytest.raises(
-            ValueError, match=r"say where steering starts: either prompt=.*start=0 steers every position"
+            ValueError, match=r"say where steering starts: either prompt=.*(start=0 steers every position|not both)"
         ):
             steer(tiny_chat, v, **place).__enter__()
 

@@ -1,7 +1,7 @@
 """Figures of a finished run of experiments, as pictures for the pages.
 
-    python -m experiments all --model demo --out runs/demo
-    python docs/images/experiment_figures.py runs/demo docs/images
+    python -m experiments all --model demo
+    python docs/images/experiment_figures.py runs/paper-demo docs/images
 
 Needs a Chrome or Chromium, like `notebooks/run.py`, which draws.
 """
