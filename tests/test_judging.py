@@ -378,7 +378,9 @@ def test_a_killed_run_goes_on_where_it_stopped_and_gives_the_frame_of_one_that_w
 def test_ctrl_c_ends_a_run_that_waits_and_keeps_what_came(ask, server):
     items = ask.questions("5", "hang", "hang")
     program = (
-        "import json, sys; from caa_lens.judging import judge; "
+        # A shell without a terminal starts background jobs with Ctrl-C ignored, and what they start inherits that.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from caa_lens.judging import judge; "
         f"judge({items!r}, 'refusal', base_url={server.url!r}, model='m', path={str(ask.path)!r}, progress=False)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
