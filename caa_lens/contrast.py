@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from caa_lens import contrast_files
-from caa_lens.contrast_files import bundled_names
+from caa_lens.contrast_files import FieldError, bundled_names
 from caa_lens.contrast_pair import ContrastPair
 
 if TYPE_CHECKING:
@@ -92,10 +92,16 @@ class ContrastSet(Sequence[ContrastPair]):
 
         Raises:
             TypeError: for anything else.
+            ValueError: for a pair that cannot be one, with its number, counted from 1.
         """
         if isinstance(pairs, str | Mapping) or hasattr(pairs, "columns"):
             raise TypeError(f"got a {type(pairs).__name__}, {_EXPECTED_PAIRS}")
-        made = [pair if isinstance(pair, ContrastPair) else _pair(pair) for pair in pairs]
+        made = []
+        for n, pair in enumerate(pairs, start=1):
+            try:
+                made.append(pair if isinstance(pair, ContrastPair) else _pair(pair))
+            except FieldError as error:
+                raise FieldError(f"pair {n}, {error.field or 'whole'}", error.found, error.expected) from None
         found = cls(name=name, pairs=tuple(made))
         found.warn_if_unbalanced(stacklevel=3)
         return found

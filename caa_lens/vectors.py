@@ -7,6 +7,7 @@ Layers are 0-based blocks and the hook point is a block's output: layer 13 is `b
 Hugging Face's `hidden_states[14]`.
 """
 
+import operator
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -173,10 +174,11 @@ class SteeringVectors(VectorAlgebra):
         )
 
     def __getitem__(self, layer: int) -> SteeringVector:
-        if layer not in self.layers:
+        if not hasattr(layer, "__index__") or layer not in self.layers:
             several = "; several are chosen with .at([...])" if isinstance(layer, slice | list | tuple) else ""
             has = f"this set has layers {layer_ranges(self.layers)} (0-based blocks)"
             raise IndexError(f"no vector for layer {layer!r}: {has}{several}")
+        layer = operator.index(layer)
         row = self.layers.index(layer)
         provenance = replace(self.provenance, expression=write.indexed(self._text, layer))
         return SteeringVector(direction=self.directions[row], layer=layer, provenance=provenance)

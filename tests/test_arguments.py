@@ -66,6 +66,8 @@ MISTAKES = {
     "cl.steer(model, vectors[1]).__enter__()": "start=0 steers every position",
     "cl.SteeringVector.from_direction([1.0, 2.0], 3)": "got a list, expected a tensor [d_model]",
     "cl.logit_lens(model, vectors, k='5')": "k must be a whole number, got '5'",
+    "cl.ContrastSet.from_pairs([('q', 'a', 'b'), ('q', 'a', 'a')])": "pair 2, negative: found",
+    "vectors[1.0]": "no vector for layer 1.0",
     "vectors[1:3]": "several are chosen with .at([...])",
     "cl.logit_lense": "has no attribute 'logit_lense': try 'logit_lens'",
 }
@@ -104,6 +106,14 @@ def said(tmp_path_factory):
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_answered_with_a_remedy(said, mistake):
     kind = said[mistake].partition(":")[0]
-    assert kind in {"AttributeError", "TypeError", "ValueError", "IndexError", "ContrastFileError", "VectorFileError"}
+    assert kind in {
+        "AttributeError",
+        "FieldError",
+        "TypeError",
+        "ValueError",
+        "IndexError",
+        "ContrastFileError",
+        "VectorFileError",
+    }
     assert MISTAKES[mistake] in said[mistake]
     assert len(said[mistake]) < 400
