@@ -79,10 +79,13 @@ def steer(
         nonlocal longest
         longest = max(longest, pattern.shape[-1])
 
-    # What a block attends to, `[batch head query key]`, grows with a KV cache; so chunks of a prompt add up.
-    names = {f"blocks.{intervention.vector.layer}.attn.hook_pattern" for intervention in interventions}
-    hooks = [intervention.hook() for intervention in interventions]
-    with model.hooks(fwd_hooks=[*hooks, *((name, measure) for name in sorted(names))]):
+    hooks: list[tuple] = [intervention.hook() for intervention in interventions]
+    if interventions:
+        # What a block attends to, `[batch head query key]`, grows with a KV cache; so chunks of a prompt add up. No
+        # other steered block runs without the lowest.
+        lowest = min(intervention.vector.layer for intervention in interventions)
+        hooks.append((f"blocks.{lowest}.attn.hook_pattern", measure))
+    with model.hooks(fwd_hooks=hooks):
         yield model
     starts = [0 if one.start is None else int(torch.as_tensor(one.start).min()) for one in interventions]
     first = min(starts, default=0)
