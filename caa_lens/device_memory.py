@@ -1,7 +1,12 @@
-"""How much memory a device has left."""
+"""Which devices there are, and how much memory one has left."""
 
 import psutil
 import torch
+
+
+def devices() -> dict[str, int]:
+    """How many of each kind this machine has: `cpu`, `cuda`, `mps`."""
+    return {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
 
 
 def free_memory(device: torch.device | str) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from caa_lens.checkpoints import GgufFile, SafetensorsFolder
-from caa_lens.device_memory import free_memory
+from caa_lens.device_memory import devices, free_memory
 from caa_lens.hub import CONFIG_FILES, WEIGHT_FILES, download
 from caa_lens.llama_config import Config, count_parameters, hooked_config, read_config
 from caa_lens.llama_config import n_parameters as n_parameters
@@ -119,7 +119,7 @@ def _device(device: torch.device | str | None) -> str:
         wanted = torch.device(device)
     except RuntimeError:
         raise ValueError(f"got device={device!r}, expected 'cpu', 'mps', 'cuda' or 'cuda:1'") from None
-    n_found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    n_found = devices()
     if (wanted.index or 0) >= n_found.get(wanted.type, 0):
         found = ", ".join(f"{count} {kind}" for kind, count in n_found.items() if count)
         raise ValueError(f"got device={str(wanted)!r}, but this machine has {found}: choose one of these, or None")

@@ -23,11 +23,11 @@ def check_workers(n: int) -> None:
 
 def check_device(device: str | None) -> None:
     """Raises `ValueError` for a device that is not on this machine."""
-    import torch
+    from caa_lens.device_memory import devices
 
     if device is None:
         return
-    found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    found = devices()
     kind, _, index = device.partition(":")
     if not (index or "0").isdecimal() or int(index or 0) >= found.get(kind, 0):
         here = ", ".join(f"{n} {name}" for name, n in found.items() if n)
