@@ -11,8 +11,8 @@ the demo model, which has none in the package).
 
 from typing import TYPE_CHECKING
 
-from experiments.comparison import beside_the_paper, has_paper_numbers
-from experiments.experiment import Cost, Experiment, Frames, Unit
+from experiments.comparison import paper_tables
+from experiments.experiment import Experiment, Frames, Unit
 from experiments.extraction import cost as extraction_cost
 from experiments.extraction import extract_into_run
 from experiments.extraction import section as norms_section
@@ -98,10 +98,6 @@ def section_transfer(frames: Frames, config: "RunConfig") -> "Section":
     from experiments.figures import curves_by_metric
 
     effect = layer_effects(frames)
-    tables = []
-    if has_paper_numbers("base_to_chat_transfer", config):
-        cells = means(frames, ["layer", "multiplier"])
-        tables.append(("Beside the paper's, cell by cell", beside_the_paper(cells, "base_to_chat_transfer", config)))
     best = effect.loc[effect.groupby("behavior", sort=False)["mean"].idxmax()]
     return Section(
         title=TRANSFER.title,
@@ -120,7 +116,7 @@ def section_transfer(frames: Frames, config: "RunConfig") -> "Section":
             title="Effect of the base model's vectors, +1 against -1, 95 % interval",
             label="layer (0-based block)",
         ),
-        tables=tables,
+        tables=paper_tables(means(frames, ["layer", "multiplier"]), "base_to_chat_transfer", config),
     )
 
 
@@ -148,10 +144,6 @@ COSINES = Experiment(
 )
 
 
-def cost_transfer(unit: Unit, context: "Context") -> Cost:
-    return sweep_cost(unit, context)
-
-
 TRANSFER = Experiment(
     name="base_transfer",
     title="Base vectors in the chat model",
@@ -159,7 +151,7 @@ TRANSFER = Experiment(
     units=units,
     run=run_transfer,
     section=section_transfer,
-    cost=cost_transfer,
+    cost=sweep_cost,
     needs=lambda config: ("vectors", "base_vectors"),
     skip=skip,
     own=own,

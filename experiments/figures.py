@@ -7,14 +7,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 METRIC_NAME = {"p_matching": "by letter", "margin": "by completions"}
-METRIC_AXIS = {
-    "p_matching": "p(answer matching the behavior)",
-    "margin": "log-probability margin (nats per token)",
-}
-EFFECT_AXIS = {
-    "p_matching": "difference in p(answer matching the behavior)",
-    "margin": "difference in log-probability margin (nats per token)",
-}
 
 
 def curves(
@@ -84,8 +76,12 @@ def curves_by_metric(
 
     With `effect`, `y` is a difference of two scores, and the axis says so.
     """
-    axis = EFFECT_AXIS if effect else METRIC_AXIS
-    return [
-        curves(rows, x=x, y=y, by=by, title=f"{title}; {METRIC_NAME[metric]}", labels=(label, axis[metric]), **more)
-        for metric, rows in frame.groupby("metric", sort=False)
-    ]
+    from caa_lens.sweeps import METRIC_LABEL
+
+    figures = []
+    for metric, rows in frame.groupby("metric", sort=False):
+        axis = f"difference in {METRIC_LABEL[metric]}" if effect else METRIC_LABEL[metric]
+        figures.append(
+            curves(rows, x=x, y=y, by=by, title=f"{title}; {METRIC_NAME[metric]}", labels=(label, axis), **more)
+        )
+    return figures

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from experiments import judged
 from experiments.behavior_sets import behavior_sets
+from experiments.comparison import paper_tables
 from experiments.experiment import Cost, Experiment, Frames, Unfinished, Unit, together
 from experiments.finetuning import EXPERIMENT as FINETUNING
 from experiments.finetuning import MULTIPLIERS, SIDES, answers_file
@@ -141,7 +142,7 @@ def section_judged(frames: Frames, config: "RunConfig") -> "Section":
     cells = judged.cell_means(rows, ["behavior", "layer", "finetune", "multiplier"])
     by = ["behavior", "finetune"]
     scores = [("Mean score (0 to 10), 95 % interval, number of answers", judged.shown(cells, by))] if len(cells) else []
-    paper = judged.paper_table(cells, "finetune_open_ended", config) if config.finetune == "full" else []
+    paper = paper_tables(cells, "finetune_open_ended", config) if config.finetune == "full" else []
     found = [
         judged.found(f"{name}, {'untaught' if side == UNTAUGHT else f'taught the {side} letters'}", part)
         for (name, side), part in cells.groupby(by, sort=False)

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.comparison import beside_the_paper, grid, has_paper_numbers
+from experiments.comparison import beside_the_paper, grid, has_paper_numbers, paper_tables
 from experiments.experiment import Cost, Experiment, Frames, Unit, together
 from experiments.identity import prompts_hash
 from experiments.layer_sweep import needs_layer
@@ -186,8 +186,8 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
     layer = int(together(frames)["layer"].iloc[0])
     cells = means(frames, ["layer", "finetune", "multiplier"])
     tables = [("Mean p(matching) and 95 % interval", grid(cells, ["behavior", "finetune"], "multiplier"))]
-    if has_paper_numbers("finetune_ab", config) and config.finetune == "full":
-        tables.append(("Beside the paper's, cell by cell", beside_the_paper(cells, "finetune_ab", config)))
+    if config.finetune == "full":
+        tables += paper_tables(cells, "finetune_ab", config)
     shares = accuracy(together(frames))
     right = "Share of held-out questions answered as taught, unsteered, 95 % Wilson interval"
     if has_paper_numbers("finetune_accuracy", config) and config.finetune == "full":

@@ -21,7 +21,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.comparison import beside_the_paper, has_paper_numbers
+from experiments.comparison import paper_tables
 from experiments.experiment import Cost, Experiment, Frames, Unfinished, Unit, together
 from experiments.identity import content_hash, without_password
 from experiments.multipliers import rise
@@ -165,16 +165,6 @@ def failures(rows: "pd.DataFrame", by: Sequence[str]) -> "pd.DataFrame":
     return pd.DataFrame(lines, columns=columns)
 
 
-def paper_table(cells: "pd.DataFrame", table: str, config: "RunConfig") -> list[tuple[str, "pd.DataFrame"]]:
-    """Our cells beside the paper's, where it has any; nothing is said of an interval where there is none."""
-    if not (has_paper_numbers(table, config) and len(cells)):
-        return []
-    beside = beside_the_paper(cells, table, config)
-    if "paper within interval" in beside:
-        beside["paper within interval"] = beside["paper within interval"].where(cells["low"].notna().to_numpy(), "")
-    return [("Beside the paper's, cell by cell", beside)]
-
-
 def unscored(rows: "pd.DataFrame", behaviors: Sequence[str]) -> list[str]:
     """A sentence for each behavior without any score."""
     scored = set(rows.dropna(subset=["score"])["behavior"])
@@ -223,7 +213,7 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
         figures=[curves(cells, title="Judge's score by multiplier, 95 % interval", **figure)] if len(cells) else [],
         tables=[
             *(scores if len(cells) else []),
-            *paper_table(cells, "open_ended", config),
+            *paper_tables(cells, "open_ended", config),
             *([("Answers without a score", failures(rows, ["behavior"]))] if len(rows) else []),
         ],
     )

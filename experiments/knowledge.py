@@ -10,10 +10,11 @@ fetch`).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from experiments.behavior_sets import N_TRUTHFUL_QA, stand_in
-from experiments.comparison import beside_the_paper, grid, has_paper_numbers
+from experiments.comparison import grid, paper_tables
 from experiments.experiment import Cost, Experiment, Frames, Unit, together
 from experiments.identity import content_hash
 from experiments.layer_sweep import needs_layer
@@ -83,8 +84,7 @@ def section_mmlu(frames: Frames, config: "RunConfig") -> "Section":
     unsteered = cells.loc[cells["multiplier"] == 0, "mean"].iloc[0]
     at_one = cells[cells["multiplier"].abs() == 1]["mean"]
     tables = [("Mean p(correct) and 95 % interval", grid(cells, ["behavior"], "multiplier"))]
-    if has_paper_numbers("mmlu", config):
-        tables.append(("Beside the paper's, cell by cell", beside_the_paper(cells, "mmlu", config)))
+    tables += paper_tables(cells, "mmlu", config)
     return Section(
         title=MMLU.title,
         source=MMLU.source,
@@ -129,8 +129,7 @@ def section_truthful_qa(frames: Frames, config: "RunConfig") -> "Section":
     cells = pd.DataFrame(rows)
     level = cells.set_index("multiplier")["mean"]
     tables = [("Mean over categories of p(correct), 95 % interval", grid(cells, ["behavior"], "multiplier"))]
-    if has_paper_numbers("truthful_qa", config):
-        tables.append(("Beside the paper's, cell by cell", beside_the_paper(cells, "truthful_qa", config)))
+    tables += paper_tables(cells, "truthful_qa", config)
     return Section(
         title=TRUTHFUL_QA.title,
         source=TRUTHFUL_QA.source,
@@ -144,30 +143,10 @@ def cost_of(name: str, unit: Unit, context: "Context") -> Cost:
     return scoring_cost(questions(name, context.config)[0], len(MULTIPLIERS), depth=0.6)
 
 
-def _run_mmlu(unit: Unit, context: "Context") -> "pd.DataFrame":
-    return run_on("mmlu", unit, context)
-
-
-def _run_truthful_qa(unit: Unit, context: "Context") -> "pd.DataFrame":
-    return run_on("truthfulqa", unit, context)
-
-
-def _skip_mmlu(config: "RunConfig") -> str | None:
-    return skip_without("mmlu", config)
-
-
 def _skip_truthful_qa(config: "RunConfig") -> str | None:
     if "sycophancy" not in config.behaviors:
         return "needs sycophancy among the behaviors"
     return skip_without("truthfulqa", config)
-
-
-def _cost_mmlu(unit: Unit, context: "Context") -> Cost:
-    return cost_of("mmlu", unit, context)
-
-
-def _cost_truthful_qa(unit: Unit, context: "Context") -> Cost:
-    return cost_of("truthfulqa", unit, context)
 
 
 def _sycophancy_only(config: "RunConfig") -> Sequence[Unit]:
@@ -179,22 +158,22 @@ MMLU = Experiment(
     title="Knowledge under steering (MMLU)",
     source="Table 5",
     units=behavior_units,
-    run=_run_mmlu,
+    run=partial(run_on, "mmlu"),
     section=section_mmlu,
-    cost=_cost_mmlu,
+    cost=partial(cost_of, "mmlu"),
     needs=needs_layer,
-    skip=_skip_mmlu,
-    own=lambda config: questions_hash("mmlu", config),
+    skip=partial(skip_without, "mmlu"),
+    own=partial(questions_hash, "mmlu"),
 )
 TRUTHFUL_QA = Experiment(
     name="truthful_qa",
     title="Truthfulness under steering (TruthfulQA)",
     source="Table 12",
     units=_sycophancy_only,
-    run=_run_truthful_qa,
+    run=partial(run_on, "truthfulqa"),
     section=section_truthful_qa,
-    cost=_cost_truthful_qa,
+    cost=partial(cost_of, "truthfulqa"),
     needs=needs_layer,
     skip=_skip_truthful_qa,
-    own=lambda config: questions_hash("truthfulqa", config),
+    own=partial(questions_hash, "truthfulqa"),
 )

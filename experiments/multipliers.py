@@ -10,7 +10,7 @@ nothing moves.
 
 from typing import TYPE_CHECKING
 
-from experiments.comparison import beside_the_paper, grid, has_paper_numbers
+from experiments.comparison import grid, paper_tables
 from experiments.experiment import Cost, Experiment, Frames, Unit, together
 from experiments.layer_sweep import needs_layer, units
 from experiments.measures import means, scored, steered
@@ -39,8 +39,7 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
     layer = int(together(frames)["layer"].iloc[0])
     cells = means(frames, ["layer", "multiplier"])
     tables = [("Mean score and 95 % interval by multiplier", grid(cells, ["behavior", "metric"], "multiplier"))]
-    if has_paper_numbers("ab", config):
-        tables.append(("Beside the paper's, cell by cell", beside_the_paper(cells, "ab", config)))
+    tables += paper_tables(cells, "ab", config)
     return Section(
         title=EXPERIMENT.title,
         source=EXPERIMENT.source,

@@ -9,7 +9,7 @@ model: it adds where steering works at all, and the prompts themselves do less.
 
 from typing import TYPE_CHECKING
 
-from experiments.comparison import beside_the_paper, grid, has_paper_numbers
+from experiments.comparison import grid, paper_tables
 from experiments.experiment import Cost, Experiment, Frames, Unit, together
 from experiments.layer_sweep import needs_layer
 from experiments.measures import effects, means, scored, steered
@@ -70,8 +70,7 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
         parts = [f"{side} {row['mean']:+.3f} [{row['low']:.3f}, {row['high']:.3f}]" for side, row in each.iterrows()]
         found.append(f"{behavior}: effect of +1 against -1 by system prompt: {', '.join(parts)}.")
     tables = [("Mean score and 95 % interval", grid(cells, ["behavior", "metric", "system"], "multiplier"))]
-    if has_paper_numbers("system_prompt", config):
-        tables.append(("Beside the paper's, cell by cell", beside_the_paper(cells, "system_prompt", config)))
+    tables += paper_tables(cells, "system_prompt", config)
     return Section(
         title=EXPERIMENT.title,
         source=EXPERIMENT.source,

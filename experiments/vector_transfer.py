@@ -10,8 +10,8 @@ experiments/transfer_across_layers.py`.
 
 from typing import TYPE_CHECKING
 
-from experiments.comparison import beside_the_paper, has_paper_numbers
-from experiments.experiment import Cost, Experiment, Frames, Unit, together
+from experiments.comparison import paper_tables
+from experiments.experiment import Experiment, Frames, Unit, together
 from experiments.layer_sweep import cost as sweep_cost
 from experiments.layer_sweep import layer_effects, needs_layer, units
 from experiments.measures import means, scored, steered
@@ -49,10 +49,6 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
             f"{behavior}: effect {own['mean']:+.3f} [{own['low']:.3f}, {own['high']:.3f}] at its own layer {source}, "
             f"largest at layer {best.name}, {best['mean']:+.3f} [{best['low']:.3f}, {best['high']:.3f}]."
         )
-    tables = []
-    if has_paper_numbers("layer_transfer", config):
-        cells = means(frames, ["layer", "multiplier"])
-        tables.append(("Beside the paper's, cell by cell", beside_the_paper(cells, "layer_transfer", config)))
     return Section(
         title=EXPERIMENT.title,
         source=EXPERIMENT.source,
@@ -68,12 +64,8 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
             label="added at layer (0-based block)",
             mark=source,
         ),
-        tables=tables,
+        tables=paper_tables(means(frames, ["layer", "multiplier"]), "layer_transfer", config),
     )
-
-
-def cost(unit: Unit, context: "Context") -> Cost:
-    return sweep_cost(unit, context)
 
 
 EXPERIMENT = Experiment(
@@ -83,6 +75,6 @@ EXPERIMENT = Experiment(
     units=units,
     run=run,
     section=section,
-    cost=cost,
+    cost=sweep_cost,
     needs=needs_layer,
 )

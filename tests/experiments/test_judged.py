@@ -16,6 +16,7 @@ from caa_lens.run_report import load_section
 from experiments import judged, open_ended
 from experiments.behavior_sets import behavior_sets
 from experiments.catalogue import EXPERIMENTS
+from experiments.comparison import paper_tables
 from experiments.context import Context
 from experiments.experiment import Unfinished, Unit
 from experiments.export import export
@@ -253,7 +254,7 @@ def test_nothing_is_said_of_the_papers_number_in_an_interval_that_is_none():
     of_one, of_two = frames({-1.0: [1.0], 1.0: [4.0]}, "refusal"), frames({0.0: [4.0, 5.0]}, "refusal")
     cells = judged.cell_means(judged.rows_of({**of_one, **of_two}), ["behavior", "layer", "multiplier"])
     cells["layer"] = 13
-    ((_, beside),) = judged.paper_table(cells, "open_ended", config)
+    ((_, beside),) = paper_tables(cells, "open_ended", config)
     assert beside["paper"].notna().all()
     assert beside.set_index("multiplier").loc[-1.0, "paper within interval"] == ""
     assert beside.set_index("multiplier").loc[0.0, "paper within interval"] in ("yes", "no")
