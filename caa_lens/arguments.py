@@ -4,6 +4,8 @@ Python is told the types by annotations and does not look at them; without these
 place of the set, or one layer in the place of a list, would fail somewhere inside, in words about something else.
 """
 
+import operator
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,11 +16,17 @@ from caa_lens.vectors import SteeringVector, SteeringVectors
 
 
 def check_model(model: object) -> None:
-    """Raises `TypeError` for anything but a TransformerLens model."""
+    """Raises `TypeError` for anything but a TransformerLens model, `ValueError` for one whose dtypes disagree."""
     if not (hasattr(model, "cfg") and hasattr(model, "hooks")):
         raise TypeError(
             f"expected a model from caa_lens.load_model, got {describe(model)}: the model is the first argument, and "
             "a model of transformers is loaded from its folder or hub id"
+        )
+    if model.W_E.dtype != model.cfg.dtype:  # type: ignore[attr-defined]
+        has, says = (str(dtype).removeprefix("torch.") for dtype in (model.W_E.dtype, model.cfg.dtype))  # type: ignore[attr-defined]
+        raise ValueError(
+            f"the model's weights are {has}, but its cfg.dtype says {says}: load it with dtype={has!r}, or convert it "
+            f"with model.to(torch.{has}), which changes both"
         )
 
 
@@ -30,6 +38,21 @@ def check_contrast_set(pairs: object) -> None:
         return
     remedy = f"ContrastSet.load({pairs!r})" if isinstance(pairs, str) else "ContrastSet.from_pairs(...) or .load(...)"
     raise TypeError(f"expected a ContrastSet, got {describe(pairs)}: make one with {remedy}")
+
+
+class TrainingPairsWarning(UserWarning):
+    """Vectors are scored on the very pairs that they were extracted from, which flatters them."""
+
+
+def warn_of_training_pairs(test: ContrastSet, vectors: SteeringVectors, *, stacklevel: int = 3) -> None:
+    """Warns where the test set is the one of the extraction; a part of it has another hash and is not noticed."""
+    if test.content_hash == vectors.provenance.dataset_hash:
+        warnings.warn(
+            f"the {len(test)} pairs of {test.name!r} are those that the vectors were extracted from: hold some out, as "
+            "in train, test = pairs.split(test=0.2), or say less of the score",
+            TrainingPairsWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def check_vector_set(vectors: object) -> None:
@@ -83,6 +106,14 @@ def check_layers(model: Any, layers: Sequence[int] | None) -> tuple[int, ...]:
     if not layers:
         raise ValueError("no layers given: expected at least one")
     return tuple(sorted(set(layers)))
+
+
+def check_count(name: str, value: object) -> None:
+    """Raises `TypeError` for anything but a whole number, `ValueError` for one below 1."""
+    if not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, got {describe(value)}")
+    if operator.index(value) < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def check_list(name: str, values: object, kind: type[int] | type[float]) -> list:

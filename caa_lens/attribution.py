@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from caa_lens.arguments import check_model
+from caa_lens.arguments import check_count, check_model
 from caa_lens.contrast import ContrastSet
 from caa_lens.intervals import bootstrap_interval
 from caa_lens.prompts import Prompt, PromptFormat, encode_letters, left_pad, resolve_format
@@ -154,6 +154,7 @@ def attribute(
             its final norm.
     """
     check_model(model)
+    check_count("batch_size", batch_size)
     _check_linear(model)
     as_interventions(model, [vector], multiplier=multiplier)
     chosen = resolve_format(model, prompt_format) if _needs_format(pairs) else None

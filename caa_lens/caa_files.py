@@ -122,7 +122,10 @@ def _files_of(folder: Path, name: str, *, model: str | None, only: str | None = 
     """The chosen model's name and its files by layer."""
     found = _models_in(folder, name, only)
     if not found and only is not None:
-        raise VectorFileError(f"{folder / only} is not called {name}, which says its layer and model: rename it")
+        raise VectorFileError(
+            f"{folder / only} is not called {name}, which says its layer and model: "
+            "rename it; or, if torch.save wrote this library's vectors, write them with vectors.save(...) instead"
+        )
     if not found:
         behaviors = sorted({file.parent.name for file in folder.glob("*/*.pt")})
         raise VectorFileError(

@@ -115,7 +115,9 @@ def extract(
 def sweep(
     data: DataArgument,
     vectors: VectorsArgument,
-    out: Annotated[Path, typer.Option(help="The .parquet file to write.")] = Path("sweep.parquet"),
+    out: Annotated[Path, typer.Option(help="The .parquet file to write; a figure is written beside it.")] = Path(
+        "sweep.parquet"
+    ),
     model: ModelOption = "demo",
     multipliers: Annotated[str, typer.Option(help="Numbers, comma-separated.")] = "-1,0,1",
     layers: Annotated[Optional[str], typer.Option(help="e.g. 3,9,14-20; all by default.")] = None,  # noqa: UP045
@@ -129,11 +131,9 @@ def sweep(
     """
     from caa_lens import ContrastSet, load_model, read_vectors
     from caa_lens import sweep as run_sweep
-    from caa_lens.storage import write_atomically
     from caa_lens.sweeps import METRIC_LABEL
 
-    if out.suffix != ".parquet":
-        raise ValueError(f"the frame is written as .parquet, got {out.name!r}")
+    _check_parquet(out)
     of_each = read_vectors(vectors)
     pairs = _held_out(ContrastSet.load(data), test, of_each)
     numbers = parse_numbers("multipliers", multipliers)
@@ -141,9 +141,9 @@ def sweep(
     loaded = load_model(model, dtype=dtype, device=device)
     _note_other_model(of_each, loaded)
     result = run_sweep(loaded, pairs, of_each, multipliers=numbers, layers=chosen)
-    write_atomically(out, lambda file: result.frame.to_parquet(file, index=False))
     mean = result.summary().pivot(index="layer", columns="multiplier", values="mean")
-    typer.echo(f"{result!r}\nmean {METRIC_LABEL[result.metric]}\n{mean.round(4).to_string()}\nwritten to {out}")
+    typer.echo(f"{result!r}\nmean {METRIC_LABEL[result.metric]}\n{mean.round(4).to_string()}")
+    _write_frame_and_figure(result, out)
 
 
 @app.command()
@@ -168,10 +168,9 @@ def transfer(
     """
     from caa_lens import ContrastSet, load_model, read_vectors
     from caa_lens import transfer as run_transfer
-    from caa_lens.storage import write_atomically
+    from caa_lens.sweeps import METRIC_LABEL
 
-    if out.suffix != ".parquet":
-        raise ValueError(f"the frame is written as .parquet, got {out.name!r}")
+    _check_parquet(out)
     sources = read_vectors(vectors)
     pairs = _held_out(ContrastSet.load(data), test, sources)
     sources = sources.at(parse_layers(layers)) if layers else sources
@@ -186,10 +185,11 @@ def transfer(
         targets=chosen,
         size=float(size) if size.replace(".", "", 1).isdecimal() else size,
     )
-    write_atomically(out, lambda file: result.frame.to_parquet(file, index=False))
-    figure = out.with_suffix(".html")
-    write_atomically(figure, lambda file: result.plot().write_html(file))
-    typer.echo(f"{result!r}\n{result.matrix().round(4).to_string()}\nwritten to {out} and {figure}")
+    typer.echo(
+        f"{result!r}\nchange of {METRIC_LABEL[result.metric]} against the unsteered model, per unit of multiplier;\n"
+        f"rows: the layer a vector is of, columns: the layer it is added at\n{result.matrix().round(4).to_string()}"
+    )
+    _write_frame_and_figure(result, out)
 
 
 @app.command()
@@ -274,6 +274,21 @@ def similarity(
 
 
 app.command()(report)
+
+
+def _check_parquet(out: Path) -> None:
+    if out.suffix != ".parquet":
+        raise ValueError(f"the frame is written as .parquet, got {out.name!r}")
+
+
+def _write_frame_and_figure(result: Any, out: Path) -> None:
+    """The result's frame as parquet, and its figure as a page beside it."""
+    from caa_lens.storage import write_atomically
+
+    figure = out.with_suffix(".html")
+    write_atomically(out, lambda file: result.frame.to_parquet(file, index=False))
+    write_atomically(figure, lambda file: result.plot().write_html(file))
+    typer.echo(f"written to {out} and {figure}")
 
 
 def _held_out(pairs: "ContrastSet", test: int, vectors: "SteeringVectors") -> "ContrastSet":

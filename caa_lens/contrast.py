@@ -46,6 +46,14 @@ class ContrastSet(Sequence[ContrastPair]):
     source: str = "memory"
     """Where the pairs come from: `bundled:<name>`, a path, or `memory`."""
 
+    def __new__(cls, *given: object, **_fields: object) -> "ContrastSet":
+        if given:
+            raise TypeError(
+                "ContrastSet takes no values without their names: make a set with ContrastSet.from_pairs([(question, "
+                "positive, negative), ...]) or ContrastSet.load(a bundled name or a file)"
+            )
+        return object.__new__(cls)
+
     def __post_init__(self) -> None:
         if not self.pairs:
             raise ValueError(f"contrast set {self.name!r} has no pairs, expected at least one")
@@ -157,7 +165,7 @@ class ContrastSet(Sequence[ContrastPair]):
                 swap.update(generator.sample(indices, surplus // 2))
         return replace(self, pairs=tuple(p.swapped() if i in swap else p for i, p in enumerate(self.pairs)))
 
-    def split(self, test: int | float, seed: int = 0) -> "tuple[ContrastSet, ContrastSet]":
+    def split(self, *, test: int | float, seed: int = 0) -> "tuple[ContrastSet, ContrastSet]":
         """(train, test), shuffled with `seed`: disjoint, and together every pair.
 
         `test` is a number of pairs (`int`) or a share of them (`float` between 0 and 1).

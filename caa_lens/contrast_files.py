@@ -30,6 +30,7 @@ SCHEMAS = {  # whose: the keys of the question, of the positive and of the negat
     "CAA or model-written evals": ("question", "answer_matching_behavior", "answer_not_matching_behavior"),
     "TruthfulQA": ("question", "correct", "incorrect"),
 }
+VECTORS = {".safetensors", ".pt", ".gguf"}
 TABLES = {".csv", ".tsv", ".xlsx", ".xls", ".parquet"}
 SHOWN = 5  # problems that one message lists
 LETTER = re.compile(r"\([A-Z]\)")
@@ -176,6 +177,8 @@ def _decode(file: Traversable) -> str:
     try:
         if file.is_dir():
             raise FieldError(None, "a folder", "a .json or .jsonl file in it")
+        if Path(file.name).suffix.lower() in VECTORS:
+            raise FieldError(None, "a file of vectors", "contrast pairs, a .json or .jsonl file")
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         found = f"byte 0x{error.object[error.start]:02x} at offset {error.start}, which is not UTF-8"

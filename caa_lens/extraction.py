@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from caa_lens.activations import read_pairs
-from caa_lens.arguments import check_contrast_set, check_layers, check_model
+from caa_lens.arguments import check_contrast_set, check_count, check_layers, check_model
 from caa_lens.contrast import ContrastSet
 from caa_lens.prompts import Prompt, PromptFormat, check_fits, encode_answer, resolve_format
 from caa_lens.vectors import Provenance, SteeringVectors
@@ -96,6 +96,7 @@ def extract(
     """
     check_model(model)
     check_contrast_set(pairs)
+    check_count("batch_size", batch_size)
     pairs.warn_if_unbalanced(stacklevel=3)
     layers = check_layers(model, layers)
     prompt_format = resolve_format(model, prompt_format)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from caa_lens import prefix_cache
 from caa_lens.answers import soft_capped
-from caa_lens.arguments import check_model, describe
+from caa_lens.arguments import check_count, check_model, describe
 from caa_lens.hooks import Intervention
 from caa_lens.prompts import Prompt, PromptBatch, PromptFormat, left_pad, resolve_format
 from caa_lens.steering import Steering, as_interventions
@@ -27,8 +27,8 @@ Forward = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch d_model"]]
 def generate(
     model: Any,
     prompt: str | Prompt | Sequence[str | Prompt],
-    *,
     vectors: Sequence[Steering] = (),
+    *,
     max_new_tokens: int = 100,
     temperature: float = 0.0,
     seed: int = 0,
@@ -73,8 +73,8 @@ def generate(
 def stream(
     model: Any,
     prompt: str | Prompt,
-    *,
     vectors: Sequence[Steering] = (),
+    *,
     max_new_tokens: int = 100,
     temperature: float = 0.0,
     seed: int = 0,
@@ -109,8 +109,7 @@ def generate_tokens(
     use_cache: bool = True,
 ) -> Iterator[Int[Tensor, " batch"]]:
     """The next token of every row, step by step; a finished row goes on with its end-of-sequence token."""
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    check_count("max_new_tokens", max_new_tokens)
     if temperature < 0:
         raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}")
     device = model.W_E.device

@@ -93,6 +93,11 @@ def _format_of(path: Path) -> str:
         return "caa"
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:  # the header's length
         return "safetensors"
+    if start.lstrip().startswith((b"{", b"[")) and b'"question"' in start:
+        raise VectorFileError(
+            f"{path} holds contrast pairs, expected steering vectors: pairs are loaded with ContrastSet.load, and "
+            "on the command line they stand before the vectors"
+        )
     if start.lstrip().startswith(b"{"):
         return "vllm-lens"
     if path.suffix in ENDINGS:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caa_lens.answers import Scores, score
-from caa_lens.arguments import check_contrast_set, check_layers, check_model, check_vector_set
+from caa_lens.arguments import check_contrast_set, check_layers, check_model, check_vector_set, warn_of_training_pairs
 from caa_lens.contrast import ContrastSet
 from caa_lens.geometry import cosine_map
 from caa_lens.hooks import Intervention
@@ -183,6 +183,7 @@ def transfer(
     check_model(model)
     check_contrast_set(test)
     check_vector_set(vectors)
+    warn_of_training_pairs(test, vectors)
     if not (size in SIZES if isinstance(size, str) else size > 0):
         raise ValueError(f"unknown size {size!r}: expected one of {', '.join(SIZES)}, or a share of the residual norm")
     if per not in UNITS:

@@ -36,7 +36,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa_lens.activations import read_pairs
-from caa_lens.arguments import as_vector_set, check_layers, check_model, check_width
+from caa_lens.arguments import as_vector_set, check_count, check_layers, check_model, check_width
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import encode_pairs
 from caa_lens.prompts import PromptFormat, resolve_format
@@ -169,10 +169,7 @@ def logit_lens(
     import pandas as pd
 
     check_model(model)
-    if not isinstance(k, int):
-        raise TypeError(f"k must be a whole number, got {k!r}: it is the number of tokens on each side")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}: it is the number of tokens on each side")
+    check_count("k", k)
     vectors = as_vector_set(vectors)
     options = _Options(reading, pairs, float(multiplier), background, seed, prompt_format)
     layers = check_layers(model, vectors.layers if layers is None else layers)

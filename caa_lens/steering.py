@@ -5,8 +5,7 @@ whatever the batching, padding or caching: see `hooks` for how positions are kno
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,13 +18,12 @@ from caa_lens.vectors import SteeringVector, SteeringVectors
 
 
 class NothingSteeredWarning(UserWarning):
-    """A model ran inside a `steer` block, but every input ended before the first steered position."""
+    """`steer` without a `with` block, or a block in which every input ended before the first steered position."""
 
 
 Steering = SteeringVector | tuple[SteeringVector, float | int | Tensor] | Intervention
 
 
-@contextmanager
 def steer(
     model: Any,
     *vectors: Steering,
@@ -33,8 +31,8 @@ def steer(
     start: int | Tensor | None = None,
     multiplier: float | int | Tensor = 1.0,
     explain_positions: bool = False,
-) -> Iterator[Any]:
-    """Steer everything the model runs inside the block; composes with the caller's own hooks.
+) -> "SteeredBlock":
+    """Steer everything the model runs inside a `with` block; composes with the caller's own hooks.
 
         prompt = resolve_format(model, None).encode(model.tokenizer, "How was your day?")
         with steer(model, 1.5 * v, prompt=prompt):
@@ -54,7 +52,8 @@ def steer(
         ValueError: if neither or both of `prompt` and `start` are given, or a vector does not fit the model.
 
     Warns:
-        NothingSteeredWarning: at the end of the block, if the model ran, but never as far as where steering starts.
+        NothingSteeredWarning: at the end of the block, if the model ran, but never as far as where steering starts;
+            and if there was no block.
     """
     check_model(model)
     if (prompt is None) == (start is None):
@@ -72,30 +71,63 @@ def steer(
                 _show(explain(some, model.tokenizer))
     elif explain_positions:
         _show(f"every position from {start} on is steered")
-    interventions = as_interventions(model, vectors, multiplier=multiplier, start=start)
-    longest = 0
+    return SteeredBlock(model, as_interventions(model, vectors, multiplier=multiplier, start=start))
 
-    def measure(pattern: Tensor, hook: Any) -> None:
-        nonlocal longest
-        longest = max(longest, pattern.shape[-1])
 
-    hooks: list[tuple] = [intervention.hook() for intervention in interventions]
-    if interventions:
-        # What a block attends to, `[batch head query key]`, grows with a KV cache; so chunks of a prompt add up. No
-        # other steered block runs without the lowest.
-        lowest = min(intervention.vector.layer for intervention in interventions)
-        hooks.append((f"blocks.{lowest}.attn.hook_pattern", measure))
-    with model.hooks(fwd_hooks=hooks):
-        yield model
-    starts = [0 if one.start is None else int(torch.as_tensor(one.start).min()) for one in interventions]
-    first = min(starts, default=0)
-    if 0 < longest <= first:
-        warnings.warn(
-            f"nothing was steered: what the model ran has {longest} tokens, and steering starts at position {first}. "
-            "Run the prompt's own tokens, prompt.tokens, which are longer than its question; or give start=0",
-            NothingSteeredWarning,
-            stacklevel=3,
-        )
+class SteeredBlock:
+    """What `steer` returns: steers what its model runs inside a `with` block, and nothing outside of one."""
+
+    def __init__(self, model: Any, interventions: Sequence[Intervention]) -> None:
+        self.model = model
+        self.interventions = tuple(interventions)
+        self._hooks: list[Any] = []  # what to close, one of each open block
+        self._entered = False
+        self._longest = 0  # tokens that the model has run in the block, those of a KV cache included
+
+    def __enter__(self) -> Any:
+        self._entered, self._longest = True, 0
+        hooks: list[tuple] = [intervention.hook() for intervention in self.interventions]
+        if hooks:
+            # What a block attends to, `[batch head query key]`, grows with a KV cache; so chunks of a prompt add up. No
+            # other steered block runs without the lowest.
+            lowest = min(intervention.vector.layer for intervention in self.interventions)
+            hooks.append((f"blocks.{lowest}.attn.hook_pattern", self._measure))
+        block = self.model.hooks(fwd_hooks=hooks)
+        block.__enter__()
+        self._hooks.append(block)
+        return self.model
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.pop().__exit__(*error)
+        first = self._first_steered
+        if error[0] is None and 0 < self._longest <= first:
+            warnings.warn(
+                f"nothing was steered: what the model ran has {self._longest} tokens, and steering starts at position "
+                f"{first}. Run the prompt's own tokens, prompt.tokens, which are longer than its question; or give "
+                "start=0",
+                NothingSteeredWarning,
+                stacklevel=2,
+            )
+
+    def __del__(self) -> None:
+        if not self._entered:
+            warnings.warn(
+                "nothing was steered: steer(...) works in a block, `with cl.steer(...):`, around what the model runs",
+                NothingSteeredWarning,
+                stacklevel=2,
+            )
+
+    def __repr__(self) -> str:
+        vectors = ", ".join(f"{one.multiplier} * {one.vector!r}" for one in self.interventions)
+        return f"steers {vectors or 'nothing'} from position {self._first_steered} on, inside `with cl.steer(...):`"
+
+    @property
+    def _first_steered(self) -> int:
+        starts = [0 if one.start is None else int(torch.as_tensor(one.start).min()) for one in self.interventions]
+        return min(starts, default=0)
+
+    def _measure(self, pattern: Tensor, hook: Any) -> None:
+        self._longest = max(self._longest, pattern.shape[-1])
 
 
 def as_interventions(

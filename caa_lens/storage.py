@@ -123,10 +123,12 @@ def _decode(data: bytes) -> SteeringVectors:
         if not isinstance(metadata, dict) or any(type(value) is not str for value in metadata.values()):
             raise ValueError("metadata that is not text")
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise VectorFileError(
-            f"is not a readable safetensors file ({error}): it may be truncated; save it again. Other tools' files are "
-            "read by caa_lens.read_vectors"
-        ) from None
+        remedy = "it may be truncated; save it again. Other tools' files are read by caa_lens.read_vectors"
+        if data.startswith(b"PK\x03\x04"):
+            remedy = "it is PyTorch's; vectors are saved with vectors.save(...), not with torch.save"
+        elif data.lstrip().startswith((b"{", b"[")):
+            remedy = "it is text; contrast pairs are loaded with ContrastSet.load"
+        raise VectorFileError(f"is not a readable safetensors file ({error}): {remedy}") from None
     version = metadata.get("caa_lens_format")
     if version is None:
         raise VectorFileError(

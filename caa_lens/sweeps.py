@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caa_lens.answers import score
-from caa_lens.arguments import check_contrast_set, check_layers, check_list, check_model, check_vector_set
+from caa_lens.arguments import (
+    check_contrast_set,
+    check_layers,
+    check_list,
+    check_model,
+    check_vector_set,
+    warn_of_training_pairs,
+)
 from caa_lens.contrast import ContrastSet
 from caa_lens.hooks import Intervention
 from caa_lens.intervals import bootstrap_interval, mean_with_interval
@@ -138,6 +145,7 @@ def sweep(
     check_model(model)
     check_contrast_set(test)
     check_vector_set(vectors)
+    warn_of_training_pairs(test, vectors)
     multipliers = check_list("multipliers", multipliers, float)
     if not multipliers:
         raise ValueError("no multipliers given: expected at least one number")

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from caa_lens.arguments import check_count
 from caa_lens.open_answers import answers_frame
 from caa_lens.prompts import Prompt, PromptFormat, left_pad, resolve_format
 
@@ -70,6 +71,7 @@ def measure_texts(
     frame["distinct_2"] = [distinct(text, 2) for text in answers]
     if model is None:
         return frame
+    check_count("batch_size", batch_size)
     fmt = resolve_format(model, prompt_format)
     prompts = [
         fmt.encode(model.tokenizer, question, answer, system=system)

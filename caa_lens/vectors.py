@@ -94,6 +94,10 @@ class SteeringVector(VectorAlgebra):
         provenance = replace(self.provenance, expression=expression)
         return SteeringVector(direction=self.direction.clone(), layer=layer, provenance=provenance)
 
+    def save(self, path: str | Path) -> Path:
+        """Write a file that holds a set of this one vector; see `SteeringVectors.save`."""
+        return SteeringVectors.from_vectors([self]).save(path)
+
     # ---- in a model -------------------------------------------------------------------------------------------
 
     def hook(

@@ -46,7 +46,7 @@ MISTAKES = {
     "cl.generate(model, prompt, vectors=[vectors])": "of SteeringVectors choose a layer, as in vectors[13]",
     "cl.generate(model, prompt, vectors=[torch.ones(32)])": "got a tensor of shape (32,); of SteeringVectors choose",
     "cl.generate(model, prompt, vectors=[(vectors[1], '1')])": "multiplier must be a number or a tensor [batch], got",
-    "cl.steer('v', model).__enter__()": "expected a model",
+    "cl.steer('v', model)": "expected a model",
     "vectors['2']": "no vector for layer '2': this set has layers 0-3",
     "cl.ContrastSet.load('sentimnt')": "did you mean 'sentiment'?",
     "cl.ContrastSet.load('hallucination')": "load_paper_set('hallucination')",
@@ -62,11 +62,22 @@ MISTAKES = {
     "cl.load_model(model)": "got a HookedTransformer, expected a hub id, a folder, a .gguf file or 'demo'",
     "cl.generate(model, torch.tensor([[1, 2]]))": "expected a question or a Prompt, or a list of these, got a tensor",
     "cl.generate(model, prompt, vectors=(vectors[1], 1))": "got the int 1; a multiplier stands in a pair",
-    "cl.steer(model, vectors[1], prompt=prompt, start=0).__enter__()": "either prompt=..., or start=..., not both",
-    "cl.steer(model, vectors[1]).__enter__()": "start=0 steers every position",
+    "cl.steer(model, vectors[1], prompt=prompt, start=0)": "either prompt=..., or start=..., not both",
+    "cl.steer(model, vectors[1])": "start=0 steers every position",
     "cl.SteeringVector.from_direction([1.0, 2.0], 3)": "got a list, expected a tensor [d_model]",
-    "cl.logit_lens(model, vectors, k='5')": "k must be a whole number, got '5'",
+    "cl.logit_lens(model, vectors, k='5')": "k must be a whole number, got the str '5'",
     "cl.ContrastSet.from_pairs([('q', 'a', 'b'), ('q', 'a', 'a')])": "pair 2, negative: found",
+    "cl.extract(model, pairs, batch_size=0)": "batch_size must be at least 1, got 0",
+    "cl.attribute(model, pairs, vectors[1], batch_size=2.0)": "batch_size must be a whole number, got the float 2.0",
+    "cl.generate(model, prompt, max_new_tokens=4.5)": "max_new_tokens must be a whole number, got the float 4.5",
+    "cl.generate(halved, prompt)": "weights are float16, but its cfg.dtype says float32: load it with dtype='float16'",
+    "list(cl.read_residuals(model, ['a text']))": "expected Prompts, got the str 'a text' among them",
+    "cl.ContrastSet([('q', 'a', 'b')])": "make a set with ContrastSet.from_pairs([(question, positive, negative)",
+    "cl.ContrastSet.load('v.pt')": "found a file of vectors, expected contrast pairs, a .json or .jsonl file",
+    "cl.read_vectors('pairs.jsonl')": "pairs.jsonl holds contrast pairs, expected steering vectors",
+    "cl.SteeringVectors.load('pairs.jsonl')": "it is text; contrast pairs are loaded with ContrastSet.load",
+    "cl.SteeringVectors.load('v.pt')": "it is PyTorch's; vectors are saved with vectors.save(...), not with torch.save",
+    "cl.read_vectors('v.pt')": "if torch.save wrote this library's vectors, write them with vectors.save(...) instead",
     "vectors[1.0]": "no vector for layer 1.0",
     "vectors[1:3]": "several are chosen with .at([...])",
     "cl.logit_lense": "has no attribute 'logit_lense': try 'logit_lens'",
@@ -82,6 +93,9 @@ model.cfg.model_name = "tiny"
 pairs = cl.ContrastSet.load("sentiment").sample(4)
 vectors = cl.SteeringVectors(directions=torch.ones(4, model.cfg.d_model), layers=(0, 1, 2, 3))
 prompt = cl.Prompt(text="", answer_start=3, tokens=(1, 2, 3), steer_start=1, read=(2, 3))
+pairs.save("pairs.jsonl")
+torch.save(vectors, "v.pt")
+halved = tiny_model(n_layers=4).half()
 open("pairs.csv", "w").write("question,positive,negative\\n")
 said = {}
 for mistake in json.loads(sys.argv[2]):

@@ -47,11 +47,13 @@ def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
     )
     assert done.exit_code == 0, done.output
     assert sorted(set(pd.read_parquet(table)["layer"])) == [1, 3, 4]
+    assert "log-probability margin" in table.with_suffix(".html").read_text(encoding="utf-8")
 
     table = tmp_path / "t.parquet"
     words = ["transfer", "sentiment", str(file), "--out", str(table), "--layers", "1,3", "--test", "5", "--size", "0.1"]
     done = runner.invoke(cli.app, words)
     assert done.exit_code == 0, done.output
+    assert "change of log-probability margin (nats per token) against the unsteered model" in done.output
     frame = pd.read_parquet(table)
     assert sorted(set(zip(frame["source"], frame["target"], strict=True))) == [(1, 1), (1, 3), (3, 1), (3, 3)]
     assert frame["norm"].round(4).groupby(frame["target"]).nunique().tolist() == [1, 1]

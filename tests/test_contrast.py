@@ -212,25 +212,25 @@ def test_completions_have_no_letters_to_balance():
 def test_splitting_is_disjoint_complete_and_repeatable(n, seed, data):
     pairs = completion_set(n)
     n_test = data.draw(st.integers(1, n - 1))
-    train, test = pairs.split(n_test, seed)
+    train, test = pairs.split(test=n_test, seed=seed)
     assert (len(train), len(test)) == (n - n_test, n_test)
     assert not set(train) & set(test)
     assert set(train) | set(test) == set(pairs)
-    assert (train, test) == pairs.split(n_test, seed)
+    assert (train, test) == pairs.split(test=n_test, seed=seed)
     assert (train.name, test.name) == (pairs.name, pairs.name)
 
 
 def test_splitting_shuffles_and_takes_a_share_as_well_as_a_number():
     pairs = completion_set(40)
-    assert pairs.split(0.25, seed=3) == pairs.split(10, seed=3)
-    assert pairs.split(10, seed=3) != pairs.split(10, seed=4)
-    assert pairs.split(10, seed=3)[1] != pairs[-10:]
+    assert pairs.split(test=0.25, seed=3) == pairs.split(test=10, seed=3)
+    assert pairs.split(test=10, seed=3) != pairs.split(test=10, seed=4)
+    assert pairs.split(test=10, seed=3)[1] != pairs[-10:]
 
 
 @pytest.mark.parametrize("test", [0, -1, 4, 5, True, 0.0, 1.0, -0.5, 2.0, 0.01, 0.99, float("nan")])
 def test_a_split_that_leaves_a_side_empty_is_refused(test):
     with pytest.raises(ValueError, match=f"got test={test!r} for the 4 pairs of 'mood', expected a number of pairs"):
-        completion_set(4, name="mood").split(test)
+        completion_set(4, name="mood").split(test=test)
 
 
 def test_a_sample_has_distinct_pairs_in_order():

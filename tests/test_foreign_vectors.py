@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import random_vectors, tiny_model
 
+from caa_lens.arguments import TrainingPairsWarning
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import extract
 from caa_lens.foreign_vectors import model_transfer
@@ -125,7 +126,8 @@ def test_vectors_cross_widths_only_by_a_map_and_through_files(tmp_path, demo_tok
     )
     carried = found.carry(foreign)
     result = model_transfer(narrow, TEXTS, own, carried, multipliers=[1], progress=False)
-    swept = sweep(narrow, TEXTS, carried, multipliers=[1], progress=False).frame["margin"]
+    with pytest.warns(TrainingPairsWarning, match="pairs of 'days' are those that the vectors were extracted from"):
+        swept = sweep(narrow, TEXTS, carried, multipliers=[1], progress=False).frame["margin"]
     ours = result.frame[result.frame["vectors"] == "foreign"]["score"]
     np.testing.assert_allclose(ours, swept, atol=2e-5)
 

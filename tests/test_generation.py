@@ -303,7 +303,7 @@ class ByteTokenizer:
 
 
 def test_streaming_waits_for_whole_characters_and_loses_none(monkeypatch):
-    model = SimpleNamespace(tokenizer=ByteTokenizer(), cfg=None, hooks=None)
+    model = tiny_model(tokenizer=ByteTokenizer())
     bytes_of_text = "aé日b😀".encode()[:-1]  # the last character never becomes whole
     monkeypatch.setattr(generation, "generate_tokens", lambda *_, **__: (torch.tensor([b]) for b in bytes_of_text))
     pieces = list(stream(model, prompt_of(3, 2)))

@@ -2,7 +2,6 @@
 
 import copy
 import re
-from contextlib import contextmanager
 from inspect import unwrap
 
 import pytest
@@ -112,7 +111,7 @@ def test_it_has_to_be_said_where_steering_starts(tiny_chat, prompts):
         with pytest.raises(
             ValueError, match=r"say where steering starts: either prompt=.*(start=0 steers every position|not both)"
         ):
-            steer(tiny_chat, v, **place).__enter__()
+            steer(tiny_chat, v, **place)
 
 
 def test_a_run_that_ends_before_steering_starts_is_told_of(tiny_chat, prompts):
@@ -235,17 +234,17 @@ def test_steering_one_model_does_not_touch_another_or_any_weight(tiny_chat, prom
 def test_vectors_that_do_not_fit_the_model_are_refused_on_entry(tiny_chat):
     vectors = random_vectors(tiny_chat)
     with pytest.raises(ValueError, match="layer 5 is out of range: tiny-random-llama has layers 0 to 4"):
-        steer(tiny_chat, vectors[2], vectors[4].at_layer(5), start=0).__enter__()
+        steer(tiny_chat, vectors[2], vectors[4].at_layer(5), start=0)
     wide = SteeringVector(direction=torch.ones(64), layer=2)
     remedy = "vector has d_model=64, but 'tiny-random-llama' has d_model=32: extract it from this model"
     with pytest.raises(ValueError, match=remedy):
-        steer(tiny_chat, vectors[2], wide, start=0).__enter__()
+        steer(tiny_chat, vectors[2], wide, start=0)
 
 
 def test_a_set_in_place_of_a_vector_is_refused_rather_than_steering_all_its_layers(tiny_chat, monkeypatch):
     vectors = random_vectors(tiny_chat)
     with pytest.raises(TypeError):
-        steer(tiny_chat, vectors, start=0).__enter__()
+        steer(tiny_chat, vectors, start=0)
     # As users see it, without the tests' own type checking.
     unchecked = unwrap(as_interventions)
     monkeypatch.setattr(steering, "as_interventions", unchecked)
@@ -253,7 +252,7 @@ def test_a_set_in_place_of_a_vector_is_refused_rather_than_steering_all_its_laye
         r"expected a SteeringVector, a \(SteeringVector, multiplier\) pair or an Intervention, got SteeringVectors"
     )
     with pytest.raises(TypeError, match=expected + r".*; of SteeringVectors choose a layer, as in vectors\[13\]"):
-        contextmanager(unwrap(steer))(tiny_chat, vectors, start=0).__enter__()
+        unwrap(steer)(tiny_chat, vectors, start=0)
     with pytest.raises(TypeError, match=r"got a tuple of SteeringVectors, .*choose a layer, as in vectors\[13\]"):
         unchecked(tiny_chat, [(vectors, 2.0)])
     with pytest.raises(TypeError, match=r"a list of vectors, got one SteeringVectors: .*as in \[vectors\[13\]\]"):
@@ -262,15 +261,38 @@ def test_a_set_in_place_of_a_vector_is_refused_rather_than_steering_all_its_laye
         unchecked(tiny_chat, vectors[2])
 
 
+def test_steering_without_a_block_is_told_of_and_says_of_itself_what_it_is(tiny_chat):
+    v = random_vectors(tiny_chat)[2]
+    with pytest.warns(NothingSteeredWarning, match=r"works in a block, `with cl.steer\(...\):`"):
+        steer(tiny_chat, v, start=0)
+    steered = steer(tiny_chat, v, start=7, multiplier=2)
+    assert re.fullmatch(r"steers 2 \* SteeringVector\(.*\) from position 7 on, inside `with cl.steer.*`", repr(steered))
+    with steered:
+        pass  # warnings are errors here
+
+
+def test_a_block_may_be_entered_again_and_within_itself(tiny_chat, prompts):
+    v, tokens = random_vectors(tiny_chat)[2], [prompts[0].tokens]
+    once, twice = (logits_of(tiny_chat, tokens, [adding(v, 4, multiplier)]) for multiplier in (1.0, 2.0))
+    steered = steer(tiny_chat, v, start=4)
+    for _ in range(2):
+        with steered:
+            torch.testing.assert_close(logits_of(tiny_chat, tokens), once, **LOGITS)
+            with steered:
+                torch.testing.assert_close(logits_of(tiny_chat, tokens), twice, **LOGITS)
+            torch.testing.assert_close(logits_of(tiny_chat, tokens), once, **LOGITS)
+        assert hook_counts(tiny_chat) == {}
+
+
 def test_a_model_without_a_tokenizer_cannot_be_asked_in_words(tiny):
     with pytest.raises(TypeError, match="this model has no tokenizer"):
-        steer(tiny, random_vectors(tiny)[2], prompt="How are you?").__enter__()
+        steer(tiny, random_vectors(tiny)[2], prompt="How are you?")
 
 
 def test_a_prompt_longer_than_the_context_is_refused(demo_tokenizer):
     model = tiny_model(d_vocab=len(demo_tokenizer), n_ctx=32, tokenizer=demo_tokenizer)
     with pytest.raises(ValueError, match="but the model's context is 32: shorten it"):
-        steer(model, random_vectors(model)[2], prompt="Why? " * 20).__enter__()
+        steer(model, random_vectors(model)[2], prompt="Why? " * 20)
 
 
 # ---- what is steered, said aloud --------------------------------------------------------------------------------

@@ -133,6 +133,13 @@ def test_provenance_that_would_not_be_read_back_as_it_is_is_refused(tmp_path, od
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_vector_is_saved_as_a_set_of_one(tmp_path):
+    vectors = SteeringVectors(directions=torch.arange(6.0).reshape(3, 2), layers=(1, 4, 9))
+    again = SteeringVectors.load(vectors[4].save(tmp_path / "one.safetensors"))
+    assert again.layers == (4,)
+    assert again[4].direction.equal(vectors[4].direction)
+
+
 def test_a_view_into_a_larger_tensor_is_saved_as_what_it_shows(tmp_path):
     large = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     vectors = SteeringVectors(directions=large.T[::2], layers=(3, 20))
