@@ -37,7 +37,7 @@ def peer(pairs, fmt, tokenizer):
     import steering_vectors
     from transformers import AutoModelForCausalLM
 
-    from caa_lens.demo_model import demo_model_path
+    from caa_lens.loading.demo_model import demo_model_path
 
     hf = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32)
     samples = []

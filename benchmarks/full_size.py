@@ -19,10 +19,10 @@ from caa_lens import prefix_cache
 from caa_lens.activations import read_pairs
 from caa_lens.generation import generate_tokens
 from caa_lens.hooks import Intervention
-from caa_lens.llama_config import hooked_config
+from caa_lens.loading.llama_config import hooked_config
+from caa_lens.loading.weights import build_model, expected_shapes
 from caa_lens.prompts import Prompt
 from caa_lens.staircase import Staircase
-from caa_lens.weights import build_model, expected_shapes
 
 SHAPES = {
     "tiny": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 4, "num_attention_heads": 4},

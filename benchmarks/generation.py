@@ -14,8 +14,8 @@ import torch
 from timing import as_transformer_lens_loads_it, print_table, seconds
 
 import caa_lens as cl
-from caa_lens.demo_model import demo_model_path
 from caa_lens.generation import generate_tokens
+from caa_lens.loading.demo_model import demo_model_path
 from caa_lens.prompts import default_format, left_pad
 
 LAYER, MULTIPLIER = 14, 1.0

@@ -41,8 +41,8 @@ def write_llama(folder: Path, dtype: str, n_files: int) -> None:
     import torch
     from safetensors.torch import save_file
 
+    from caa_lens.loading.weights import expected_shapes
     from caa_lens.models import hooked_config
-    from caa_lens.weights import expected_shapes
 
     torch.manual_seed(0)
     folder.mkdir()

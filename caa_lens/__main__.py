@@ -1,6 +1,6 @@
 """`python -m caa_lens` is the command line."""
 
-from caa_lens.cli import main
+from caa_lens.cli.commands import main
 
 if __name__ == "__main__":
     main()

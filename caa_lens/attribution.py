@@ -110,7 +110,7 @@ class Attribution:
 
     def plot(self) -> "go.Figure":
         """Bar chart by component, with 95 % intervals over questions."""
-        from caa_lens.plots_attribution import contribution_bars  # plotly takes a second to import
+        from caa_lens.plots.attribution import contribution_bars  # plotly takes a second to import
 
         return contribution_bars(self)
 

@@ -16,13 +16,14 @@ without a byte order mark. Rows become pairs through the caller's `make`: what a
 
 import difflib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
+
+from caa_lens.atomic_files import write_atomically
 
 OURS = ("question", "positive", "negative")
 SCHEMAS = {  # whose: the keys of the question, of the positive and of the negative answer
@@ -88,7 +89,7 @@ def locate(name_or_path: str | Path, *, open_ended: bool = False) -> Traversable
         return files("caa_lens") / "data" / f"{name_or_path}{_OPEN_ENDED if open_ended else ''}.jsonl"
     path = Path(name_or_path)
     if not path.exists():
-        from caa_lens.paper_numbers import BEHAVIORS  # stands above
+        from caa_lens.paper.numbers import BEHAVIORS  # stands above
 
         name = str(name_or_path)
         near = difflib.get_close_matches(name, names, n=1)
@@ -135,13 +136,8 @@ def read_questions(file: Traversable) -> list[str]:
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
     """Writes JSON lines; `path` holds what it held before until all of them are there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def _read(file: Traversable, convert: Callable[[dict[str, Any]], T]) -> list[T]:

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from caa_lens.arguments import check_layers
+from caa_lens.atomic_files import write_atomically
 from caa_lens.contrast import ContrastSet
-from caa_lens.storage import write_atomically
 from caa_lens.vectors import SteeringVectors
 
 if TYPE_CHECKING:

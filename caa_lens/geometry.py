@@ -43,7 +43,7 @@ class CosineMap:
 
     def plot(self) -> "go.Figure":
         """Heat map; the cells of a layer with the same layer are framed."""
-        from caa_lens.plots_geometry import cosine_heatmap  # plotly takes a second to import
+        from caa_lens.plots.geometry import cosine_heatmap  # plotly takes a second to import
 
         return cosine_heatmap(self)
 
@@ -78,7 +78,7 @@ class BehaviorCosines:
 
     def plot(self) -> "go.Figure":
         """Heat map with the cosines written in; the unit diagonal is framed."""
-        from caa_lens.plots_geometry import behavior_heatmap
+        from caa_lens.plots.geometry import behavior_heatmap
 
         return behavior_heatmap(self)
 
@@ -110,7 +110,7 @@ class ModelCosines:
 
     def plot(self) -> "go.Figure":
         """Curve by layer, with the band in which random directions lie."""
-        from caa_lens.plots_geometry import model_curve
+        from caa_lens.plots.geometry import model_curve
 
         return model_curve(self)
 

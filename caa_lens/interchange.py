@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from caa_lens.caa_files import read_caa, write_caa
-from caa_lens.control_vectors import read_control_vector, write_control_vector
+from caa_lens.formats.caa_files import read_caa, write_caa
+from caa_lens.formats.control_vectors import read_control_vector, write_control_vector
+from caa_lens.formats.vllm_lens_files import read_vllm_lens, write_vllm_lens
 from caa_lens.provenance import Provenance
 from caa_lens.storage import VectorFileError, load_vectors, save_vectors
 from caa_lens.vectors import SteeringVector, SteeringVectors
-from caa_lens.vllm_lens_files import read_vllm_lens, write_vllm_lens
 
 ENDINGS = {".safetensors": "safetensors", ".pt": "caa", ".gguf": "gguf", ".json": "vllm-lens"}
 _READ: dict[str, Callable[[Path], SteeringVectors]] = {

@@ -77,7 +77,7 @@ class LogitLens:
 
     def plot(self, k: int = 6) -> "go.Figure":
         """Heat maps of the first `k` promoted and suppressed: layer x rank, cells are tokens, colour is the score."""
-        from caa_lens.plots_lens import token_heatmaps  # plotly takes a second to import
+        from caa_lens.plots.lens import token_heatmaps  # plotly takes a second to import
 
         return token_heatmaps(self, k)
 
@@ -124,7 +124,7 @@ class WordRanks:
 
     def plot(self) -> "go.Figure":
         """Rank by layer, one line a word; the axis is logarithmic, with rank 1 on top."""
-        from caa_lens.plots_lens import rank_curves
+        from caa_lens.plots.lens import rank_curves
 
         return rank_curves(self)
 

@@ -3,7 +3,7 @@
 From a Hugging Face id, a local folder of safetensors, a GGUF file, or the word ``"demo"``. TransformerLens'
 own ``from_pretrained`` knows official names only, takes several times the memory of the weights, and folds
 the norms; here the configuration is read from ``config.json``, the model is built without memory, and
-``weights.py`` fills it with Hugging Face's values, unfolded.
+`loading.weights` fills it with Hugging Face's values, unfolded.
 """
 
 import re
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from caa_lens.checkpoints import GgufFile, SafetensorsFolder
-from caa_lens.device_memory import devices, free_memory
-from caa_lens.hub import CONFIG_FILES, WEIGHT_FILES, download
-from caa_lens.llama_config import Config, count_parameters, hooked_config, read_config
-from caa_lens.llama_config import n_parameters as n_parameters
-from caa_lens.tokenizer_loading import TOKENIZER_FILES, attach_tokenizer, folder_tokenizer
-from caa_lens.weights import build_model, expected_shapes
+from caa_lens.loading.checkpoints import GgufFile, SafetensorsFolder
+from caa_lens.loading.device_memory import devices, free_memory
+from caa_lens.loading.hub import CONFIG_FILES, WEIGHT_FILES, download
+from caa_lens.loading.llama_config import Config, count_parameters, hooked_config, read_config
+from caa_lens.loading.llama_config import n_parameters as n_parameters
+from caa_lens.loading.tokenizers import TOKENIZER_FILES, attach_tokenizer, folder_tokenizer
+from caa_lens.loading.weights import build_model, expected_shapes
 
 # TransformerLens takes about 3 s to import and transformers 4 s, so both are imported where they are used.
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def load_model(
               licensed models need the ``HF_TOKEN`` environment variable),
             * a folder with ``config.json`` and safetensors, in one file or sharded,
             * a ``.gguf`` file of the Llama architecture, which is dequantised,
-            * ``"demo"``: SmolLM2-135M-Instruct (see `caa_lens.demo_model.demo_model_path`).
+            * ``"demo"``: SmolLM2-135M-Instruct (see `caa_lens.loading.demo_model.demo_model_path`).
         dtype: type of the weights and activations, a ``torch.dtype`` or one of "float32", "bfloat16",
             "float16" ("fp32", "bf16", "fp16"). None: float32 on the CPU, the checkpoint's own type on an
             accelerator.
@@ -88,7 +88,7 @@ def load_model(
     # Parameters made in inference mode could never be used with gradients.
     with torch.inference_mode(False):
         if name == "demo":
-            from caa_lens.demo_model import DEMO_NAME, demo_model_path
+            from caa_lens.loading.demo_model import DEMO_NAME, demo_model_path
 
             return _load_folder(demo_model_path(), DEMO_NAME, wanted)
         path = Path(name).expanduser()

@@ -63,7 +63,7 @@ class Norms:
 
     def plot(self) -> "go.Figure":
         """Both norms by layer, and their ratio below."""
-        from caa_lens.plots_geometry import norm_curves  # plotly takes a second to import
+        from caa_lens.plots.geometry import norm_curves  # plotly takes a second to import
 
         return norm_curves(self)
 
@@ -115,7 +115,7 @@ class PairPCA:
 
     def plot(self) -> "go.Figure":
         """Layers side by side; colour is the side, the marker's shape the letter."""
-        from caa_lens.plots_geometry import pca_panels
+        from caa_lens.plots.geometry import pca_panels
 
         return pca_panels(self)
 
@@ -173,7 +173,7 @@ class Separability:
 
     def plot(self) -> "go.Figure":
         """Accuracy with its interval by layer, the other two measures below; the emergence layer is marked."""
-        from caa_lens.plots_geometry import separability_curves
+        from caa_lens.plots.geometry import separability_curves
 
         return separability_curves(self)
 

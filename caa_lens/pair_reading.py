@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 
 from caa_lens.activations import read_pairs, read_residuals
 from caa_lens.arguments import check_contrast_set, check_count, check_layers, check_model
+from caa_lens.atomic_files import write_atomically
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import encode_pairs
 from caa_lens.prompts import Prompt, PromptFormat, resolve_format
-from caa_lens.storage import write_atomically
 from caa_lens.vectors import Provenance, hook_name_of, layer_ranges
 
 

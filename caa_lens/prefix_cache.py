@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caa_lens.device_memory import free_memory
+from caa_lens.loading.device_memory import free_memory
 
 Edit = Callable[[int, Tensor], Tensor]
 

@@ -10,7 +10,7 @@ from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caa_lens.storage import write_atomically
+from caa_lens.atomic_files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

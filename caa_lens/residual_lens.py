@@ -82,7 +82,7 @@ class StreamLens:
 
     def plot(self) -> "go.Figure":
         """Heat maps of the unsteered and the steered run: layer x position, cells are tokens, colour is probability."""
-        from caa_lens.plots_lens import stream_heatmaps  # plotly takes a second to import
+        from caa_lens.plots.lens import stream_heatmaps  # plotly takes a second to import
 
         return stream_heatmaps(self)
 

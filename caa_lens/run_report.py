@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from caa_lens.atomic_files import write_atomically
 from caa_lens.report import ColoredText, Part, Section, write_parts
-from caa_lens.storage import write_atomically
 
 FORMAT_VERSION = 1
 _PLAIN = ("title", "source", "text", "skipped")

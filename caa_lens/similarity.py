@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from caa_lens.arguments import as_vector_set, check_layers, check_model, check_width
+from caa_lens.atomic_files import write_atomically
 from caa_lens.lens import show_token
 from caa_lens.prompts import Prompt, PromptFormat, check_fits, resolve_format
-from caa_lens.storage import write_atomically
 from caa_lens.vectors import Provenance, SteeringVector, SteeringVectors, hook_name_of
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class TokenSimilarity:
 
     def plot(self, *, measure: str | None = None, skip_first: bool = True) -> "go.Figure":
         """Heat map of one measure, layer x token."""
-        from caa_lens.plots_attribution import similarity_heatmap  # plotly takes a second to import
+        from caa_lens.plots.attribution import similarity_heatmap  # plotly takes a second to import
 
         return similarity_heatmap(self, _check_measure(measure or self.measure), skip_first=skip_first)
 

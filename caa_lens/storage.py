@@ -9,19 +9,16 @@ file found years later still says which model, hook point, layer convention and 
 Version 1 had neither `checksum` nor `library_versions`; such files are read, unproven. Nothing is ever unpickled.
 """
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
-import secrets
-from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from caa_lens.atomic_files import write_atomically
 from caa_lens.provenance import HOOK_POINT, Provenance
 from caa_lens.vectors import SteeringVectors
 
@@ -196,35 +193,3 @@ def _sorted_metadata(data: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     padding = -len(text) % 8  # tensors start at a multiple of 8
     return (len(text) + padding).to_bytes(8, "little") + text + b" " * padding + data[8 + length :]
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file in the same folder, then rename it to `path`.
-
-    The file reaches the disk before it is renamed, and the rename before this returns, so that not even a machine that
-    crashes leaves an empty file under the name.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile.mkstemp, which makes files that only their owner can read; vectors are shared.
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
-    try:
-        write(temporary)
-        _to_disk(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        with contextlib.suppress(OSError):  # some network file systems refuse; what is written is written
-            _to_disk(path.parent)
-    return path
-
-
-def _to_disk(path: Path) -> None:
-    """Return when what the system holds of a file, or of a folder's list of names, is on the disk."""
-    writable = os.name != "posix"  # Windows asks for that, and POSIX has no such handle of a folder
-    handle = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -94,13 +94,13 @@ class Sweep:
 
     def plot(self) -> "go.Figure":
         """Heat map of the mean score, layer x multiplier."""
-        from caa_lens.plots import sweep_heatmap  # plotly takes a second to import
+        from caa_lens.plots.sweeps import sweep_heatmap  # plotly takes a second to import
 
         return sweep_heatmap(self)
 
     def plot_layer(self, layer: int | None = None) -> "go.Figure":
         """Dose-response curve of one layer (the best by default) with its interval."""
-        from caa_lens.plots import dose_response
+        from caa_lens.plots.sweeps import dose_response
 
         return dose_response(self, self.best_layer if layer is None else layer)
 

@@ -1,7 +1,7 @@
 """Steering vectors: directions in the residual stream, with arithmetic and with their history.
 
 Pure tensors: nothing here knows a model. A vector remembers where it belongs (model, hook point, layer) and how it
-was made. `caa_lens.vector_algebra` has the arithmetic and its rules.
+was made. `caa_lens.algebra.methods` has the arithmetic and its rules.
 
 Layers are 0-based blocks and the hook point is a block's output: layer 13 is `blocks.13.hook_resid_post`, which is
 Hugging Face's `hidden_states[14]`.
@@ -17,13 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from caa_lens import subspaces
-from caa_lens import vector_expression as write
-from caa_lens import vector_rules as rules
+from caa_lens.algebra import expressions as write
+from caa_lens.algebra import rules, subspaces
+from caa_lens.algebra.combinations import normalize_across_behaviors as normalize_across_behaviors
+from caa_lens.algebra.methods import VectorAlgebra
 from caa_lens.provenance import HOOK_POINT as HOOK_POINT
 from caa_lens.provenance import Provenance, hook_name_of, layer_ranges
-from caa_lens.vector_algebra import VectorAlgebra
-from caa_lens.vector_combinations import normalize_across_behaviors as normalize_across_behaviors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

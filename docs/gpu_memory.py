@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import torch
 
 from caa_lens import prefix_cache
-from caa_lens.llama_config import count_parameters, hooked_config
+from caa_lens.loading.llama_config import count_parameters, hooked_config
 from caa_lens.models import HEADROOM
 from caa_lens.prefix_cache import MOST_TOKENS
 

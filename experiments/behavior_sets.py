@@ -32,9 +32,9 @@ N_TRUTHFUL_QA = 817
 
 def missing_sets(config: RunConfig) -> tuple[str, ...]:
     """The paper's sets that such a run uses and that have not been fetched."""
-    from caa_lens.data_sources import QUESTIONS
-    from caa_lens.paper_data import data_folder
-    from caa_lens.paper_numbers import BEHAVIORS
+    from caa_lens.paper.numbers import BEHAVIORS
+    from caa_lens.paper.questions import data_folder
+    from caa_lens.paper.sources import QUESTIONS
 
     if config.data != "paper":
         return ()
@@ -58,7 +58,7 @@ def behavior_sets(config: RunConfig, behavior: str) -> Sets:
     from caa_lens.contrast import ContrastSet, load_open_ended
 
     if config.data == "paper":
-        from caa_lens.paper_data import load_paper_set, published_size
+        from caa_lens.paper.questions import load_paper_set, published_size
 
         if behavior in config.stand_ins:
             generate, test = (

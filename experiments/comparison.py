@@ -16,7 +16,7 @@ def beside_the_paper(cells: "pd.DataFrame", table: str, config: RunConfig) -> "p
     """
     import pandas as pd
 
-    from caa_lens.paper_numbers import compare
+    from caa_lens.paper.numbers import compare
 
     shown = cells.drop(columns=["metric"], errors="ignore")
     if has_paper_numbers(table, config):
@@ -37,7 +37,7 @@ def paper_tables(cells: "pd.DataFrame", table: str, config: RunConfig) -> list[t
 
 
 def has_paper_numbers(table: str, config: RunConfig) -> bool:
-    from caa_lens.paper_numbers import published
+    from caa_lens.paper.numbers import published
 
     return config.data == "paper" and len(published(table, config.model_name)) > 0
 

@@ -31,8 +31,8 @@ def curves(
 
     import plotly.graph_objects as go
 
-    from caa_lens.plots import GREY, styled
-    from caa_lens.plots_lens import LINES
+    from caa_lens.plots.lens import LINES
+    from caa_lens.plots.style import GREY, styled
 
     figure = go.Figure()
     with_interval = {"low", "high"} <= set(frame)

@@ -47,7 +47,7 @@ def skip(config: "RunConfig") -> str | None:
 def run(unit: Unit, context: "Context") -> "pd.DataFrame":
     import pandas as pd
 
-    from caa_lens.text_measures import measure_texts
+    from caa_lens.open_ended.text_measures import measure_texts
 
     taught = Unit.of(behavior=unit["behavior"], finetune=unit["finetune"])
     file = answers_file(context.folder, taught)
@@ -107,7 +107,7 @@ def cost(unit: Unit, context: "Context") -> Cost:
 
 
 def judged_units(config: "RunConfig") -> list[Unit]:
-    from caa_lens.rubrics import RUBRICS
+    from caa_lens.open_ended.rubrics import RUBRICS
 
     behaviors = dict.fromkeys(unit["behavior"] for unit in units(config) if unit["behavior"] in RUBRICS)
     return [

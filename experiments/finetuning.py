@@ -168,8 +168,8 @@ def weights_folder(model: str) -> Path:
     Raises:
         ValueError: for a GGUF file.
     """
-    from caa_lens.demo_model import demo_model_path
-    from caa_lens.hub import CONFIG_FILES, WEIGHT_FILES, download
+    from caa_lens.loading.demo_model import demo_model_path
+    from caa_lens.loading.hub import CONFIG_FILES, WEIGHT_FILES, download
 
     if model == "demo":
         return demo_model_path()

@@ -41,7 +41,7 @@ KEPT = ["prompt", "score", "raw", "attempts", "error", "again"]
 
 
 def units(config: "RunConfig") -> list[Unit]:
-    from caa_lens.rubrics import RUBRICS
+    from caa_lens.open_ended.rubrics import RUBRICS
 
     return [unit for unit in open_ended_units(config) if unit["behavior"] in RUBRICS]
 
@@ -57,7 +57,7 @@ def skip(config: "RunConfig") -> str | None:
 
 def own(config: "RunConfig") -> dict[str, Any]:
     """The judge and what it is asked."""
-    from caa_lens.rubrics import RUBRICS
+    from caa_lens.open_ended.rubrics import RUBRICS
 
     rubrics = content_hash({name: RUBRICS[name].text for name in config.behaviors if name in RUBRICS})
     settings = {"judge": config.judge, "judge_url": without_password(config.judge_url)}
@@ -74,8 +74,8 @@ def judge_answers(experiment: str, unit: Unit, texts: "pd.DataFrame", context: "
     Raises:
         Unfinished: some answers, or all, could not be asked about now.
     """
-    from caa_lens.judge_client import JudgeError
-    from caa_lens.judging import judge
+    from caa_lens.open_ended.judge_client import JudgeError
+    from caa_lens.open_ended.judging import judge
 
     config = context.config
     # Replies are kept by judge, settings and prompt; another endpoint may have another judge of the same name.

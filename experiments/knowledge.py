@@ -37,7 +37,7 @@ def questions(name: str, config: "RunConfig") -> "tuple[ContrastSet, tuple[str, 
     """The questions and their categories; of fewer, as evenly many of each category as can be."""
     from dataclasses import replace
 
-    from caa_lens.paper_data import load_paper_questions, published_size
+    from caa_lens.paper.questions import load_paper_questions, published_size
 
     if name in config.stand_ins:
         pairs = stand_in(name, published_size(name, "questions") or N_TRUTHFUL_QA)

@@ -40,7 +40,7 @@ def skip(config: "RunConfig") -> str | None:
 
 
 def run(unit: Unit, context: "Context") -> "pd.DataFrame":
-    from caa_lens.text_measures import measure_texts
+    from caa_lens.open_ended.text_measures import measure_texts
 
     frame = answers(context.model, unit["behavior"], unit["multiplier"], context)
     return measure_texts(context.model, frame, progress=False)

@@ -125,7 +125,7 @@ def n_parameters(model: str) -> int | None:
     from caa_lens.models import n_parameters as count
 
     if (Path(model) / "config.json").is_file():
-        from caa_lens.llama_config import read_config
+        from caa_lens.loading.llama_config import read_config
 
         return count(read_config(Path(model)))
     basename = model.rstrip("/").rsplit("/", 1)[-1]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from caa_lens.storage import write_atomically
+from caa_lens.atomic_files import write_atomically
 from experiments.experiment import Experiment, Frames, Unit
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ def system_prompt(config: "RunConfig", behavior: str, side: str) -> str | None:
     if side == "none":
         return None
     if config.data == "paper":
-        from caa_lens.paper_numbers import SYSTEM_PROMPTS
+        from caa_lens.paper.numbers import SYSTEM_PROMPTS
 
         return SYSTEM_PROMPTS[behavior][side]
     return OF_BUNDLED[behavior][SIDES.index(side)]

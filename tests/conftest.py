@@ -47,6 +47,6 @@ def llama2_tokenizer():
     file = SHARED / "llama2_tokenizer" / "tokenizer.model"
     if not file.exists():
         pytest.skip("needs ../shared/llama2_tokenizer/tokenizer.model beside the project")
-    from caa_lens.tokenizer_loading import sentencepiece_tokenizer
+    from caa_lens.loading.tokenizers import sentencepiece_tokenizer
 
     return sentencepiece_tokenizer(file)

@@ -5,8 +5,8 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from caa_lens import data_sources
-from caa_lens.paper_data import published_size
+from caa_lens.paper import sources as data_sources
+from caa_lens.paper.questions import published_size
 
 
 @contextlib.contextmanager

@@ -11,54 +11,79 @@ PACKAGE = Path(__file__).resolve().parents[1] / "caa_lens"
 
 # Lowest first. A module may import (at its top level) modules of lower rows only.
 LEVELS = [
-    {"provenance", "vector_expression", "subspaces"},
-    {"vector_rules"},
-    {"vector_algebra"},
-    {"vector_combinations"},
-    {"vectors", "expression_parser"},
-    {"contrast_files", "prompts", "checkpoints", "hub", "tokenizer_loading", "device_memory", "intervals"},
-    {"paper_numbers", "rubrics", "judge_client", "judge_file", "open_answers"},
-    {"hooks", "contrast_pair", "storage", "weights", "demo_model", "geometry", "data_sources", "judging"},
-    {"caa_files", "control_vectors", "vllm_lens_files"},
-    {"contrast", "prefix_cache", "staircase", "llama_config", "downloads", "interchange"},
-    {"models", "paper_data"},
-    {"arguments", "data_fetch"},
-    {"activations", "text_measures"},
+    {"atomic_files", "provenance", "algebra.expressions", "algebra.subspaces"},
+    {"algebra.rules"},
+    {"algebra.methods"},
+    {"algebra.combinations"},
+    {"vectors", "algebra.expression_parser"},
+    {"loading.checkpoints", "loading.hub", "loading.tokenizers", "loading.device_memory"},
+    {"contrast_files", "prompts", "intervals"},
+    {"paper.numbers", "open_ended.rubrics", "open_ended.judge_client", "open_ended.judge_file", "open_ended.answers"},
+    {"loading.weights", "loading.demo_model", "paper.sources", "open_ended.judging"},
+    {"hooks", "contrast_pair", "storage", "geometry"},
+    {"formats.caa_files", "formats.control_vectors", "formats.vllm_lens_files"},
+    {"contrast", "prefix_cache", "staircase", "loading.llama_config", "paper.downloads", "interchange"},
+    {"models", "paper.questions"},
+    {"arguments", "paper.fetch"},
+    {"activations", "open_ended.text_measures"},
     {"extraction", "answers", "steering"},
     {"generation", "sweeps", "residual_lens"},
-    {"lens", "attribution", "pair_reading", "transfer_grid"},
-    {"pair_geometry", "layer_transfer", "residual_map"},
-    {"foreign_vectors"},
-    {"similarity", "plots", "report"},
+    {"lens", "attribution", "pair_reading", "transfers.transfer_grid"},
+    {"pair_geometry", "transfers.layer_transfer", "transfers.residual_map"},
+    {"transfers.foreign_vectors"},
+    {"similarity", "plots.style", "report"},
     {"run_report"},
-    {"plots_lens", "plots_geometry", "plots_attribution", "plots_transfer"},
-    {"demo", "cli_vectors", "cli_data", "cli_report"},
-    {"cli"},
+    {"plots.sweeps", "plots.lens", "plots.geometry", "plots.attribution", "plots.transfer"},
+    {"demo", "cli.vectors", "cli.data", "cli.report"},
+    {"cli.commands"},
     {"__main__", "__init__"},
 ]
 LEVEL_OF = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 PURE = ("vectors", "hooks", "geometry", "contrast", "contrast_pair", "contrast_files", "prompts", "storage", "report")
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py" or path.parent == PACKAGE
+)
+
+
+def source_of(module: str) -> str:
+    return (PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
 
 
 def imports_of(module: str, *, top_level_only: bool) -> set[str]:
     """Names of `caa_lens` modules that a module imports."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(source_of(module))
     nodes = tree.body if top_level_only else list(ast.walk(tree))
     found = set()
     for node in nodes:
-        if isinstance(node, ast.ImportFrom) and node.module == "caa_lens":
-            found |= {alias.name for alias in node.names if alias.name in LEVEL_OF}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("caa_lens."):
-            found.add(node.module.split(".")[1])
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("caa_lens."):
+            _, _, inside = (node.module or "").partition(".")
+            named = {".".join(filter(None, (inside, alias.name))) for alias in node.names}
+            found |= {inside} if inside in LEVEL_OF else named & LEVEL_OF.keys()
         elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("caa_lens.")}
+            found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("caa_lens.")}
     return found
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_has_a_level(module):
     assert module in LEVEL_OF, f"add {module} to LEVELS in tests/test_architecture.py, and to docs/architecture.md"
+
+
+def test_the_page_of_the_architecture_names_every_module_of_the_line_and_every_folder():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    names = {module for module in MODULES if "." not in module and not module.startswith("__")}
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
+    assert [folder for folder in FOLDERS if f"`{folder}/`" not in page] == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_says_what_is_in_it_and_imports_nothing(folder):
+    (said,) = ast.parse(source_of(f"{folder}.__init__")).body
+    assert isinstance(said, ast.Expr)
+    assert len(said.value.value) > 20
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -69,7 +94,7 @@ def test_modules_import_only_from_below(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_package_never_imports_from_scripts(module):
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(source_of(module))
     roots = {
         (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else alias.name.split(".")[0]
         for node in ast.walk(tree)
@@ -79,9 +104,9 @@ def test_the_package_never_imports_from_scripts(module):
     assert not roots & {"experiments", "benchmarks", "tests"}
 
 
-@pytest.mark.parametrize("module", [m for m in PURE if (PACKAGE / f"{m}.py").exists()])
+@pytest.mark.parametrize("module", PURE)
 def test_pure_modules_import_no_model_library(module):
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(source_of(module))
     names = {
         (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
         for node in ast.walk(tree)
@@ -93,7 +118,7 @@ def test_pure_modules_import_no_model_library(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_stay_short_enough_to_read(module):
-    lines = (PACKAGE / f"{module}.py").read_text(encoding="utf-8").count("\n")
+    lines = source_of(module).count("\n")
     assert lines <= 400, f"{module} has {lines} lines: one idea a module"
 
 

@@ -7,8 +7,8 @@ import zipfile
 import pytest
 import torch
 
-from caa_lens.caa_files import read_caa, read_caa_activations, write_caa
 from caa_lens.extraction import mean_difference
+from caa_lens.formats.caa_files import read_caa, read_caa_activations, write_caa
 from caa_lens.provenance import Provenance
 from caa_lens.storage import VectorFileError
 from caa_lens.vectors import SteeringVectors

@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 import caa_lens
-from caa_lens import cli
+from caa_lens.cli import commands as cli
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import extract
 from caa_lens.generation import generate

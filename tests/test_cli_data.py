@@ -4,10 +4,10 @@ import pytest
 from published import ab_rows, serving, write_published
 from typer.testing import CliRunner
 
-from caa_lens import data_sources
-from caa_lens.cli_data import data_app
-from caa_lens.downloads import DownloadError
-from caa_lens.paper_data import inventory, load_paper_set
+from caa_lens.cli.data import data_app
+from caa_lens.paper import sources as data_sources
+from caa_lens.paper.downloads import DownloadError
+from caa_lens.paper.questions import inventory, load_paper_set
 
 runner = CliRunner()
 
@@ -55,6 +55,6 @@ def test_without_network_the_error_says_what_to_put_where(tmp_path, monkeypatch)
     with serving(tmp_path, {"": 503}) as (address, _):
         monkeypatch.setattr(data_sources, "GITHUB", address)
         done = runner.invoke(data_app, ["fetch", "refusal", "--to", str(to)])
-    assert isinstance(done.exception, DownloadError)  # which `caa_lens.cli.main` turns into one message
+    assert isinstance(done.exception, DownloadError)  # which `caa_lens.cli.commands.main` turns into one message
     file = data_sources.authors_files("refusal")["test"]
     assert f"/{file.path}  ->  {to / file.place}" in str(done.exception)

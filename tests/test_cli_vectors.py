@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from caa_lens import cli
+from caa_lens.cli import commands as cli
 from caa_lens.interchange import write_vectors
 from caa_lens.vectors import Provenance, SteeringVectors
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from caa_lens.control_vectors import DroppedLayerWarning, read_control_vector, write_control_vector
+from caa_lens.formats.control_vectors import DroppedLayerWarning, read_control_vector, write_control_vector
 from caa_lens.provenance import Provenance
 from caa_lens.storage import VectorFileError
 from caa_lens.vectors import SteeringVectors

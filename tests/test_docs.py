@@ -19,7 +19,7 @@ from pages import PAGES, ROOT, RUN, SHOWN, blocks, code_in_text, commands, find,
 from typer.testing import CliRunner
 
 import caa_lens
-from caa_lens.cli import app
+from caa_lens.cli.commands import app
 
 REAL = bool(os.environ.get("CAA_LENS_DOCS_REAL"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ pages = pytest.mark.parametrize("page", PAGES, ids=name_of)
 @pytest.fixture(scope="module")
 def stand_ins(demo_tokenizer):
     """Small random models that are as deep as the real ones, so that layers mean what the pages say."""
-    from caa_lens.tokenizer_loading import attach_tokenizer, sentencepiece_tokenizer
+    from caa_lens.loading.tokenizers import attach_tokenizer, sentencepiece_tokenizer
 
     sentencepiece = SHARED / "llama2_tokenizer" / "tokenizer.model"
     llama2_tokenizer = sentencepiece_tokenizer(sentencepiece) if sentencepiece.exists() else demo_tokenizer

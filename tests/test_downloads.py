@@ -10,7 +10,7 @@ import threading
 import pytest
 from published import serving
 
-from caa_lens.downloads import DownloadError, download_file, file_sha256
+from caa_lens.paper.downloads import DownloadError, download_file, file_sha256
 
 BODY = bytes(range(256)) * 1000  # several chunks
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -113,7 +113,7 @@ def test_a_full_disk_is_not_called_a_broken_connection(site, tmp_path, monkeypat
     def full(path, write):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("caa_lens.downloads.write_atomically", full)
+    monkeypatch.setattr("caa_lens.paper.downloads.write_atomically", full)
     with pytest.raises(OSError, match="No space") as raised:
         download_file(url, tmp_path / "x")
     assert not isinstance(raised.value, DownloadError)

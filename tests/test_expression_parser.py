@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caa_lens.expression_parser import METHODS, ExpressionError, evaluate
-from caa_lens.vector_combinations import mean
+from caa_lens.algebra.combinations import mean
+from caa_lens.algebra.expression_parser import METHODS, ExpressionError, evaluate
 from caa_lens.vectors import Provenance, SteeringVector, SteeringVectors
 
 

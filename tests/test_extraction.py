@@ -29,7 +29,7 @@ def hugging_face():
     """The demo model as transformers itself runs it: nothing of ours or of TransformerLens' in it."""
     from transformers import AutoModelForCausalLM
 
-    from caa_lens.demo_model import demo_model_path
+    from caa_lens.loading.demo_model import demo_model_path
 
     return AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32).eval()
 

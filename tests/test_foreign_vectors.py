@@ -8,12 +8,12 @@ from helpers import random_vectors, tiny_model
 from caa_lens.arguments import TrainingPairsWarning
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import extract
-from caa_lens.foreign_vectors import model_transfer
 from caa_lens.models import load_model
 from caa_lens.pair_reading import PairActivations, pair_activations
 from caa_lens.prompts import default_format, encode_answer
-from caa_lens.residual_map import fit_residual_map
 from caa_lens.sweeps import sweep
+from caa_lens.transfers.foreign_vectors import model_transfer
+from caa_lens.transfers.residual_map import fit_residual_map
 from caa_lens.vectors import SteeringVectors
 
 TEXTS = ContrastSet.from_pairs(

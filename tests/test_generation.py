@@ -482,7 +482,7 @@ def hf_model():
     """SmolLM2 as Hugging Face runs it: another implementation as an oracle."""
     from transformers import AutoModelForCausalLM
 
-    from caa_lens.demo_model import demo_model_path
+    from caa_lens.loading.demo_model import demo_model_path
 
     return AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32).eval()
 

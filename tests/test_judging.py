@@ -17,11 +17,12 @@ import pytest
 from helpers import SHARED
 from judge_server import judge_server
 
-from caa_lens import contrast_files, judge_client
-from caa_lens.judge_client import JudgeError
-from caa_lens.judge_file import Reply, ReplyFile
-from caa_lens.judging import judge, parse_score, prompt_for
-from caa_lens.rubrics import RUBRICS, Rubric, find_rubric
+from caa_lens import contrast_files
+from caa_lens.open_ended import judge_client
+from caa_lens.open_ended.judge_client import JudgeError
+from caa_lens.open_ended.judge_file import Reply, ReplyFile
+from caa_lens.open_ended.judging import judge, parse_score, prompt_for
+from caa_lens.open_ended.rubrics import RUBRICS, Rubric, find_rubric
 
 KEY = "sk-a-secret-that-nobody-may-see"
 PLAIN = Rubric(behavior="plain", text="How plain it is.\n0: not at all.\n10: very.")
@@ -342,7 +343,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_gives_the_frame_of_one_that_w
     items = ask.questions(*plans)
     options = {"base_url": server.url, "model": "m", "path": str(ask.path), "max_attempts": 3, "backoff": 0.01}
     program = (
-        "import json, sys; from caa_lens.judging import judge; from caa_lens.rubrics import Rubric; "
+        "import json, sys; from caa_lens import Rubric, judge; "
         "items, rubric, options = json.load(sys.stdin); "
         "judge(items, Rubric(**rubric), **options, concurrency=2, progress=False)"
     )
@@ -380,7 +381,7 @@ def test_ctrl_c_ends_a_run_that_waits_and_keeps_what_came(ask, server):
     program = (
         # A shell without a terminal starts background jobs with Ctrl-C ignored, and what they start inherits that.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from caa_lens.judging import judge; "
+        "from caa_lens.open_ended.judging import judge; "
         f"judge({items!r}, 'refusal', base_url={server.url!r}, model='m', path={str(ask.path)!r}, progress=False)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
@@ -533,6 +534,8 @@ def test_without_the_client_the_error_says_what_to_install(tmp_path, monkeypatch
 
 
 def test_importing_the_judge_imports_neither_the_client_nor_pandas():
-    code = "import sys, caa_lens.judging; sys.exit(str({'openai', 'pandas', 'torch'} & set(sys.modules) or ''))"
+    code = (
+        "import sys, caa_lens.open_ended.judging; sys.exit(str({'openai', 'pandas', 'torch'} & set(sys.modules) or ''))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == ""

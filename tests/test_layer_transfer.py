@@ -6,9 +6,9 @@ import pytest
 from helpers import random_vectors
 
 from caa_lens.contrast import ContrastSet
-from caa_lens.layer_transfer import LayerTransfer, transfer
 from caa_lens.pair_reading import pair_activations
 from caa_lens.sweeps import sweep
+from caa_lens.transfers.layer_transfer import LayerTransfer, transfer
 from caa_lens.vectors import Provenance
 
 PAIRS = ContrastSet.from_pairs(

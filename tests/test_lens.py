@@ -88,7 +88,7 @@ def test_the_lens_of_a_tokens_own_unembedding_direction_puts_that_token_first(re
 def test_scores_equal_a_direct_computation_with_hugging_face_modules(demo_model):
     from transformers import AutoModelForCausalLM
 
-    from caa_lens.demo_model import demo_model_path
+    from caa_lens.loading.demo_model import demo_model_path
 
     hf = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32)
     v = random_vectors(demo_model, seed=3)[7].direction
@@ -182,7 +182,7 @@ def test_in_context_equals_a_loop_over_prompts_through_the_models_own_modules(ti
 def test_in_context_equals_hugging_face_modules_at_a_real_residual(demo_model):
     from transformers import AutoModelForCausalLM
 
-    from caa_lens.demo_model import demo_model_path
+    from caa_lens.loading.demo_model import demo_model_path
 
     hf = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32)
     v = random_vectors(demo_model, scale=0.5, seed=4)[20]

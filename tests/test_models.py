@@ -11,7 +11,7 @@ from helpers import SHARED, random_llama
 from test_weights import edited
 
 from caa_lens import models
-from caa_lens.llama_config import hooked_config, n_parameters
+from caa_lens.loading.llama_config import hooked_config, n_parameters
 from caa_lens.models import ModelTooLargeError, load_model
 
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -85,7 +85,7 @@ def test_rope_settings_of_transformers_4_are_read(tmp_path, folder):
 def test_demo_model_gives_the_numbers_of_hugging_face(demo_model):
     from transformers import AutoModelForCausalLM
 
-    from caa_lens.demo_model import demo_model_path
+    from caa_lens.loading.demo_model import demo_model_path
 
     hf = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32)
     texts = [

@@ -8,10 +8,10 @@ import pytest
 from published import ab_rows, write_published
 
 from caa_lens.contrast import LetterBalanceWarning
-from caa_lens.data_fetch import fetch
-from caa_lens.data_sources import NAMES, authors_files
-from caa_lens.paper_data import data_folder, inventory, load_paper_questions, load_paper_set, published_size
-from caa_lens.paper_numbers import BEHAVIORS
+from caa_lens.paper.fetch import fetch
+from caa_lens.paper.numbers import BEHAVIORS
+from caa_lens.paper.questions import data_folder, inventory, load_paper_questions, load_paper_set, published_size
+from caa_lens.paper.sources import NAMES, authors_files
 
 
 @pytest.fixture

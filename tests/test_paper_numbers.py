@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from helpers import SHARED
 
-from caa_lens import paper_numbers
-from caa_lens.paper_numbers import BEHAVIORS, DATASET_SIZES, SYSTEM_PROMPTS, TABLES, compare, published
+from caa_lens.paper import numbers as paper_numbers
+from caa_lens.paper.numbers import BEHAVIORS, DATASET_SIZES, SYSTEM_PROMPTS, TABLES, compare, published
 
 SEVEN, THIRTEEN = "Llama-2-7b-chat-hf", "Llama-2-13b-chat-hf"
 
@@ -155,7 +155,7 @@ def test_the_notes_do_not_hide_a_table():
 
 
 def test_importing_the_numbers_does_not_load_pandas():
-    code = "import sys, caa_lens.paper_numbers; sys.exit('pandas' in sys.modules)"
+    code = "import sys, caa_lens.paper.numbers; sys.exit('pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

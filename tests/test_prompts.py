@@ -66,7 +66,7 @@ def llama():
     """Llama 2's tokenizer as `load_model` reads it from a bare tokenizer.model."""
     if not TOKENIZER_MODEL.exists():
         pytest.skip("needs ../shared/llama2_tokenizer/tokenizer.model beside the project")
-    from caa_lens.tokenizer_loading import sentencepiece_tokenizer
+    from caa_lens.loading.tokenizers import sentencepiece_tokenizer
 
     return sentencepiece_tokenizer(TOKENIZER_MODEL)
 

@@ -9,7 +9,7 @@ from helpers import random_vectors, tiny_model
 
 from caa_lens.contrast import ContrastSet
 from caa_lens.pair_reading import PairActivations, pair_activations
-from caa_lens.residual_map import fit_residual_map
+from caa_lens.transfers.residual_map import fit_residual_map
 from caa_lens.vectors import Provenance
 
 TEXTS = ContrastSet.from_pairs(

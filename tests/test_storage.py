@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save, save_file
 
 from caa_lens import storage
-from caa_lens.storage import FORMAT_VERSION, VectorFileError, load_vectors, save_vectors, write_atomically
+from caa_lens.atomic_files import write_atomically
+from caa_lens.storage import FORMAT_VERSION, VectorFileError, load_vectors, save_vectors
 from caa_lens.vectors import Provenance, SteeringVectors
 
 FLOATS = [

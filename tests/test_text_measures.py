@@ -9,8 +9,8 @@ import torch
 from helpers import random_vectors, tiny_model
 
 from caa_lens.generation import generate
+from caa_lens.open_ended.text_measures import answer_logp, distinct, measure_texts, sentiment
 from caa_lens.prompts import LLAMA2_BASE, chat_template_format, resolve_format
-from caa_lens.text_measures import answer_logp, distinct, measure_texts, sentiment
 
 QUESTION = "How was your day?"
 TEXTS = [

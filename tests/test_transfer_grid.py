@@ -8,7 +8,7 @@ from caa_lens.answers import score
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import extract
 from caa_lens.hooks import Intervention
-from caa_lens.transfer_grid import PromptSetting, behavior_transfer, prompt_transfer
+from caa_lens.transfers.transfer_grid import PromptSetting, behavior_transfer, prompt_transfer
 
 LETTERS = ContrastSet.from_pairs(
     [

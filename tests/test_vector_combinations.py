@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caa_lens.vector_combinations import gram_schmidt, mean, normalize_across_behaviors
+from caa_lens.algebra.combinations import gram_schmidt, mean, normalize_across_behaviors
 from caa_lens.vectors import Provenance, SteeringVectors
 
 D_MODEL = 6

@@ -59,7 +59,7 @@ def test_negative_layers_are_refused():
 def test_what_is_no_direction_is_refused():
     from inspect import unwrap  # without the tests' own type checking
 
-    from caa_lens.vector_rules import check_rows
+    from caa_lens.algebra.rules import check_rows
 
     with pytest.raises(ValueError, match=r"floating-point numbers, got torch.int64: call \.float\(\) on it first"):
         unwrap(check_rows)(torch.tensor([1, 2]), 1, "a steering vector")

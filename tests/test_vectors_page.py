@@ -6,7 +6,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from caa_lens import cli
+from caa_lens.cli import commands as cli
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "vectors.md").read_text(encoding="utf-8")
 

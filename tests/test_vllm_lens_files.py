@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
+from caa_lens.formats.vllm_lens_files import read_vllm_lens, write_vllm_lens
 from caa_lens.provenance import Provenance
 from caa_lens.storage import VectorFileError
 from caa_lens.vectors import SteeringVectors
-from caa_lens.vllm_lens_files import read_vllm_lens, write_vllm_lens
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 

@@ -10,10 +10,10 @@ import torch
 from helpers import random_llama, tiny_model, write_gguf
 from safetensors.torch import load_file, save_file
 
-from caa_lens.checkpoints import SafetensorsFolder
-from caa_lens.llama_config import hooked_config
+from caa_lens.loading.checkpoints import SafetensorsFolder
+from caa_lens.loading.llama_config import hooked_config
+from caa_lens.loading.weights import expected_shapes, lay_out_weights
 from caa_lens.models import load_model
-from caa_lens.weights import expected_shapes, lay_out_weights
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import json
 import sys
 from pathlib import Path
 
+from caa_lens.atomic_files import write_atomically
 from caa_lens.run_report import load_section
-from caa_lens.storage import write_atomically
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "notebooks"))
 from run import draw

@@ -36,8 +36,8 @@ def picture(tokenizer: Any, prompt_format: PromptFormat, question: str, answer: 
 
 
 def main() -> None:
-    from caa_lens.demo_model import demo_model_path
-    from caa_lens.tokenizer_loading import folder_tokenizer, sentencepiece_tokenizer
+    from caa_lens.loading.demo_model import demo_model_path
+    from caa_lens.loading.tokenizers import folder_tokenizer, sentencepiece_tokenizer
 
     llama2, smollm2 = sentencepiece_tokenizer(Path(sys.argv[1])), folder_tokenizer(demo_model_path())
     llama2_html = picture(llama2, LLAMA2_CHAT, *LETTER)

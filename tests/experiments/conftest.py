@@ -16,7 +16,7 @@ def models(tmp_path_factory):
     """Folders of two random Llamas behind the real tokenizer, as `load_model` reads them."""
     from transformers import AutoTokenizer
 
-    from caa_lens.demo_model import demo_model_path
+    from caa_lens.loading.demo_model import demo_model_path
 
     folder = tmp_path_factory.mktemp("models")
     tokenizer = AutoTokenizer.from_pretrained(demo_model_path())

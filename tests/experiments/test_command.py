@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from helpers import random_llama
 
-from caa_lens.data_sources import NAMES
-from caa_lens.paper_numbers import DATASET_SIZES
+from caa_lens.paper.numbers import DATASET_SIZES
+from caa_lens.paper.sources import NAMES
 from experiments.__main__ import main
 from experiments.beforehand import n_layers
 from experiments.behavior_sets import behavior_sets, missing_sets

@@ -67,8 +67,8 @@ def finished(models, tmp_path_factory):
     )
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "tiny")
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr("caa_lens.paper_data.load_paper_questions", lambda name: (QUESTIONS, CATEGORIES))
-        patch.setattr("caa_lens.judging.judge", fake_judge)
+        patch.setattr("caa_lens.paper.questions.load_paper_questions", lambda name: (QUESTIONS, CATEGORIES))
+        patch.setattr("caa_lens.open_ended.judging.judge", fake_judge)
         folder.claim(run_identity(config), run_notes(list(BY_NAME)))
         outcomes = run(EXPERIMENTS, config, folder)
     return config, folder, outcomes
@@ -365,7 +365,7 @@ def test_one_question_a_category_still_has_an_interval_and_one_question_has_none
 
 
 def test_fewer_questions_are_drawn_evenly_over_the_categories(monkeypatch):
-    monkeypatch.setattr("caa_lens.paper_data.load_paper_questions", lambda name: (QUESTIONS, CATEGORIES))
+    monkeypatch.setattr("caa_lens.paper.questions.load_paper_questions", lambda name: (QUESTIONS, CATEGORIES))
     pairs, categories = knowledge.questions("mmlu", RunConfig.of("demo", n_questions=4))
     assert sorted(categories) == ["large", "large", "small", "small"]
     assert [QUESTIONS.pairs.index(pair) for pair in pairs] == [0, 1, 6, 7]

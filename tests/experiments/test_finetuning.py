@@ -16,7 +16,7 @@ from helpers import random_llama, tiny_model
 
 from caa_lens.contrast import ContrastSet
 from caa_lens.models import load_model
-from caa_lens.paper_numbers import published
+from caa_lens.paper.numbers import published
 from caa_lens.run_report import load_section
 from experiments import finetuned_text, finetuning
 from experiments.catalogue import EXPERIMENTS
@@ -118,7 +118,7 @@ def start(config, path, *experiments):
     folder = RunFolder(path)
     folder.claim(run_identity(config), {})
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("caa_lens.judging.judge", fake_judge)
+        patch.setattr("caa_lens.open_ended.judging.judge", fake_judge)
         outcomes = run(with_needs(experiments, EXPERIMENTS, config), config, folder)
     assert not any(o.failed or o.skipped or o.unfinished for o in outcomes), outcomes
     return folder

@@ -163,7 +163,7 @@ def test_other_open_ended_prompts_are_other_data(monkeypatch):
 def test_other_questions_of_mmlu_are_refused(monkeypatch, folder):
     def fetched(*answers):
         pairs = ContrastSet.from_pairs([("1 + 1?\n\nChoices:\n (A) 2\n (B) 3", *answers)], name="mmlu")
-        monkeypatch.setattr("caa_lens.paper_data.load_paper_questions", lambda name: (pairs, ("sums",)))
+        monkeypatch.setattr("caa_lens.paper.questions.load_paper_questions", lambda name: (pairs, ("sums",)))
 
     config = RunConfig.of("demo", behaviors=("sentiment", "sycophancy"))
     for experiment, name in ((knowledge.MMLU, "mmlu"), (knowledge.TRUTHFUL_QA, "truthful_qa")):
@@ -177,7 +177,7 @@ def test_other_questions_of_mmlu_are_refused(monkeypatch, folder):
 
 
 def test_rubrics_are_part_of_what_was_judged(monkeypatch):
-    from caa_lens.rubrics import RUBRICS, Rubric
+    from caa_lens.open_ended.rubrics import RUBRICS, Rubric
 
     config = RunConfig.of("demo", behaviors=("sentiment",), **JUDGE)
     before = judged.EXPERIMENT.own(config)

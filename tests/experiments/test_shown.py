@@ -42,7 +42,7 @@ def numbers_in(text):
 
 def papers_cells(table):
     """Cells of ours for every cell of one of the paper's tables, some of them negative and all long."""
-    from caa_lens.paper_numbers import published
+    from caa_lens.paper.numbers import published
 
     cells = published(table, "Llama-2-7b-chat-hf").drop(columns="value")
     values = np.random.default_rng(0).random((3, len(cells)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from other_tools import log_probabilities, needs
 
-from caa_lens.control_vectors import DroppedLayerWarning
+from caa_lens.formats.control_vectors import DroppedLayerWarning
 from caa_lens.interchange import read_vectors, write_vectors
 
 with pytest.MonkeyPatch.context() as patch:

@@ -1,0 +1,1 @@
+"""The arithmetic of steering vectors: formulas, the rules under them, and the expressions that record them."""

@@ -1,0 +1,342 @@
+"""The command line: one verb a thing, the same engine as the library.
+
+Modules are imported inside the commands, so that `--help` answers at once.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from caa_lens.cli.data import data_app
+from caa_lens.cli.report import report
+from caa_lens.cli.vectors import VectorsArgument, vectors_app
+from caa_lens.provenance import UNKNOWN
+
+if TYPE_CHECKING:
+    from caa_lens.contrast import ContrastSet
+    from caa_lens.vectors import SteeringVector, SteeringVectors
+
+app = typer.Typer(
+    name="caa-lens",
+    help="Contrastive Activation Addition: extract steering vectors, steer, and ask what the vectors are.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> bool:
+    if wanted:
+        import caa_lens
+
+        typer.echo(f"caa_lens {caa_lens.__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
+app.add_typer(vectors_app, name="vectors")
+app.add_typer(data_app, name="data")
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="'demo', a hub id, a folder with safetensors, or a GGUF file.")
+]
+DtypeOption = Annotated[Optional[str], typer.Option(help="float32, bfloat16 or float16.")]  # noqa: UP045
+DeviceOption = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, mps.")]  # noqa: UP045
+DataArgument = Annotated[
+    str, typer.Argument(help="A bundled set (sentiment, formality, refusal, sycophancy) or a file.")
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Optional[Path], typer.Option(help="Run folder; runs/demo by default.")] = None,  # noqa: UP045
+    layers: Annotated[str, typer.Option(help="'coarse' (every third), 'all', or e.g. 3,9,14-20.")] = "coarse",
+    behavior: Annotated[str, typer.Option(help="A bundled set or a file.")] = "sentiment",
+    model: ModelOption = "demo",
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Do the main job on a real model and write a report.
+
+    Example: `caa-lens demo --layers all --out runs/full`
+    """
+    from caa_lens.demo import DemoConfig, run_demo
+
+    if out is None:
+        given = [part for part in (behavior, layers) if part not in ("sentiment", "coarse")]
+        out = Path("runs") / "-".join(["demo", *given]).replace(",", "_").replace("/", "_")
+    chosen: Any = layers if layers in ("coarse", "all") else parse_layers(layers)
+    run_demo(DemoConfig(model=model, dtype=dtype, device=device, behavior=behavior, layers=chosen), out)
+
+
+@app.command()
+def extract(
+    data: DataArgument,
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    model: ModelOption = "demo",
+    layers: Annotated[Optional[str], typer.Option(help="e.g. 3,9,14-20; all by default.")] = None,  # noqa: UP045
+    test: Annotated[int, typer.Option(help="Pairs to hold out for `sweep --test` and `transfer --test`.")] = 0,
+    balance: Annotated[bool, typer.Option(help="Swap options until answer letters are even.")] = False,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Extract steering vectors from a contrast set.
+
+    Example: `caa-lens extract sentiment sentiment.safetensors --test 20`
+    """
+    from caa_lens import ContrastSet, load_model
+    from caa_lens import extract as run_extract
+
+    if out.suffix != ".safetensors":
+        raise ValueError(f"vectors are saved as .safetensors, got {out.name!r}")
+    pairs = ContrastSet.load(data)
+    if test:
+        pairs, _ = pairs.split(test=test, seed=0)
+    if balance:
+        pairs = pairs.balance_letters()
+    chosen = parse_layers(layers) if layers else None
+    vectors = run_extract(load_model(model, dtype=dtype, device=device), pairs, layers=chosen)
+    vectors.save(out)
+    typer.echo(f"{vectors!r}\nwritten to {out}")
+
+
+@app.command()
+def sweep(
+    data: DataArgument,
+    vectors: VectorsArgument,
+    out: Annotated[Path, typer.Option(help="The .parquet file to write; a figure is written beside it.")] = Path(
+        "sweep.parquet"
+    ),
+    model: ModelOption = "demo",
+    multipliers: Annotated[str, typer.Option(help="Numbers, comma-separated.")] = "-1,0,1",
+    layers: Annotated[Optional[str], typer.Option(help="e.g. 3,9,14-20; all by default.")] = None,  # noqa: UP045
+    test: Annotated[int, typer.Option(help="Pairs to score, those that `extract --test` held out; 0: all.")] = 0,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Score a test set at every layer and multiplier.
+
+    Example: `caa-lens sweep sentiment sentiment.safetensors --multipliers=-2,-1,0,1,2 --layers 9-20 --test 20`
+    """
+    from caa_lens import ContrastSet, load_model, read_vectors
+    from caa_lens import sweep as run_sweep
+    from caa_lens.sweeps import METRIC_LABEL
+
+    _check_parquet(out)
+    of_each = read_vectors(vectors)
+    pairs = _held_out(ContrastSet.load(data), test, of_each)
+    numbers = parse_numbers("multipliers", multipliers)
+    chosen = parse_layers(layers) if layers else None
+    loaded = load_model(model, dtype=dtype, device=device)
+    _note_other_model(of_each, loaded)
+    result = run_sweep(loaded, pairs, of_each, multipliers=numbers, layers=chosen)
+    mean = result.summary().pivot(index="layer", columns="multiplier", values="mean")
+    typer.echo(f"{result!r}\nmean {METRIC_LABEL[result.metric]}\n{mean.round(4).to_string()}")
+    _write_frame_and_figure(result, out)
+
+
+@app.command()
+def transfer(
+    data: DataArgument,
+    vectors: VectorsArgument,
+    out: Annotated[Path, typer.Option(help="The .parquet file to write; a figure is written beside it.")] = Path(
+        "transfer.parquet"
+    ),
+    model: ModelOption = "demo",
+    multiplier: Annotated[float, typer.Option(help="How much of each vector.")] = 1.0,
+    size: Annotated[str, typer.Option(help="'keep', 'target', or a share of the residual norm, e.g. 0.1.")] = "keep",
+    layers: Annotated[Optional[str], typer.Option(help="Source layers; all by default.")] = None,  # noqa: UP045
+    targets: Annotated[Optional[str], typer.Option(help="Target layers; the source layers by default.")] = None,  # noqa: UP045
+    test: Annotated[int, typer.Option(help="Pairs to score, those that `extract --test` held out; 0: all.")] = 0,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Add every layer's vector at every layer: the effect of layer i's vector at layer j.
+
+    Example: `caa-lens transfer sentiment sentiment.safetensors --layers 3,9,15,21,27 --test 20`
+    """
+    from caa_lens import ContrastSet, load_model, read_vectors
+    from caa_lens import transfer as run_transfer
+    from caa_lens.sweeps import METRIC_LABEL
+
+    _check_parquet(out)
+    sources = read_vectors(vectors)
+    pairs = _held_out(ContrastSet.load(data), test, sources)
+    sources = sources.at(parse_layers(layers)) if layers else sources
+    chosen = parse_layers(targets) if targets else None
+    loaded = load_model(model, dtype=dtype, device=device)
+    _note_other_model(sources, loaded)
+    result = run_transfer(
+        loaded,
+        pairs,
+        sources,
+        multiplier=multiplier,
+        targets=chosen,
+        size=float(size) if size.replace(".", "", 1).isdecimal() else size,
+    )
+    typer.echo(
+        f"{result!r}\nchange of {METRIC_LABEL[result.metric]} against the unsteered model, per unit of multiplier;\n"
+        f"rows: the layer a vector is of, columns: the layer it is added at\n{result.matrix().round(4).to_string()}"
+    )
+    _write_frame_and_figure(result, out)
+
+
+@app.command()
+def lens(
+    vectors: VectorsArgument,
+    model: ModelOption = "demo",
+    layers: Annotated[Optional[str], typer.Option(help="e.g. 3,9,14-20; all by default.")] = None,  # noqa: UP045
+    k: Annotated[int, typer.Option(help="Tokens on each side.")] = 8,
+    reading: Annotated[str, typer.Option(help="'normed', 'direct' or 'in_context'.")] = "normed",
+    pairs: Annotated[Optional[str], typer.Option(help="For in_context: a contrast set to read in.")] = None,  # noqa: UP045
+) -> None:
+    """Show which tokens each layer's vector promotes and suppresses.
+
+    Example: `caa-lens lens sentiment.safetensors --layers 20-29`
+    """
+    from caa_lens import ContrastSet, load_model, logit_lens, read_vectors
+
+    if reading == "in_context" and pairs is None:
+        raise ValueError("the in_context reading needs real residuals: add --pairs, e.g. --pairs sentiment")
+    of_each = read_vectors(vectors)
+    chosen = parse_layers(layers) if layers else None
+    read_in = None if pairs is None else ContrastSet.load(pairs)
+    result = logit_lens(load_model(model), of_each, layers=chosen, k=k, reading=reading, pairs=read_in)
+    typer.echo(result.table(k).to_string())
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    vectors: Annotated[Optional[Path], typer.Option(help="A file of vectors.")] = None,  # noqa: UP045
+    layer: Annotated[Optional[int], typer.Option(help="Which layer's vector.")] = None,  # noqa: UP045
+    multiplier: Annotated[Optional[float], typer.Option(help="How much of it; 1 by default.")] = None,  # noqa: UP045
+    model: ModelOption = "demo",
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the answer.")] = 100,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Answer a prompt, steered or not, as it is written.
+
+    Example: `caa-lens generate "How was your day?" --vectors sentiment.safetensors --layer 14 --multiplier=-2`
+    """
+    from caa_lens import load_model, read_vectors, stream
+
+    if vectors is not None and layer is None:
+        raise ValueError("which layer's vector? add --layer, e.g. --layer 14")
+    if vectors is None and (layer is not None or multiplier is not None):
+        raise ValueError("nothing to steer with: --layer and --multiplier need a file of vectors, add --vectors FILE")
+    steering = []
+    if vectors is not None and layer is not None:
+        steering = [(read_vectors(vectors)[layer], 1.0 if multiplier is None else multiplier)]
+    loaded = load_model(model, dtype=dtype, device=device)
+    for vector, _ in steering:
+        _note_other_model(vector, loaded)
+    for piece in stream(loaded, prompt, vectors=steering, max_new_tokens=max_new_tokens):
+        typer.echo(piece, nl=False)
+    typer.echo()
+
+
+@app.command()
+def similarity(
+    text: Annotated[str, typer.Argument(help="A question; with --raw, any text.")],
+    vectors: VectorsArgument,
+    out: Annotated[Path, typer.Option(help="The .html page to write.")] = Path("similarity.html"),
+    layers: Annotated[Optional[str], typer.Option(help="e.g. 14 or 10-20; all by default.")] = None,  # noqa: UP045
+    answer: Annotated[str, typer.Option(help="An answer to follow the question.")] = "",
+    raw: Annotated[bool, typer.Option(help="Take the text as it is, in no prompt format.")] = False,
+    model: ModelOption = "demo",
+) -> None:
+    """Colour every token of a text by its similarity with a vector.
+
+    Example: `caa-lens similarity "How was your day?" sentiment.safetensors --layers 14 --answer "It was awful."`
+    """
+    from caa_lens import load_model, read_vectors, token_similarity
+
+    if out.suffix != ".html":
+        raise ValueError(f"the page is written as .html, got {out.name!r}")
+    chosen = read_vectors(vectors)
+    chosen = chosen.at(parse_layers(layers)) if layers else chosen
+    result = token_similarity(load_model(model), text, chosen, answer=answer, raw_text=raw)
+    result.show().save(out)
+    typer.echo(f"written to {out}")
+
+
+app.command()(report)
+
+
+def _check_parquet(out: Path) -> None:
+    if out.suffix != ".parquet":
+        raise ValueError(f"the frame is written as .parquet, got {out.name!r}")
+
+
+def _write_frame_and_figure(result: Any, out: Path) -> None:
+    """The result's frame as parquet, and its figure as a page beside it."""
+    from caa_lens.atomic_files import write_atomically
+
+    figure = out.with_suffix(".html")
+    write_atomically(out, lambda file: result.frame.to_parquet(file, index=False))
+    write_atomically(figure, lambda file: result.plot().write_html(file))
+    typer.echo(f"written to {out} and {figure}")
+
+
+def _held_out(pairs: "ContrastSet", test: int, vectors: "SteeringVectors") -> "ContrastSet":
+    """The pairs to score; says so if the vectors were extracted from some of them, as far as `--test` splits tell."""
+    scored = pairs.split(test=test, seed=0)[1] if test else pairs
+    held = len(pairs) - vectors.provenance.n_pairs
+    if 0 <= held < len(scored):
+        train = pairs.split(test=held, seed=0)[0] if held else pairs
+        if train.content_hash == vectors.provenance.dataset_hash:
+            typer.echo(
+                f"note: {len(scored) - held} of the {len(scored)} pairs scored are among those that the vectors were "
+                f"extracted from: hold pairs out with the same --test in `extract`, which held out {held}",
+                err=True,
+            )
+    return scored
+
+
+def _note_other_model(vectors: "SteeringVector | SteeringVectors", model: Any) -> None:
+    ours, other = str(model.cfg.model_name), vectors.provenance.model
+    if other not in (ours, UNKNOWN):
+        typer.echo(f"note: the vectors are of {other}, the model is {ours}", err=True)
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """`3,9,14-16` as (3, 9, 14, 15, 16)."""
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
+            raise ValueError(f"layers {text!r} are not understood: expected e.g. 3,9,14-20")
+        layers += range(int(first), int(last or first) + 1)
+    return tuple(sorted(set(layers)))
+
+
+def parse_numbers(name: str, text: str) -> tuple[float, ...]:
+    """`-1,0,1.5` as (-1.0, 0.0, 1.5)."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{name} {text!r} are not understood: expected numbers, e.g. -1,0,1") from None
+
+
+def main() -> None:
+    """Run the command line; mistakes of the caller end in one line, not in a traceback."""
+    import sys
+
+    try:
+        app()
+    except (ValueError, TypeError, OSError, MemoryError, IndexError, ImportError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)

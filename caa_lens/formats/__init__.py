@@ -1,0 +1,1 @@
+"""Other tools' files of steering vectors; `caa_lens.interchange` tells them apart."""

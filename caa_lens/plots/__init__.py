@@ -1,0 +1,1 @@
+"""Figures from results: each takes a finished result and computes nothing but its layout."""

@@ -1,0 +1,229 @@
+"""Plotly figures of the geometry of vectors and of pair activations; each takes a finished result."""
+
+from html import escape
+from typing import TYPE_CHECKING
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from caa_lens.plots.style import BLUE, FAINT_BLUE, GREEN, GREY, GRID, ORANGE, framed_heatmap, styled
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from caa_lens.geometry import BehaviorCosines, CosineMap, ModelCosines
+    from caa_lens.pair_geometry import Norms, PairPCA, Separability
+    from caa_lens.vectors import Provenance
+
+SIDE_COLOUR = {"positive": BLUE, "negative": ORANGE}
+SYMBOLS = ("circle", "x", "diamond", "square", "triangle-up", "star")
+LAYER = "layer (0-based block)"
+COLUMNS = 4  # panels in a row
+LEGEND_BELOW = {"orientation": "h", "y": -0.14, "yanchor": "top"}
+
+
+def cosine_heatmap(result: "CosineMap") -> go.Figure:
+    """Layer x layer; same layer with same layer is framed."""
+    table = result.table()
+    own, others = ("", "") if result.other is None else (f" of {n}" for n in _names(result.vectors, result.other))
+    figure = _square_cells(table, "layer %{y} with layer %{x}<br>cosine %{z:.4f}<extra></extra>")
+    return styled(
+        figure,
+        title=f"{_label(result.vectors, result.other)}: cosine by layer",
+        x=LAYER + others,
+        y=LAYER + own,
+        height=max(380, min(760, 160 + 18 * len(table))),
+    )
+
+
+def behavior_heatmap(result: "BehaviorCosines") -> go.Figure:
+    """Behavior x behavior, with the cosines written in; the unit diagonal is framed."""
+    table = result.table()
+    figure = _square_cells(table, "%{y} with %{x}<br>cosine %{z:.4f}<extra></extra>", written=".2f")
+    figure.update_yaxes(autorange="reversed", automargin=True)  # read as a table, from the top
+    figure.update_xaxes(automargin=True)
+    models = sorted({_text(provenance.model) for provenance in result.vectors.values()})
+    return styled(
+        figure,
+        title=f"{', '.join(models)}: cosine of behaviors at layer {result.layer}",
+        x="behavior",
+        y="behavior",
+        height=max(420, 180 + 50 * len(table)),
+    )
+
+
+def model_curve(result: "ModelCosines") -> go.Figure:
+    """Cosine by layer, and the band in which 95 % of random directions lie."""
+    frame, chance = result.frame, result.by_chance
+    curve = _curve(frame, "cosine", BLUE, "same layer of both", "cosine")
+    figure = go.Figure(curve.update(showlegend=True))
+    band = "95 % of random directions"
+    figure.add_hrect(y0=-chance, y1=chance, fillcolor=GRID, line_width=0, name=band, showlegend=True)
+    figure.update_yaxes(range=[min(-0.1, float(frame["cosine"].min()) - 0.05), 1.05])
+    styled(figure, title=f"{_label(*result.vectors)}: cosine of vectors", x=LAYER, y="cosine", height=460)
+    return figure.update_layout(legend={**LEGEND_BELOW, "y": -0.18})
+
+
+def norm_curves(result: "Norms") -> go.Figure:
+    """Norms of vectors and of the residual stream on a logarithmic axis, and their ratio below."""
+    figure = _two_panels()
+    for column, name, colour in (
+        ("residual_positive", "residual stream, positive side", BLUE),
+        ("residual_negative", "residual stream, negative side", ORANGE),
+        ("vector", "steering vector", GREEN),
+    ):
+        figure.add_trace(_curve(result.frame, column, colour, name, f"norm of the {name}"), row=1, col=1)
+    figure.data[1].line.dash = "dot"  # the sides' norms are close: let both be seen
+    ratio = _curve(result.frame, "ratio", GREEN, "ratio", "vector / residual")
+    figure.add_trace(ratio.update(showlegend=False), row=2, col=1)
+    about = result.activations
+    title = f"{_label(result.vectors)}: norms of {about.n_pairs} pairs, {_text(about.token_position)}"
+    styled(figure, title=title, x=LAYER, y="", height=560)
+    figure.update_xaxes(title="", row=1, col=1)
+    figure.update_yaxes(title="norm (units of the residual stream)", type="log", dtick=1, row=1, col=1)
+    figure.update_yaxes(title="vector / residual", rangemode="tozero", row=2, col=1)
+    return figure.update_layout(legend=LEGEND_BELOW)
+
+
+def pca_panels(result: "PairPCA") -> go.Figure:
+    """One panel a layer: pc1 and pc2, colour for the side, the marker's shape for the letter."""
+    layers = sorted(set(result.frame["layer"]))
+    letters = sorted(set(result.frame["letter"]))
+    n_columns = min(COLUMNS, len(layers))
+    n_rows = -(-len(layers) // n_columns)
+    figure = make_subplots(
+        rows=n_rows,
+        cols=n_columns,
+        subplot_titles=[f"layer {layer}" for layer in layers],
+        horizontal_spacing=0.07,
+        vertical_spacing=0.28 / n_rows,
+    )
+    about = result.activations
+    title = f"{_label(about)}: components of {about.n_pairs} pairs' activations, {_text(about.token_position)}"
+    styled(figure, title=title, x="", y="", height=130 + 320 * n_rows)
+    for panel, layer in enumerate(layers):
+        place = {"row": panel // n_columns + 1, "col": panel % n_columns + 1}
+        rows = result.frame[result.frame["layer"] == layer]
+        for (side, letter), group in rows.groupby(["side", "letter"], sort=False):
+            name = f"{side} ({_text(letter)})" if letter else side
+            figure.add_trace(
+                go.Scatter(
+                    x=group["pc1"],
+                    y=group["pc2"],
+                    customdata=group["pair"],
+                    mode="markers",
+                    name=name,
+                    legendgroup=name,
+                    showlegend=panel == 0,
+                    marker={
+                        "color": SIDE_COLOUR[side],
+                        "symbol": SYMBOLS[letters.index(letter) % len(SYMBOLS)],
+                        "size": 7,
+                        "opacity": 0.75,
+                    },
+                    hovertemplate=f"pair %{{customdata}}, {name}<br>PC1 %{{x:.4g}}, PC2 %{{y:.4g}}<extra></extra>",
+                ),
+                **place,
+            )
+        figure.update_xaxes(title=f"PC1 ({rows['explained_pc1'].iloc[0]:.0%} of variance)", **place)
+        figure.update_yaxes(title=f"PC2 ({rows['explained_pc2'].iloc[0]:.0%})", **place)
+    figure.update_xaxes(title_standoff=4, title_font_size=12)
+    figure.update_yaxes(title_standoff=2, title_font_size=12)
+    return figure.update_layout(legend={"orientation": "h", "y": -0.22 / n_rows, "yanchor": "top"})
+
+
+def separability_curves(result: "Separability") -> go.Figure:
+    """Held-out accuracy with its interval above; explained share and silhouette below; emergence across both."""
+    frame, layers = result.frame, result.frame["layer"]
+    figure = _two_panels()
+    figure.add_trace(
+        go.Scatter(
+            x=[*layers, *layers[::-1]],
+            y=[*frame["high"], *frame["low"][::-1]],
+            mode="lines",
+            fill="toself",
+            fillcolor=FAINT_BLUE,
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+        ),
+        row=1,
+        col=1,
+    )
+    accuracy = _curve(frame, "accuracy", BLUE, "held-out accuracy", "accuracy", interval=True)
+    figure.add_trace(accuracy, row=1, col=1)
+    explained = _curve(frame, "explained", GREEN, "variance between the sides", "share of variance")
+    silhouette = _curve(frame, "silhouette", ORANGE, "silhouette", "silhouette")
+    figure.add_traces([explained, silhouette], rows=[2, 2], cols=[1, 1])
+    figure.add_hline(y=result.chance, line={"color": GREY, "dash": "dot", "width": 1}, row=1, col=1)
+    if result.emergence is not None:
+        figure.add_vline(x=result.emergence, line={"color": GREY, "dash": "dash", "width": 1.5}, row="all", col=1)
+        figure.add_annotation(
+            x=result.emergence,
+            y=1,
+            xref="x",
+            yref="y domain",
+            text=f"emerges at layer {result.emergence}",
+            showarrow=False,
+            xanchor="left" if result.emergence <= layers.mean() else "right",
+            yanchor="bottom",
+            font={"size": 12},
+        )
+    n_pairs = result.activations.n_pairs
+    title = f"{_label(result.activations)}: how the sides part, {n_pairs} pairs, 95 % interval"
+    styled(figure, title=title, x=LAYER, y="", height=560)
+    figure.update_xaxes(title="", row=1, col=1)
+    figure.update_yaxes(title=f"held-out accuracy (chance {result.chance:.2g})", row=1, col=1)
+    figure.update_yaxes(title="share; silhouette (−1 to 1)", row=2, col=1)
+    return figure.update_layout(legend=LEGEND_BELOW)
+
+
+def _square_cells(table: "pd.DataFrame", hover: str, written: str | None = None) -> go.Figure:
+    figure = framed_heatmap(table, limit=1, bar="cosine", hover=hover, written=written)
+    figure.update_xaxes(constrain="domain")
+    return figure.update_yaxes(constrain="domain", scaleanchor="x")
+
+
+def _two_panels() -> go.Figure:
+    return make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.6, 0.4], vertical_spacing=0.06)
+
+
+def _curve(
+    frame: "pd.DataFrame", column: str, colour: str, name: str, what: str, *, interval: bool = False
+) -> go.Scatter:
+    """A column against the layer; hover shows the value and, if asked, the columns `low` and `high`."""
+    shown = " [%{customdata[0]:.4g}, %{customdata[1]:.4g}]" if interval else ""
+    return go.Scatter(
+        x=frame["layer"],
+        y=frame[column],
+        customdata=frame[["low", "high"]] if interval else None,
+        mode="lines+markers",
+        line={"color": colour},
+        marker={"size": 6},
+        name=name,
+        hovertemplate=f"layer %{{x}}<br>{what} %{{y:.4g}}{shown}<extra></extra>",
+    )
+
+
+def _label(provenance: "Provenance", other: "Provenance | None" = None) -> str:
+    """`sentiment of SmolLM2`, or of two: `sentiment and refusal of SmolLM2`, `sentiment of Llama and Llama-chat`."""
+    behavior, model = _text(provenance.expression or provenance.behavior), _text(provenance.model)
+    if other is None or provenance == other:
+        return f"{behavior} of {model}"
+    if provenance.model == other.model:
+        return f"{' and '.join(_names(provenance, other))} of {model}"
+    if behavior == _text(other.expression or other.behavior):
+        return f"{behavior} of {model} and {_text(other.model)}"
+    return f"{behavior} of {model} and {_label(other)}"
+
+
+def _names(provenance: "Provenance", other: "Provenance") -> tuple[str, str]:
+    """What tells two sets apart: their models, or else their behaviors."""
+    if provenance.model != other.model:
+        return _text(provenance.model), _text(other.model)
+    return _text(provenance.expression or provenance.behavior), _text(other.expression or other.behavior)
+
+
+def _text(value: str) -> str:
+    """Escaped for plotly's small HTML, which does not know `&quot;`."""
+    return escape(value, quote=False)

@@ -1,0 +1,1 @@
+"""A vector of one layer, behavior, prompt or model used in another."""
