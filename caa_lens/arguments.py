@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from caa_lens.contrast import ContrastSet
+from caa_lens.prompts import Prompt, PromptFormat
+from caa_lens.provenance import PAIR_HASHES
 from caa_lens.vectors import SteeringVector, SteeringVectors
 
 
@@ -36,20 +38,35 @@ def check_contrast_set(pairs: object) -> None:
         if not pairs.pairs:
             raise ValueError("the contrast set is empty: expected at least one pair")
         return
-    remedy = f"ContrastSet.load({pairs!r})" if isinstance(pairs, str) else "ContrastSet.from_pairs(...) or .load(...)"
-    raise TypeError(f"expected a ContrastSet, got {describe(pairs)}: make one with {remedy}")
+    remedy = "make one with ContrastSet.from_pairs(...) or .load(...)"
+    if isinstance(pairs, str):
+        remedy = f"make one with ContrastSet.load({pairs!r})"
+    elif isinstance(pairs, SteeringVectors):
+        remedy = "the pairs come before the vectors"
+    elif isinstance(pairs, tuple) and all(isinstance(one, ContrastSet) for one in pairs):
+        remedy = "a split gives two, as in train, test = pairs.split(test=0.2)"
+    raise TypeError(f"expected a ContrastSet, got {describe(pairs)}: {remedy}")
 
 
 class TrainingPairsWarning(UserWarning):
-    """Vectors are scored on the very pairs that they were extracted from, which flatters them."""
+    """Vectors are scored on pairs that they were extracted from, which flatters them."""
+
+
+def count_training_pairs(test: ContrastSet, vectors: SteeringVectors) -> int:
+    """How many pairs of a test set vectors were extracted from; of vectors that do not list theirs, all or none."""
+    provenance = vectors.provenance
+    if listed := provenance.details.get(PAIR_HASHES):
+        trained = set(listed.split())
+        return sum(pair in trained for pair in test.pair_hashes)
+    return len(test) if test.content_hash == provenance.dataset_hash else 0
 
 
 def warn_of_training_pairs(test: ContrastSet, vectors: SteeringVectors, *, stacklevel: int = 3) -> None:
-    """Warns where the test set is the one of the extraction; a part of it has another hash and is not noticed."""
-    if test.content_hash == vectors.provenance.dataset_hash:
+    """Warns where pairs of the test set are among those that the vectors were extracted from."""
+    if n_pairs := count_training_pairs(test, vectors):
         warnings.warn(
-            f"the {len(test)} pairs of {test.name!r} are those that the vectors were extracted from: hold some out, as "
-            "in train, test = pairs.split(test=0.2), or say less of the score",
+            f"{n_pairs} of the {len(test)} pairs scored are among those that the vectors were extracted from, which "
+            "flatters them: extract from train and score test of train, test = pairs.split(test=0.2)",
             TrainingPairsWarning,
             stacklevel=stacklevel,
         )
@@ -64,16 +81,32 @@ def check_vector_set(vectors: object) -> None:
             "expected SteeringVectors, got one SteeringVector: give the set, with the layer as layers=[...] or "
             f"vectors.at([{vectors.layer}]), or make a set with SteeringVectors.from_vectors([...])"
         )
-    raise TypeError(f"expected SteeringVectors, got {describe(vectors)}: extract them, or SteeringVectors.load(a file)")
+    remedy = "extract them, or SteeringVectors.load(a file)"
+    if isinstance(vectors, list | tuple) and any(isinstance(one, SteeringVector) for one in vectors):
+        remedy = "make a set of them with SteeringVectors.from_vectors([...])"
+    raise TypeError(f"expected SteeringVectors, got {describe(vectors)}: {remedy}")
 
 
 def as_vector_set(vectors: object) -> SteeringVectors:
-    """A set, also of one vector. Raises `TypeError` for anything else."""
+    """A set, also of one vector or of a list of them. Raises `TypeError` for anything else."""
     if isinstance(vectors, SteeringVector):
         return SteeringVectors.from_vectors([vectors])
+    if isinstance(vectors, list | tuple) and vectors and all(isinstance(one, SteeringVector) for one in vectors):
+        return SteeringVectors.from_vectors(vectors)
     check_vector_set(vectors)
     assert isinstance(vectors, SteeringVectors)
     return vectors
+
+
+def as_prompt(
+    model: Any, prompt: object, *, prompt_format: PromptFormat | str | None = None, system: str | None = None
+) -> Prompt:
+    """A prompt, also of a question in words. Raises `TypeError` for anything else."""
+    if isinstance(prompt, Prompt):
+        return prompt
+    if not isinstance(prompt, str):
+        raise TypeError(f"expected a question in words, or a Prompt as Prompt.of makes it, got {describe(prompt)}")
+    return Prompt.of(model, prompt, prompt_format=prompt_format, system=system)
 
 
 def check_width(model: Any, vectors: SteeringVector | SteeringVectors) -> None:

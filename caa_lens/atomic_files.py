@@ -29,6 +29,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
+def check_writable(path: Path) -> None:
+    """Raises `PermissionError` or `NotADirectoryError` if a file could not be made at `path`; makes nothing."""
+    folder = path.expanduser().absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {folder} is a file")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: there is no permission to write in {folder}")
+
+
 def _to_disk(path: Path) -> None:
     """Return when what the system holds of a file, or of a folder's list of names, is on the disk."""
     writable = os.name != "posix"  # Windows asks for that, and POSIX has no such handle of a folder

@@ -13,7 +13,7 @@ import random
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -43,7 +43,7 @@ class ContrastSet(Sequence[ContrastPair]):
     name: str
     """The behavior, as frames and figures call it."""
     pairs: tuple[ContrastPair, ...]
-    source: str = "memory"
+    source: str = field(default="memory", compare=False)
     """Where the pairs come from: `bundled:<name>`, a path, or `memory`."""
 
     def __new__(cls, *given: object, **_fields: object) -> "ContrastSet":
@@ -55,6 +55,8 @@ class ContrastSet(Sequence[ContrastPair]):
         return object.__new__(cls)
 
     def __post_init__(self) -> None:
+        if other := [type(pair).__name__ for pair in self.pairs if not isinstance(pair, ContrastPair)]:
+            raise TypeError(f"got a {other[0]} among the pairs: make a set of texts with ContrastSet.from_pairs(...)")
         if not self.pairs:
             raise ValueError(f"contrast set {self.name!r} has no pairs, expected at least one")
         n_ab = sum(pair.is_ab for pair in self.pairs)
@@ -102,12 +104,13 @@ class ContrastSet(Sequence[ContrastPair]):
             TypeError: for anything else.
             ValueError: for a pair that cannot be one, with its number, counted from 1.
         """
-        if isinstance(pairs, str | Mapping) or hasattr(pairs, "columns"):
-            raise TypeError(f"got a {type(pairs).__name__}, {_EXPECTED_PAIRS}")
+        if isinstance(pairs, str | Mapping | ContrastPair) or hasattr(pairs, "columns"):
+            load = "; a file is read by ContrastSet.load" if isinstance(pairs, str) else ""
+            raise TypeError(f"got a {type(pairs).__name__}, {_EXPECTED_PAIRS}{load}")
         made = []
         for n, pair in enumerate(pairs, start=1):
             try:
-                made.append(pair if isinstance(pair, ContrastPair) else _pair(pair))
+                made.append(pair if isinstance(pair, ContrastPair) else _pair(pair, n))
             except FieldError as error:
                 raise FieldError(f"pair {n}, {error.field or 'whole'}", error.found, error.expected) from None
         found = cls(name=name, pairs=tuple(made))
@@ -170,8 +173,9 @@ class ContrastSet(Sequence[ContrastPair]):
 
         `test` is a number of pairs (`int`) or a share of them (`float` between 0 and 1).
         """
-        n_test = test if isinstance(test, int) else round(test * len(self)) if 0 < test < 1 else 0
-        if isinstance(test, bool) or not 0 < n_test < len(self):
+        number = isinstance(test, int | float) and not isinstance(test, bool)
+        n_test = test if isinstance(test, int) else round(test * len(self)) if number and 0 < test < 1 else 0
+        if not number or not 0 < n_test < len(self):
             raise ValueError(
                 f"got test={test!r} for the {len(self)} pairs of {self.name!r}, expected a number of pairs "
                 "(int) or a share between 0 and 1 (float) that leaves at least one pair on each side"
@@ -181,7 +185,7 @@ class ContrastSet(Sequence[ContrastPair]):
 
     def sample(self, n: int, seed: int = 0) -> "ContrastSet":
         """`n` of the pairs, none twice, drawn with `seed` and kept in order."""
-        if not 0 < n <= len(self):
+        if not isinstance(n, int) or not 0 < n <= len(self):
             raise ValueError(f"got n={n}, expected 1 to {len(self)}, the number of pairs of {self.name!r}")
         chosen = sorted(random.Random(seed).sample(range(len(self)), n))
         return replace(self, pairs=tuple(self.pairs[i] for i in chosen))
@@ -201,7 +205,10 @@ class ContrastSet(Sequence[ContrastPair]):
 
     def save(self, path: str | Path) -> None:
         """Writes JSON lines (`question`, `positive`, `negative`), or raises and leaves what `path` held."""
-        contrast_files.write_rows(Path(path), self._rows())
+        path = Path(path).expanduser()
+        if path.suffix.lower() in contrast_files.TABLES:
+            raise ValueError(f"pairs are saved as .jsonl or .json, got {path.name!r}; a table is written of .frame")
+        contrast_files.write_rows(path, self._rows())
 
     @property
     def frame(self) -> "pandas.DataFrame":
@@ -214,6 +221,12 @@ class ContrastSet(Sequence[ContrastPair]):
     def content_hash(self) -> str:
         """SHA-256 of the pairs, in their order; name and source do not count."""
         return hashlib.sha256(json.dumps(self._rows()).encode()).hexdigest()
+
+    @property
+    def pair_hashes(self) -> tuple[str, ...]:
+        """Eight hexadecimal digits of each pair's SHA-256: enough to find a pair again, not to prove it."""
+        texts = (json.dumps(list(row.values())) for row in self._rows())
+        return tuple(hashlib.sha256(text.encode()).hexdigest()[:8] for text in texts)
 
     def summary(self) -> str:
         """Name, number of pairs, kind and, for A/B pairs, how often each letter is positive."""
@@ -228,20 +241,20 @@ class ContrastSet(Sequence[ContrastPair]):
 
 
 _EXPECTED_PAIRS = (
-    "expected a list of (question, positive, negative), each a text, or of mappings with just these three keys; of a "
+    "expected a list of (question, positive, negative), each a text, or of mappings with these three keys; of a "
     'data frame, .to_dict("records")'
 )
 
 
-def _pair(given: object) -> ContrastPair:
+def _pair(given: object, n: int) -> ContrastPair:
     keys = ("question", "positive", "negative")
     if isinstance(given, Mapping):
-        texts = tuple(given[key] for key in keys) if set(given) == set(keys) else ()
+        texts = tuple(given[key] for key in keys) if set(given) >= set(keys) else ()
     else:
-        texts = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
+        texts = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
     if len(texts) != 3 or not all(isinstance(text, str) for text in texts):
         shown = repr(given)
-        raise TypeError(f"got {shown if len(shown) <= 80 else shown[:77] + '...'} among the pairs, {_EXPECTED_PAIRS}")
+        raise TypeError(f"pair {n}: got {shown if len(shown) <= 80 else shown[:77] + '...'}, {_EXPECTED_PAIRS}")
     return ContrastPair(**dict(zip(keys, texts, strict=True)))
 
 

@@ -87,7 +87,7 @@ def locate(name_or_path: str | Path, *, open_ended: bool = False) -> Traversable
     names = bundled_names()
     if isinstance(name_or_path, str) and name_or_path in names:
         return files("caa_lens") / "data" / f"{name_or_path}{_OPEN_ENDED if open_ended else ''}.jsonl"
-    path = Path(name_or_path)
+    path = Path(name_or_path).expanduser()
     if not path.exists():
         from caa_lens.paper.numbers import BEHAVIORS  # stands above
 

@@ -11,6 +11,7 @@ from caa_lens.contrast_files import LETTER, FieldError
 
 _OPTION = re.compile(r"^[ \t]*(\([A-Z]\))", re.MULTILINE)
 _RESTART = re.compile(r"^[ \t]*\([A-Z]\).*\n\s*\(A\)", re.MULTILINE)
+_BARE_LETTER = re.compile(r"(?=[A-Z(])\(?([A-Za-z])[).:]?")  # a letter that is not written as `LETTER` is
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 
 
@@ -43,6 +44,13 @@ class ContrastPair:
             raise FieldError(letters[0], repr(answers[letters[0]]), "a full completion, as the other answer is")
         if letters:
             self._check_options(answers)
+            return
+        bare = [_BARE_LETTER.fullmatch(answer.strip()) for answer in answers.values()]
+        if bare[0] and bare[1]:
+            wanted = (
+                f"'({bare[0][1].upper()})', of options that are lines of the question, as ' (A) Yes', or a completion"
+            )
+            raise FieldError("positive", repr(self.positive), wanted)
 
     def _check_options(self, answers: dict[str, str]) -> None:
         letters = [letter for letter, _, _ in _option_spans(self.question)]

@@ -19,9 +19,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from caa_lens.activations import read_pairs
-from caa_lens.arguments import check_contrast_set, check_count, check_layers, check_model
+from caa_lens.arguments import check_contrast_set, check_count, check_layers, check_model, describe
 from caa_lens.contrast import ContrastSet
 from caa_lens.prompts import Prompt, PromptFormat, check_fits, encode_answer, resolve_format
+from caa_lens.provenance import PAIR_HASHES
 from caa_lens.vectors import Provenance, SteeringVectors
 
 Estimator = Callable[[Float[Tensor, "pair d_model"], Float[Tensor, "pair d_model"]], Float[Tensor, " d_model"]]
@@ -97,6 +98,10 @@ def extract(
     check_model(model)
     check_contrast_set(pairs)
     check_count("batch_size", batch_size)
+    if not callable(estimator):
+        raise TypeError(
+            f"estimator must be a function such as caa_lens.extraction.pca_of_differences, got {describe(estimator)}"
+        )
     pairs.warn_if_unbalanced(stacklevel=3)
     layers = check_layers(model, layers)
     prompt_format = resolve_format(model, prompt_format)
@@ -124,6 +129,7 @@ def extract(
             dataset_hash=pairs.content_hash,
             expression=pairs.behavior,
             details={
+                PAIR_HASHES: " ".join(pairs.pair_hashes),
                 "model_dtype": str(model.cfg.dtype).removeprefix("torch."),
                 **({"system": system} if system else {}),
                 "caa_lens": importlib.metadata.version("caa-lens"),

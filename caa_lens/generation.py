@@ -16,9 +16,9 @@ from torch import Tensor
 
 from caa_lens import prefix_cache
 from caa_lens.answers import soft_capped
-from caa_lens.arguments import check_count, check_model, describe
+from caa_lens.arguments import as_prompt, check_count, check_model, describe
 from caa_lens.hooks import Intervention
-from caa_lens.prompts import Prompt, PromptBatch, PromptFormat, left_pad, resolve_format
+from caa_lens.prompts import Prompt, PromptBatch, PromptFormat, left_pad
 from caa_lens.steering import Steering, as_interventions
 
 Forward = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch d_model"]]
@@ -51,7 +51,7 @@ def generate(
     """
     check_model(model)
     given = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
-    prompts = [_encode(model, one, prompt_format, system) for one in given]
+    prompts = [as_prompt(model, one, prompt_format=prompt_format, system=system) for one in given]
     rows = {len(m) for i in as_interventions(model, vectors) if (m := torch.as_tensor(i.multiplier)).ndim}
     single = isinstance(prompt, str | Prompt) and not rows
     if len(prompts) == 1 and rows:
@@ -83,7 +83,7 @@ def stream(
 ) -> Iterator[str]:
     """Like `generate` for one prompt, piece by piece as the text grows."""
     check_model(model)
-    encoded = _encode(model, prompt, prompt_format, system)
+    encoded = as_prompt(model, prompt, prompt_format=prompt_format, system=system)
     tokens: list[int] = []
     text = shown = ""
     for step in generate_tokens(
@@ -110,6 +110,8 @@ def generate_tokens(
 ) -> Iterator[Int[Tensor, " batch"]]:
     """The next token of every row, step by step; a finished row goes on with its end-of-sequence token."""
     check_count("max_new_tokens", max_new_tokens)
+    if not isinstance(temperature, int | float):
+        raise TypeError(f"temperature must be a number, got {describe(temperature)}")
     if temperature < 0:
         raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}")
     device = model.W_E.device
@@ -243,14 +245,6 @@ def _check_rows(intervention: Intervention, n_rows: int) -> None:
         raise ValueError(
             f"multiplier has {len(multiplier)} entries for {n_rows} prompts: give one number, or one a prompt"
         )
-
-
-def _encode(model: Any, prompt: Any, prompt_format: PromptFormat | str | None, system: str | None) -> Prompt:
-    if isinstance(prompt, Prompt):
-        return prompt
-    if not isinstance(prompt, str):
-        raise TypeError(f"expected a question or a Prompt, or a list of these, got {describe(prompt)}")
-    return resolve_format(model, prompt_format).encode(model.tokenizer, prompt, system=system)
 
 
 def _decode(model: Any, tokens: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ behind. So one `(name, function)` pair listens at two hook points of its block: 
 and `resid_post`, where it uses it. A block's pattern always comes first, so nothing old is ever used.
 """
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -81,15 +82,24 @@ class Intervention:
     def __post_init__(self) -> None:
         if self.operator not in OPERATORS:
             raise ValueError(f"unknown operator {self.operator!r}: expected one of {', '.join(OPERATORS)}")
-        if not isinstance(self.multiplier, int | float | Tensor):
+        if not isinstance(self.vector, SteeringVector):
+            kind = type(self.vector).__name__
+            raise TypeError(f"expected a SteeringVector, got {kind}: of a set choose a layer, as in vectors[13]")
+        # Any real number: those of numpy and pandas are neither `int` nor `float`.
+        if not isinstance(self.multiplier, numbers.Real | Tensor):
             kind = type(self.multiplier).__name__
-            raise TypeError(f"multiplier must be a number or a tensor [batch], got the {kind} {self.multiplier!r}")
+            remedy = "; torch.tensor(...) makes one" if hasattr(self.multiplier, "__len__") else ""
+            raise TypeError(
+                f"multiplier must be a number or a tensor [batch], got the {kind} {self.multiplier!r}{remedy}"
+            )
+        if not isinstance(self.start, numbers.Integral | Tensor | None):
+            raise TypeError(f"start must be a whole number or a tensor [batch], got {self.start!r}")
         multiplier = torch.as_tensor(self.multiplier)
         if multiplier.ndim > 1:
             raise ValueError(f"multiplier must be a number or [batch], got shape {tuple(multiplier.shape)}")
         if not bool(torch.isfinite(multiplier).all()):
             raise ValueError(f"multiplier must be finite, got {self.multiplier}")
-        if isinstance(self.start, int) and self.start < 0:
+        if isinstance(self.start, numbers.Integral) and self.start < 0:
             raise ValueError(f"start must be a position counted from 0, got {self.start}")
 
     def apply(self, resid: Float[Tensor, "batch pos d_model"], offset: int) -> Float[Tensor, "batch pos d_model"]:

@@ -48,7 +48,7 @@ def read_vectors(path: str | Path, *, model: str | None = None) -> SteeringVecto
         FileNotFoundError: if there is nothing at `path`.
         VectorFileError: if it is none of these formats, or damaged.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"nothing at {path}: expected a file or folder of steering vectors")
     found = _format_of(path)
@@ -68,13 +68,13 @@ def write_vectors(vectors: SteeringVectors, path: str | Path, format: str | None
     Warns:
         DroppedLayerWarning: a control vector has no place for layer 0.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if format is None:
         format = "caa" if path.is_dir() or not path.suffix else ENDINGS.get(path.suffix, "")
         if not format or path.suffix == ".pt":
             raise ValueError(
                 f"the format of {path.name!r} cannot be guessed: end it in .safetensors, .gguf or .json, name a folder "
-                "for CAA files, or give format=..."
+                "for CAA files, or give format=... (--to on the command line)"
             )
     if format not in _WRITE:
         raise ValueError(f"unknown format {format!r}: expected one of {', '.join(FORMATS)}")
@@ -89,10 +89,12 @@ def _format_of(path: Path) -> str:
         start = file.read(64)
     if start.startswith(b"GGUF"):
         return "gguf"
+    if (
+        start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+    ):  # the header's length, maybe 0x80
+        return "safetensors"
     if start.startswith((b"PK\x03\x04", b"\x80")):  # PyTorch's archive, and the bare pickle of its early versions
         return "caa"
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:  # the header's length
-        return "safetensors"
     if start.lstrip().startswith((b"{", b"[")) and b'"question"' in start:
         raise VectorFileError(
             f"{path} holds contrast pairs, expected steering vectors: pairs are loaded with ContrastSet.load, and "

@@ -82,10 +82,12 @@ class LogitLens:
         return token_heatmaps(self, k)
 
     def __repr__(self) -> str:
-        return f"LogitLens({self.vectors.expression}, {self.reading})\n{self.table(5).to_string()}"
+        k = int(self.frame["rank"].max())
+        of = f", the first 10 of {k}" if k > 10 else ""
+        return f"LogitLens({self.vectors.expression}, {self.reading}{of})\n{self.table(10).to_string()}"
 
     def _repr_html_(self) -> str:
-        return self.table().to_html()  # pandas escapes the tokens
+        return self.table(10).to_html()  # pandas escapes the tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -96,7 +96,11 @@ def load_model(
             return _load_folder(path, path.resolve().name, wanted)
         if path.suffix == ".gguf" and path.is_file():
             return _load_gguf(path, wanted)
-        if path.exists() or path.suffix == ".gguf" or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        if path.is_file():
+            raise ValueError(f"got the file {name}, expected a model: a folder with safetensors, or a .gguf file")
+        if name.lower() == "demo":
+            raise ValueError(f"got {name!r}: the demo model is called 'demo'")
+        if path.suffix == ".gguf" or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
             raise FileNotFoundError(
                 f"got {name!r}, expected a Hugging Face id ('owner/name'), a folder with config.json and"
                 " safetensors, a .gguf file, or 'demo'; there is no such folder or GGUF file here: check the"

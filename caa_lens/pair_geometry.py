@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm.auto import tqdm
 
+from caa_lens.arguments import check_vector_set, describe
 from caa_lens.geometry import emergence_layer, held_out_accuracy
 from caa_lens.intervals import bootstrap_interval
 from caa_lens.pair_reading import PairActivations
@@ -74,6 +75,13 @@ class Norms:
         return self.plot()._repr_mimebundle_(include, exclude)
 
 
+def _check_activations(activations: object) -> None:
+    if not isinstance(activations, PairActivations):
+        raise TypeError(
+            f"expected PairActivations, as pair_activations(model, pairs) reads, got {describe(activations)}"
+        )
+
+
 def norms(vectors: SteeringVectors, activations: PairActivations) -> Norms:
     """How large each layer's vector is, and how large the residual stream where it was read; at layers both have.
 
@@ -82,6 +90,8 @@ def norms(vectors: SteeringVectors, activations: PairActivations) -> Norms:
     """
     import pandas as pd
 
+    check_vector_set(vectors)
+    _check_activations(activations)
     width = activations.values.shape[-1]
     if vectors.d_model != width:
         where = f"the activations of {activations.provenance.model}"
@@ -140,6 +150,7 @@ def pca(activations: PairActivations, *, layers: Sequence[int] | None = None) ->
     import pandas as pd
     from sklearn.decomposition import PCA  # scikit-learn takes a second to import
 
+    _check_activations(activations)
     if (n_pairs := len(activations)) < 2:
         raise ValueError(f"two components need at least two pairs, got {n_pairs}")
     parts = []
@@ -222,6 +233,7 @@ def separability(
     import pandas as pd
     from sklearn.metrics import silhouette_score
 
+    _check_activations(activations)
     n_pairs = len(activations)
     if not 2 <= folds <= n_pairs:
         raise ValueError(f"got {folds} folds for {n_pairs} pairs, expected 2 to {n_pairs}: give more pairs, or folds=")

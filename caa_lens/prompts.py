@@ -13,6 +13,7 @@ Source: paper section 3 and appendix; the authors' own place of the system promp
 `LLAMA2_CHAT_META`.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """Token ids of one prompt and its positions (0-based, unpadded).
+    """Token ids of one prompt and its positions (0-based, unpadded); `Prompt.of(model, question)` makes one.
 
     Attributes:
         text: what was tokenized (without BOS).
@@ -40,8 +41,30 @@ class Prompt:
     answer_start: int
     read: tuple[int, int]
 
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        question: str,
+        answer: str = "",
+        *,
+        system: str | None = None,
+        prompt_format: "PromptFormat | str | None" = None,
+    ) -> "Prompt":
+        """A question, with (the beginning of) an answer, in the model's own format; see `PromptFormat.encode`.
+
+        prompt = Prompt.of(model, "How was your day?")
+        logits = model(torch.tensor([prompt.tokens]))
+        """
+        chosen = resolve_format(model, prompt_format)
+        return chosen.encode(model.tokenizer, question, answer, system=system)
+
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+class TemplateInQuestionWarning(UserWarning):
+    """A question that already is in a prompt format is put into it once more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +104,14 @@ class PromptFormat:
         Raises:
             TypeError: if the tokenizer is missing or gives no character offsets.
             ValueError: if the question is empty, or BOS is asked of a tokenizer that has none.
+
+        Warns:
+            TemplateInQuestionWarning: if the question contains marks of this format.
         """
         if tokenizer is None:
             raise TypeError("this model has no tokenizer: load it from a folder that has tokenizer files")
+        if system is not None and not isinstance(system, str):
+            raise TypeError(f"expected a system prompt in words, got {system!r}")
         if not question.strip():
             raise ValueError("the question is empty: expected some text")
         instruction = self.render(question.strip(), system)
@@ -93,6 +121,7 @@ class PromptFormat:
                 f"{type(tokenizer).__name__} gives no character offsets, which positions are computed from: "
                 "load the fast tokenizer (AutoTokenizer with use_fast=True)"
             )
+        self._warn_of_marks(tokenizer, question, instruction)
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         tokens, spans = list(encoded["input_ids"]), list(encoded["offset_mapping"])
         if self.prepend_bos:
@@ -117,6 +146,18 @@ class PromptFormat:
             answer_start=answer_start,
             read=read_span,
         )
+
+    def _warn_of_marks(self, tokenizer: Any, question: str, instruction: str) -> None:
+        around = instruction.replace(question.strip(), "", 1)
+        for mark in (*tokenizer.all_special_tokens, "[INST]"):
+            if mark in question and mark in around:
+                warnings.warn(
+                    f"the question contains {mark!r}, a mark of the format {self.name!r} that it is put into, so the "
+                    "model sees it twice: give the bare question, or a Prompt, which is taken as it is",
+                    TemplateInQuestionWarning,
+                    stacklevel=3,
+                )
+                return
 
 
 def _token_span(spans: Sequence[tuple[int, int]], first_char: int, last_char: int) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+PAIR_HASHES = "pair_hashes"  # the key of `Provenance.details` that lists `ContrastSet.pair_hashes`
 HOOK_POINT = "hook_resid_post"
 UNKNOWN = "unknown"
 

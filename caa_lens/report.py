@@ -106,7 +106,7 @@ def _rendered_part(part: Part, anchor: str) -> dict[str, object]:
         "title": part.title,
         "sections": [_rendered(section, f"{anchor}-{i}") for i, section in enumerate(shown)],
         "skipped": [section for section in part.sections if section.skipped],
-        "settings": {key: _setting(value) for key, value in part.settings.items()},
+        "settings": {key: _setting(value) for key, value in part.settings.items() if value not in (None, "")},
         "anchor": anchor,
     }
 

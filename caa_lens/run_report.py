@@ -84,8 +84,10 @@ def read_run(folder: str | Path) -> Part:
         about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         settings = {**about["config"], **_own_settings(folder), **about["versions"], **about["about"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
+        demo = f"; the demo's own report is {folder / 'report.html'}" if (folder / "report.html").exists() else ""
         raise RunFolderError(
-            f"{folder} holds no run ({error}): expected a folder that `python -m experiments ... --out` made"
+            f"{folder} holds no run of experiments ({error}): expected a folder that `python -m experiments ... --out` "
+            f"made{demo}"
         ) from None
     order: list[str] = settings.pop("experiments", [])
     sections = {file.parent.name: load_section(file) for file in folder.glob("*/section.json")}

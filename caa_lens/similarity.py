@@ -29,7 +29,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from caa_lens.arguments import as_vector_set, check_layers, check_model, check_width
+from caa_lens.arguments import as_vector_set, check_layers, check_model, check_width, describe
 from caa_lens.atomic_files import write_atomically
 from caa_lens.lens import show_token
 from caa_lens.prompts import Prompt, PromptFormat, check_fits, resolve_format
@@ -117,7 +117,7 @@ trust the notebook and run it from the top in a new kernel, or write a page with
 </script>"""
 
     def __repr__(self) -> str:
-        return f"TokenColors({self.caption}, {len(self.tokens)} tokens, {', '.join(self.labels)})"
+        return f"TokenColors({self.caption}, {len(self.tokens)} tokens x {len(self.labels)} layers)"
 
     def _repr_html_(self) -> str:
         global _script_sent  # once a process, as a page is told from another one by nothing else
@@ -329,6 +329,10 @@ def _encode(
     model: Any, text: str | Prompt, answer: str, prompt_format: PromptFormat | str | None, system: str | None, raw: bool
 ) -> tuple[Prompt, str]:
     """The tokens, and what their format is called."""
+    if not isinstance(text, str | Prompt):
+        raise TypeError(f"expected the text in words, one at a time, got {describe(text)}")
+    if not isinstance(answer, str):
+        raise TypeError(f"expected the answer in words, one at a time, got {describe(answer)}")
     if isinstance(text, str) and not raw:
         chosen = resolve_format(model, prompt_format)
         return chosen.encode(model.tokenizer, text, answer, system=system), chosen.name

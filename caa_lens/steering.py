@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caa_lens.arguments import check_layers, check_model, check_width, describe
+from caa_lens.arguments import as_prompt, check_layers, check_model, check_width, describe
 from caa_lens.hooks import Intervention
-from caa_lens.prompts import Prompt, explain, left_pad, resolve_format
+from caa_lens.prompts import Prompt, explain, left_pad
 from caa_lens.vectors import SteeringVector, SteeringVectors
 
 
@@ -34,7 +34,7 @@ def steer(
 ) -> "SteeredBlock":
     """Steer everything the model runs inside a `with` block; composes with the caller's own hooks.
 
-        prompt = resolve_format(model, None).encode(model.tokenizer, "How was your day?")
+        prompt = Prompt.of(model, "How was your day?")
         with steer(model, 1.5 * v, prompt=prompt):
             model.generate(torch.tensor([prompt.tokens]))
 
@@ -60,10 +60,8 @@ def steer(
         both = "not both" if start is not None else "(start=0 steers every position)"
         raise ValueError(f"say where steering starts: either prompt=..., or start=..., {both}")
     if prompt is not None:
-        given = [prompt] if isinstance(prompt, str | Prompt) else prompt
-        prompts = [
-            resolve_format(model, None).encode(model.tokenizer, one) if isinstance(one, str) else one for one in given
-        ]
+        given = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
+        prompts = [as_prompt(model, one) for one in given]
         start = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=model.W_E.device).steer_start
         start = int(start[0]) if len(prompts) == 1 else start
         if explain_positions:
@@ -103,8 +101,8 @@ class SteeredBlock:
         if error[0] is None and 0 < self._longest <= first:
             warnings.warn(
                 f"nothing was steered: what the model ran has {self._longest} tokens, and steering starts at position "
-                f"{first}. Run the prompt's own tokens, prompt.tokens, which are longer than its question; or give "
-                "start=0",
+                f"{first}. Run the prompt's own tokens, torch.tensor([Prompt.of(model, question).tokens]): they are "
+                "more than the question's; or give start=0",
                 NothingSteeredWarning,
                 stacklevel=2,
             )
@@ -143,11 +141,12 @@ def as_interventions(
         TypeError: for anything else, `SteeringVectors` included: iterated over, it would steer at all its layers.
         ValueError: for a vector that does not fit the model.
     """
-    if isinstance(vectors, SteeringVector | SteeringVectors | Intervention):
-        raise TypeError(
-            f"expected a list of vectors, got one {type(vectors).__name__}: put it into a list; "
-            "of SteeringVectors choose a layer, as in [vectors[13]]"
-        )
+    if isinstance(vectors, SteeringVectors):
+        raise TypeError("expected a list of vectors, got SteeringVectors: choose a layer, as in [vectors[13]]")
+    if isinstance(vectors, SteeringVector | Intervention):
+        raise TypeError(f"expected a list of vectors, got one {type(vectors).__name__}: put it into a list")
+    if not isinstance(vectors, Sequence) or isinstance(vectors, str):
+        raise TypeError(f"expected a list of vectors, got {describe(vectors)}: without any, [], nothing is steered")
     interventions = []
     for given in vectors:
         if isinstance(given, Intervention):
@@ -155,15 +154,18 @@ def as_interventions(
             made = Intervention(vector=given.vector, multiplier=given.multiplier, start=keep, operator=given.operator)
         elif isinstance(given, SteeringVector):
             made = Intervention(vector=given, multiplier=multiplier, start=start)
-        elif isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], SteeringVector):
+        elif isinstance(given, tuple | list) and len(given) == 2 and isinstance(given[0], SteeringVector):
             made = Intervention(vector=given[0], multiplier=given[1], start=start)
         else:
-            remedy = (
-                "a multiplier stands in a pair with its vector, as in [(vectors[13], 2.0)]"
-                if isinstance(given, int | float)
-                else "of SteeringVectors choose a layer, as in vectors[13], and of a tensor make a vector with "
-                "SteeringVector.from_direction"
-            )
+            if isinstance(given, int | float):
+                remedy = "a multiplier stands in a pair with its vector, as in (vectors[13], 2.0)"
+            elif isinstance(given, list):
+                remedy = "leave out the list: steer takes vectors one after another, generate one list of them"
+            else:
+                remedy = (
+                    "of SteeringVectors choose a layer, as in vectors[13], and of a tensor make a vector with "
+                    "SteeringVector.from_direction"
+                )
             raise TypeError(
                 "expected a SteeringVector, a (SteeringVector, multiplier) pair or an Intervention, got "
                 f"{describe(given)}; {remedy}"

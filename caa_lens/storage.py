@@ -51,7 +51,7 @@ def save_vectors(vectors: SteeringVectors, path: str | Path) -> Path:
         ValueError: for another ending, or vectors that would not be read back as they are (a dtype that safetensors
             lacks, details that are not texts). Nothing is written then.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix != ".safetensors":
         raise ValueError(f"vectors are saved as .safetensors, got {path.name!r}")
     try:
@@ -71,7 +71,7 @@ def load_vectors(path: str | Path) -> SteeringVectors:
         FileNotFoundError: if there is no such file.
         VectorFileError: if the file is damaged, not one of ours, lacks metadata, or has a newer format version.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
             f"no vector file at {path}: expected a .safetensors file written by SteeringVectors.save"

@@ -70,7 +70,9 @@ class Sweep:
             (layer, m) for layer in sorted(set(self.frame["layer"])) for m in multipliers if m > 0 and -m in multipliers
         ]
         if not keys:
-            raise ValueError(f"no multiplier was swept with its negative, got {multipliers}: sweep e.g. -1 and 1")
+            raise ValueError(
+                f"no multiplier was swept with its negative, got {multipliers}: sweep e.g. -1 and 1, or name a layer"
+            )
         differences = np.stack([table[(layer, m)] - table[(layer, -m)] for layer, m in keys], axis=1)
         low, high = bootstrap_interval(differences, n_resamples=n_resamples, seed=seed)
         layers, ms = zip(*keys, strict=True)
@@ -80,7 +82,14 @@ class Sweep:
 
     @property
     def best_layer(self) -> int:
-        """The layer with the largest mean effect of +m against -m, at the smallest swept m >= 1 (else the largest)."""
+        """The layer with the largest mean effect of +m against -m, at the smallest swept m >= 1 (else the largest).
+
+        Raises:
+            ValueError: if of several layers no multiplier was swept with its negative.
+        """
+        layers = set(self.frame["layer"])
+        if len(layers) == 1:
+            return int(layers.pop())
         effect = self.effect(n_resamples=0)
         at_least_one = effect["multiplier"][effect["multiplier"] >= 1]
         m = at_least_one.min() if len(at_least_one) else effect["multiplier"].max()

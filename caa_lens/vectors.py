@@ -44,6 +44,8 @@ class SteeringVector(VectorAlgebra):
 
     def __post_init__(self) -> None:
         rules.check_rows(self.direction, 1, "a steering vector")
+        if not hasattr(self.layer, "__index__"):
+            raise TypeError(f"layer must be a whole number, the 0-based block, got {self.layer!r}")
         if self.layer < 0:
             raise ValueError(
                 f"layer must be a 0-based block number, got {self.layer}: count layers from the first block"
@@ -159,6 +161,8 @@ class SteeringVectors(VectorAlgebra):
     @classmethod
     def from_vectors(cls, vectors: Iterable[SteeringVector]) -> "SteeringVectors":
         """Collect vectors of different layers of one model into a set."""
+        if isinstance(vectors, SteeringVector):
+            raise TypeError("expected a list of SteeringVector, got one: put it into a list")
         ordered = sorted(vectors, key=lambda vector: vector.layer)
         if not ordered:
             raise ValueError("cannot make a set of no vectors")
@@ -178,9 +182,13 @@ class SteeringVectors(VectorAlgebra):
 
     def __getitem__(self, layer: int) -> SteeringVector:
         if not hasattr(layer, "__index__") or layer not in self.layers:
-            several = "; several are chosen with .at([...])" if isinstance(layer, slice | list | tuple) else ""
+            remedy = ""
+            if isinstance(layer, slice | list | tuple):
+                remedy = "; several are chosen with .at([...])"
+            elif isinstance(layer, float) and layer in self.layers:
+                remedy = f"; int({layer!r}) makes a layer of it"
             has = f"this set has layers {layer_ranges(self.layers)} (0-based blocks)"
-            raise IndexError(f"no vector for layer {layer!r}: {has}{several}")
+            raise IndexError(f"no vector for layer {layer!r}: {has}{remedy}")
         layer = operator.index(layer)
         row = self.layers.index(layer)
         provenance = replace(self.provenance, expression=write.indexed(self._text, layer))
@@ -197,6 +205,10 @@ class SteeringVectors(VectorAlgebra):
 
     def at(self, layers: Iterable[int]) -> "SteeringVectors":
         """The subset for some layers."""
+        if not isinstance(layers, Iterable):
+            raise TypeError(
+                f"expected a list of layers, got {layers!r}: write .at([{layers!r}]), or [{layers!r}] for the vector"
+            )
         chosen = tuple(sorted(set(layers)))
         return replace(self, directions=torch.stack([self[layer].direction for layer in chosen]), layers=chosen)
 

@@ -1,5 +1,7 @@
 """The command line: help with examples, the same numbers as the library, errors in one line."""
 
+import os
+
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -76,7 +78,7 @@ def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
         (["generate", "Hi", "--vectors", "v.safetensors"], "add --layer"),
         (["lens", "v.safetensors", "--layers", "a-b"], "not understood"),
         (["sweep", "sentiment", "v.safetensors", "--multipliers=a,1"], "expected numbers, e.g. -1,0,1"),
-        (["sweep", "sentiment", "v.safetensors", "--out", "x.csv"], "written as .parquet, got 'x.csv'"),
+        (["sweep", "sentiment", "v.safetensors", "--out", "x.csv"], "saved as .parquet, got 'x.csv'"),
         (["generate", "Hi", "--layer", "3"], "nothing to steer with"),
         (["generate", "Hi", "--multiplier=2"], "nothing to steer with"),
         (["extract", "sentiment", "x.safetensors", "--layers", "a-b"], "not understood"),
@@ -128,6 +130,21 @@ def test_pairs_that_the_vectors_were_extracted_from_are_told_of(small_model, tmp
     note = f"note: {expected} of the {len(test)} pairs scored are among those that the vectors were extracted from"
     assert (note in said) == bool(expected)
     assert ("note:" in said) == bool(expected)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_file_that_cannot_be_written_is_told_of_before_any_work(tmp_path):
+    tmp_path.chmod(0o500)
+    done = runner.invoke(cli.app, ["extract", "sentiment", str(tmp_path / "new" / "v.safetensors")])
+    assert isinstance(done.exception, PermissionError)
+    assert "there is no permission to write in" in str(done.exception)
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_of_before_any_work(tmp_path):
+    (tmp_path / "taken").write_text("")
+    done = runner.invoke(cli.app, ["extract", "sentiment", str(tmp_path / "taken" / "v.safetensors")])
+    assert isinstance(done.exception, NotADirectoryError)
+    assert str(done.exception).endswith(f"cannot be written: {tmp_path / 'taken'} is a file")
 
 
 def test_vectors_of_another_model_are_told_of(small_model, tmp_path):

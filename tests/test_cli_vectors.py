@@ -58,7 +58,7 @@ def test_show_says_what_a_file_holds(files):
     shown = output("show", "a.safetensors")
     for fact in ("model  m", "layers  3, 7, 20 (0-based blocks, at hook_resid_post)", "d_model  8", "pairs  12"):
         assert fact in shown
-    assert "   ".join(f"{layer}: {a[layer].norm:.3g}" for layer in (3, 7, 20)) in shown
+    assert "".join(f"{f'{layer}: {a[layer].norm:.3g}':<11}" for layer in (3, 7, 20)).rstrip() in shown
 
 
 def test_codes_that_a_terminal_would_obey_are_shown_and_not_sent(tmp_path):

@@ -126,7 +126,7 @@ def test_vectors_cross_widths_only_by_a_map_and_through_files(tmp_path, demo_tok
     )
     carried = found.carry(foreign)
     result = model_transfer(narrow, TEXTS, own, carried, multipliers=[1], progress=False)
-    with pytest.warns(TrainingPairsWarning, match="pairs of 'days' are those that the vectors were extracted from"):
+    with pytest.warns(TrainingPairsWarning, match="8 of the 8 pairs scored are among those"):
         swept = sweep(narrow, TEXTS, carried, multipliers=[1], progress=False).frame["margin"]
     ours = result.frame[result.frame["vectors"] == "foreign"]["score"]
     np.testing.assert_allclose(ours, swept, atol=2e-5)

@@ -57,6 +57,17 @@ def test_a_file_is_recognised_whatever_its_name(tmp_path, format, name):
     assert torch.equal(read_vectors(path).directions, some_vectors().directions)
 
 
+def test_a_file_of_ours_is_recognised_whatever_the_length_of_its_header(tmp_path):
+    lengths = set()
+    for n in range(0, 256, 8):  # a file begins with that length, and old pickles with 0x80
+        provenance = Provenance(model="m" * (1 + n))
+        vectors = SteeringVectors(directions=torch.ones(1, 4), layers=(3,), provenance=provenance)
+        file = vectors.save(tmp_path / f"{n}.safetensors")
+        lengths.add(file.read_bytes()[0])
+        assert read_vectors(file).provenance == provenance
+    assert 0x80 in lengths
+
+
 def test_one_file_of_a_caa_folder_and_one_model_of_several_can_be_read(tmp_path):
     write_vectors(some_vectors(), tmp_path / "sycophancy")
     for saved in list((tmp_path / "sycophancy").iterdir()):

@@ -16,6 +16,7 @@ from caa_lens.prompts import (
     LLAMA2_CHAT_META,
     Prompt,
     PromptFormat,
+    TemplateInQuestionWarning,
     chat_template_format,
     check_fits,
     default_format,
@@ -25,6 +26,9 @@ from caa_lens.prompts import (
     left_pad,
     resolve_format,
 )
+
+# Questions that hold marks of a format are asked on purpose here.
+pytestmark = pytest.mark.filterwarnings("ignore::caa_lens.prompts.TemplateInQuestionWarning")
 
 BOS, LETTER_A, LETTER_B, SPACE_BRACKET, CLOSE, SPACE = 1, 29909, 29933, 313, 29897, 29871
 END_INST = [518, 29914, 25580, 29962]
@@ -340,6 +344,24 @@ def test_a_tokenizer_without_character_offsets_is_refused():
 def test_a_format_with_bos_is_refused_for_a_tokenizer_that_has_none():
     with pytest.raises(ValueError, match=r"'llama2-base' starts with BOS.*prepend_bos=False"):
         LLAMA2_BASE.encode(bpe(bos=None), "Why?")
+
+
+def test_a_prompt_of_a_model_is_what_its_format_makes(tiny_chat):
+    chat = chat_template_format(tiny_chat.tokenizer)
+    made = Prompt.of(tiny_chat, "How are you?", "Well", system="Be brief.")
+    assert made == chat.encode(tiny_chat.tokenizer, "How are you?", "Well", system="Be brief.")
+    base = Prompt.of(tiny_chat, "How are you?", prompt_format=LLAMA2_BASE)
+    assert base.text == "Input: How are you?\nResponse:"
+
+
+def test_a_question_that_is_in_its_format_already_is_told_of(tiny_chat, llama):
+    asked = Prompt.of(tiny_chat, "How are you?")
+    with pytest.warns(TemplateInQuestionWarning, match=r"contains '<\|im_\w+\|>', a mark of the"):
+        twice = Prompt.of(tiny_chat, asked.text)
+    assert len(twice) > len(asked)
+    with pytest.warns(TemplateInQuestionWarning, match=r"contains '\[INST\]', a mark of the format 'llama2-chat'"):
+        LLAMA2_CHAT.encode(llama, "[INST] How are you? [/INST]")
+    LLAMA2_BASE.encode(llama, "What does [INST] mean?")  # warnings are errors here
 
 
 @pytest.mark.parametrize("question", ["", "   ", "\n\t "])

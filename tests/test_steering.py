@@ -255,7 +255,7 @@ def test_a_set_in_place_of_a_vector_is_refused_rather_than_steering_all_its_laye
         unwrap(steer)(tiny_chat, vectors, start=0)
     with pytest.raises(TypeError, match=r"got a tuple of SteeringVectors, .*choose a layer, as in vectors\[13\]"):
         unchecked(tiny_chat, [(vectors, 2.0)])
-    with pytest.raises(TypeError, match=r"a list of vectors, got one SteeringVectors: .*as in \[vectors\[13\]\]"):
+    with pytest.raises(TypeError, match=r"a list of vectors, got SteeringVectors: .*as in \[vectors\[13\]\]"):
         unchecked(tiny_chat, vectors)
     with pytest.raises(TypeError, match="a list of vectors, got one SteeringVector: put it into a list"):
         unchecked(tiny_chat, vectors[2])

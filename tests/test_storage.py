@@ -141,6 +141,14 @@ def test_one_vector_is_saved_as_a_set_of_one(tmp_path):
     assert again[4].direction.equal(vectors[4].direction)
 
 
+def test_a_home_folder_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    vectors = SteeringVectors(directions=torch.ones(1, 2), layers=(3,))
+    assert vectors.save("~/here.safetensors") == tmp_path / "here.safetensors"
+    assert SteeringVectors.load("~/here.safetensors").layers == (3,)
+
+
 def test_a_view_into_a_larger_tensor_is_saved_as_what_it_shows(tmp_path):
     large = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     vectors = SteeringVectors(directions=large.T[::2], layers=(3, 20))

@@ -1,12 +1,16 @@
 """Sweeps: the frame, its intervals and what is read off it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from helpers import random_vectors
 
 from caa_lens.answers import score
+from caa_lens.arguments import TrainingPairsWarning, count_training_pairs
 from caa_lens.contrast import ContrastSet
+from caa_lens.extraction import extract
 from caa_lens.hooks import Intervention
 from caa_lens.intervals import bootstrap_interval
 from caa_lens.sweeps import Sweep, sweep
@@ -147,7 +151,7 @@ def test_figures_show_the_numbers_of_the_frame():
 
 
 def test_sentiment_steers_the_real_model_in_a_dose_dependent_way(demo_model):
-    """The issue's claim: the margin rises with the multiplier, and +1 against -1 cannot be chance."""
+    """What the demo shows: the margin rises with the multiplier, and +1 against -1 cannot be chance."""
     from caa_lens.extraction import extract
 
     train, test = ContrastSet.load("sentiment").split(test=40, seed=0)
@@ -156,3 +160,39 @@ def test_sentiment_steers_the_real_model_in_a_dose_dependent_way(demo_model):
     mean = result.summary().query("layer == @result.best_layer")["mean"].to_numpy()
     assert (np.diff(mean) > 0).all(), mean
     assert result.effect().query("layer == @result.best_layer and multiplier == 1")["low"].item() > 0
+
+
+def test_white_is_the_unsteered_level_and_without_it_nothing_is_above_or_below():
+    with_zero = made_up({3: 0.1, 7: 0.5})
+    (cells,) = with_zero.plot().data
+    assert (cells.zmin + cells.zmax) / 2 == pytest.approx(with_zero.unsteered)
+    without = replace(with_zero, frame=with_zero.frame[with_zero.frame["multiplier"] > 0])
+    (cells,) = without.plot().data
+    assert (cells.zmin, cells.zmax) == (None, None)
+    assert "nan" not in without.plot().layout.title.text
+    elsewhere = replace(with_zero, settings={"test": "other pairs"})
+    assert elsewhere.plot().layout.title.text.startswith("b, tested on other pairs: ")
+
+
+def test_of_one_layer_the_best_is_known_whatever_was_swept():
+    one = made_up({7: 0.5})
+    alone = replace(one, frame=one.frame[one.frame["multiplier"] > 0])
+    assert alone.best_layer == 7
+    assert alone.plot_layer().data
+    two = made_up({7: 0.5, 9: 0.5})
+    undecided = replace(two, frame=two.frame[two.frame["multiplier"] > 0])
+    with pytest.raises(ValueError, match="or name a layer"):
+        _ = undecided.best_layer
+
+
+def test_pairs_of_the_extraction_among_those_scored_are_counted(tiny_chat):
+    words = [(f"Is {n} good?", "Yes, very.", "No, not at all.") for n in range(8)]
+    pairs = ContrastSet.from_pairs(words)
+    vectors = extract(tiny_chat, pairs[:5], progress=False)
+    with pytest.warns(TrainingPairsWarning, match="2 of the 5 pairs scored are among those that the vectors were"):
+        sweep(tiny_chat, pairs[3:], 2 * vectors, multipliers=[1], layers=[1], progress=False)
+    sweep(tiny_chat, pairs[5:], vectors, multipliers=[1], layers=[1], progress=False)  # warnings are errors here
+    bare = replace(
+        vectors, provenance=replace(vectors.provenance, details={})
+    )  # of a file from before they were listed
+    assert [count_training_pairs(some, bare) for some in (pairs[:5], pairs[3:])] == [5, 0]

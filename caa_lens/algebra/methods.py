@@ -210,7 +210,9 @@ class VectorAlgebra:
     # ---- numbers -------------------------------------------------------------------------------------------------
 
     def to(self: V, target: torch.device | str | torch.dtype) -> V:
-        """The same on another device, or in another dtype, where it must fit."""
+        """The same on another device, or in another dtype, where it must fit; names such as "bfloat16" will do."""
+        named = getattr(torch, target, None) if isinstance(target, str) else None
+        target = named if isinstance(named, torch.dtype) else target
         rows = rules.rounded(self._rows, target) if isinstance(target, torch.dtype) else self._rows.to(target)
         return self._with(rows, self.provenance)
 

@@ -11,7 +11,7 @@ import typer
 from caa_lens.cli.data import data_app
 from caa_lens.cli.report import report
 from caa_lens.cli.vectors import VectorsArgument, vectors_app
-from caa_lens.provenance import UNKNOWN
+from caa_lens.provenance import UNKNOWN, layer_ranges
 
 if TYPE_CHECKING:
     from caa_lens.contrast import ContrastSet
@@ -98,8 +98,7 @@ def extract(
     from caa_lens import ContrastSet, load_model
     from caa_lens import extract as run_extract
 
-    if out.suffix != ".safetensors":
-        raise ValueError(f"vectors are saved as .safetensors, got {out.name!r}")
+    _check_out(out, ".safetensors", "vectors")
     pairs = ContrastSet.load(data)
     if test:
         pairs, _ = pairs.split(test=test, seed=0)
@@ -133,7 +132,7 @@ def sweep(
     from caa_lens import sweep as run_sweep
     from caa_lens.sweeps import METRIC_LABEL
 
-    _check_parquet(out)
+    _check_out(out, ".parquet", "the frame")
     of_each = read_vectors(vectors)
     pairs = _held_out(ContrastSet.load(data), test, of_each)
     numbers = parse_numbers("multipliers", multipliers)
@@ -170,7 +169,7 @@ def transfer(
     from caa_lens import transfer as run_transfer
     from caa_lens.sweeps import METRIC_LABEL
 
-    _check_parquet(out)
+    _check_out(out, ".parquet", "the frame")
     sources = read_vectors(vectors)
     pairs = _held_out(ContrastSet.load(data), test, sources)
     sources = sources.at(parse_layers(layers)) if layers else sources
@@ -209,6 +208,10 @@ def lens(
 
     if reading == "in_context" and pairs is None:
         raise ValueError("the in_context reading needs real residuals: add --pairs, e.g. --pairs sentiment")
+    if reading != "in_context" and pairs is not None:
+        raise ValueError(
+            f"the {reading} reading does not look at pairs: add --reading in_context, or leave out --pairs"
+        )
     of_each = read_vectors(vectors)
     chosen = parse_layers(layers) if layers else None
     read_in = None if pairs is None else ContrastSet.load(pairs)
@@ -234,7 +237,8 @@ def generate(
     from caa_lens import load_model, read_vectors, stream
 
     if vectors is not None and layer is None:
-        raise ValueError("which layer's vector? add --layer, e.g. --layer 14")
+        has = layer_ranges(read_vectors(vectors).layers)
+        raise ValueError(f"which layer's vector? add --layer; {vectors} has layers {has}")
     if vectors is None and (layer is not None or multiplier is not None):
         raise ValueError("nothing to steer with: --layer and --multiplier need a file of vectors, add --vectors FILE")
     steering = []
@@ -264,8 +268,9 @@ def similarity(
     """
     from caa_lens import load_model, read_vectors, token_similarity
 
-    if out.suffix != ".html":
-        raise ValueError(f"the page is written as .html, got {out.name!r}")
+    if raw and answer:
+        raise ValueError("an answer follows a question, and --raw takes the text as it is: leave out one of the two")
+    _check_out(out, ".html", "the page")
     chosen = read_vectors(vectors)
     chosen = chosen.at(parse_layers(layers)) if layers else chosen
     result = token_similarity(load_model(model), text, chosen, answer=answer, raw_text=raw)
@@ -276,9 +281,13 @@ def similarity(
 app.command()(report)
 
 
-def _check_parquet(out: Path) -> None:
-    if out.suffix != ".parquet":
-        raise ValueError(f"the frame is written as .parquet, got {out.name!r}")
+def _check_out(out: Path, ending: str, what: str) -> None:
+    """Raises before any work is done for a file that could not be written afterwards."""
+    from caa_lens.atomic_files import check_writable
+
+    if out.suffix != ending:
+        raise ValueError(f"{what} {'is' if what.startswith('the') else 'are'} saved as {ending}, got {out.name!r}")
+    check_writable(out)
 
 
 def _write_frame_and_figure(result: Any, out: Path) -> None:
@@ -292,17 +301,19 @@ def _write_frame_and_figure(result: Any, out: Path) -> None:
 
 
 def _held_out(pairs: "ContrastSet", test: int, vectors: "SteeringVectors") -> "ContrastSet":
-    """The pairs to score; says so if the vectors were extracted from some of them, as far as `--test` splits tell."""
+    """The pairs to score; says so, in the command line's words, if the vectors were extracted from some of them."""
+    import warnings
+
+    from caa_lens.arguments import TrainingPairsWarning, count_training_pairs
+
     scored = pairs.split(test=test, seed=0)[1] if test else pairs
-    held = len(pairs) - vectors.provenance.n_pairs
-    if 0 <= held < len(scored):
-        train = pairs.split(test=held, seed=0)[0] if held else pairs
-        if train.content_hash == vectors.provenance.dataset_hash:
-            typer.echo(
-                f"note: {len(scored) - held} of the {len(scored)} pairs scored are among those that the vectors were "
-                f"extracted from: hold pairs out with the same --test in `extract`, which held out {held}",
-                err=True,
-            )
+    if n_pairs := count_training_pairs(scored, vectors):
+        typer.echo(
+            f"note: {n_pairs} of the {len(scored)} pairs scored are among those that the vectors were extracted from: "
+            "hold pairs out with the same --test in `extract` and here",
+            err=True,
+        )
+        warnings.simplefilter("ignore", TrainingPairsWarning)
     return scored
 
 

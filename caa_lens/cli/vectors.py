@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from caa_lens.provenance import PAIR_HASHES, layer_ranges
+
 if TYPE_CHECKING:
     from caa_lens.vectors import SteeringVectors
 
@@ -25,7 +27,9 @@ def show(path: VectorsArgument) -> None:
     for key, value in _facts(vectors).items():
         typer.echo(f"{key:>16}  {value}")
     norms = [f"{layer}: {norm:.3g}" for layer, norm in zip(vectors.layers, vectors.norms.tolist(), strict=True)]
-    typer.echo(f"{'norm by layer':>16}  {'   '.join(norms)}")
+    for first in range(0, len(norms), 8):
+        line = "".join(f"{norm:<11}" for norm in norms[first : first + 8]).rstrip()
+        typer.echo(f"{'' if first else 'norm by layer':>16}  {line}")
 
 
 @vectors_app.command()
@@ -115,7 +119,7 @@ def _facts(vectors: "SteeringVectors") -> dict[str, str]:
         "behavior": p.behavior,
         "model": p.model,
         "method": p.method,
-        "layers": ", ".join(map(str, vectors.layers)) + " (0-based blocks, at hook_resid_post)",
+        "layers": layer_ranges(vectors.layers) + " (0-based blocks, at hook_resid_post)",
         "d_model": str(vectors.d_model),
         "dtype": str(vectors.directions.dtype).removeprefix("torch."),
         "pairs": str(p.n_pairs or "unknown"),
@@ -124,7 +128,7 @@ def _facts(vectors: "SteeringVectors") -> dict[str, str]:
         "read at": p.token_position,
         "normalisation": p.normalisation,
         "expression": p.expression,
-        **p.details,
+        **{key: value for key, value in p.details.items() if key != PAIR_HASHES},
     }
     return {_printable(key): _printable(value) for key, value in facts.items()}
 

@@ -1,5 +1,6 @@
 """Figures of a sweep: the heat map of layers by multipliers, one layer's dose-response curve."""
 
+import math
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -13,15 +14,18 @@ if TYPE_CHECKING:
 
 
 def sweep_heatmap(sweep: "Sweep") -> go.Figure:
-    """Mean score by layer and multiplier; the colour's middle is the unsteered level."""
+    """Mean score by layer and multiplier; white is the unsteered level, where that was swept."""
     summary = sweep.summary()
     table = summary.pivot(index="layer", columns="multiplier", values="mean")
     low = summary.pivot(index="layer", columns="multiplier", values="low").to_numpy()
     high = summary.pivot(index="layer", columns="multiplier", values="high").to_numpy()
     label = METRIC_LABEL[sweep.metric]
     unsteered = sweep.unsteered
-    middle = unsteered if unsteered == unsteered else float(table.to_numpy().mean())
-    reach = max(abs(table.to_numpy() - middle).max(), 1e-6)
+    reach = max(abs(table.to_numpy() - unsteered).max(), 1e-6)
+    colours = {"colorscale": "RdBu", "zmin": unsteered - reach, "zmax": unsteered + reach}
+    level = f"; white is unsteered, {unsteered:.3f}"
+    if math.isnan(unsteered):  # nothing to be above or below of
+        colours, level = {"colorscale": "Blues"}, ""
     intervals = [
         [f"[{lo:.3f}, {hi:.3f}]" for lo, hi in zip(*rows, strict=True)] for rows in zip(low, high, strict=True)
     ]
@@ -31,10 +35,7 @@ def sweep_heatmap(sweep: "Sweep") -> go.Figure:
             x=[f"{m:g}" for m in table.columns],
             y=[str(layer) for layer in table.index],
             customdata=intervals,
-            colorscale="RdBu",
-            zmin=middle - reach,
-            zmax=middle + reach,
-            colorbar={"title": {"text": label, "side": "right"}},
+            **colours,
             texttemplate="%{z:.2f}",
             textfont={"size": 11},
             hovertemplate="layer %{y}, multiplier %{x}<br>%{z:.4f} %{customdata}<extra></extra>",
@@ -44,11 +45,17 @@ def sweep_heatmap(sweep: "Sweep") -> go.Figure:
     figure.update_yaxes(type="category")
     return styled(
         figure,
-        title=f"{escape(sweep.vectors.behavior)}: {label}, unsteered {unsteered:.3f}",
+        title=f"{escape(_measured(sweep))}: {label}{level}",
         x="multiplier",
         y="layer (0-based block)",
         height=max(320, 110 + 24 * len(table)),
     )
+
+
+def _measured(sweep: "Sweep") -> str:
+    """The behavior of the vectors, and the test set if it is called otherwise."""
+    behavior, test = sweep.vectors.behavior, sweep.settings.get("test", "")
+    return behavior if test in ("", behavior) else f"{behavior}, tested on {test}"
 
 
 def dose_response(sweep: "Sweep", layer: int) -> go.Figure:
