@@ -134,6 +134,19 @@ def test_provenance_that_would_not_be_read_back_as_it_is_is_refused(tmp_path, od
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_was_saved_equals_what_is_loaded_and_nothing_else_does(tmp_path):
+    vectors = some_vectors(layers=(3, 7, 20))
+    loaded = SteeringVectors.load(vectors.save(tmp_path / "v.safetensors"))
+    assert loaded == vectors
+    assert hash(loaded) == hash(vectors)
+    assert loaded[7] == vectors[7]
+    assert vectors[7] != vectors[3].at_layer(7)
+    assert vectors[7] != 2 * vectors[7]
+    assert vectors.to(torch.float64) != vectors
+    assert vectors.at([3, 7]) != vectors
+    assert vectors[7] != "a vector"
+
+
 def test_one_vector_is_saved_as_a_set_of_one(tmp_path):
     vectors = SteeringVectors(directions=torch.arange(6.0).reshape(3, 2), layers=(1, 4, 9))
     again = SteeringVectors.load(vectors[4].save(tmp_path / "one.safetensors"))

@@ -218,6 +218,18 @@ class VectorAlgebra:
 
     # ---- bookkeeping ----------------------------------------------------------------------------------------------
 
+    def __eq__(self, other: object) -> bool:
+        """The same numbers in the same dtype at the same layers, and the same history."""
+        if type(other) is not type(self):
+            return NotImplemented
+        assert isinstance(other, VectorAlgebra)
+        same = (self._layers, self.provenance) == (other._layers, other.provenance)
+        same_kind = self._rows.dtype == other._rows.dtype and self._rows.shape == other._rows.shape
+        return same and same_kind and bool((self._wide == other._wide).all())
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._layers, self.provenance.expression))
+
     @property
     def _wide(self) -> Float[Tensor, "*layer d_model"]:
         return rules.wide(self._rows)
