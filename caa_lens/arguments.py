@@ -105,7 +105,10 @@ def as_prompt(
     if isinstance(prompt, Prompt):
         return prompt
     if not isinstance(prompt, str):
-        raise TypeError(f"expected a question in words, or a Prompt as Prompt.of makes it, got {describe(prompt)}")
+        raise TypeError(
+            f"expected a question in words, or a Prompt as Prompt.of makes it, got {describe(prompt)}; several stand "
+            "in a list"
+        )
     return Prompt.of(model, prompt, prompt_format=prompt_format, system=system)
 
 

@@ -30,7 +30,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def check_writable(path: Path) -> None:
-    """Raises `PermissionError` or `NotADirectoryError` if a file could not be made at `path`; makes nothing."""
+    """Raises an `OSError` that says why if a file could not be made at `path`; makes nothing."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} cannot be written: there is a folder of that name")
     folder = path.expanduser().absolute().parent
     while not folder.exists():
         folder = folder.parent

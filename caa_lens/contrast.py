@@ -133,17 +133,19 @@ class ContrastSet(Sequence[ContrastPair]):
         return Counter(pair.positive for pair in self.pairs if pair.is_ab)
 
     def warn_if_unbalanced(self, *, stacklevel: int = 2) -> None:
-        """Warns where one letter is over 0.6 of the positive, or negative, answers of ten pairs or more."""
-        if self.kind != "ab" or len(self) < 10:
+        """Warns where one letter is over 0.6 of the positive, or negative, answers; of 4 to 9 pairs, if it is all."""
+        if self.kind != "ab" or len(self) < 4:
             return
+        most = 0.6 * len(self) if len(self) >= 10 else len(self) - 1
         for side in ("positive", "negative"):
             # Beyond two options one side can be even while the other is not.
             counts = Counter(getattr(pair, side) for pair in self.pairs)
-            if max(counts.values()) > 0.6 * len(self):
+            if max(counts.values()) > most:
                 split = ", ".join(f"{letter} {n}" for letter, n in sorted(counts.items()))
                 warnings.warn(
                     f"{self.name!r} has uneven letters: its {side} answers are {split}. A vector from it "
-                    "would be mostly the letter, not the behavior: use .balance_letters() first",
+                    "would be mostly the letter, not the behavior: use .balance_letters() first, or --balance on the "
+                    "command line",
                     LetterBalanceWarning,
                     stacklevel=stacklevel,
                 )
@@ -224,9 +226,15 @@ class ContrastSet(Sequence[ContrastPair]):
 
     @property
     def pair_hashes(self) -> tuple[str, ...]:
-        """Eight hexadecimal digits of each pair's SHA-256: enough to find a pair again, not to prove it."""
-        texts = (json.dumps(list(row.values())) for row in self._rows())
-        return tuple(hashlib.sha256(text.encode()).hexdigest()[:8] for text in texts)
+        """Eight hexadecimal digits of each pair's SHA-256: enough to find a pair again, not to prove it.
+
+        An A/B pair has the same digits when its letters are exchanged.
+        """
+        texts = [
+            [pair.stem, *(sorted(pair.options.values()) if pair.is_ab else (pair.positive, pair.negative))]
+            for pair in self
+        ]
+        return tuple(hashlib.sha256(json.dumps(text).encode()).hexdigest()[:8] for text in texts)
 
     def summary(self) -> str:
         """Name, number of pairs, kind and, for A/B pairs, how often each letter is positive."""

@@ -82,6 +82,14 @@ class ContrastPair:
             return {}
         return {letter: self.question[start:end] for letter, start, end in _option_spans(self.question)}
 
+    @property
+    def stem(self) -> str:
+        """The question up to its first option's text; the whole question of completions."""
+        if not self.is_ab:
+            return self.question
+        _, start, _ = _option_spans(self.question)[0]
+        return self.question[:start]
+
     def swapped(self) -> "ContrastPair":
         """The same pair with the texts of its two options, and so its letters, exchanged; twice is the pair.
 

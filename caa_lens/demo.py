@@ -38,7 +38,8 @@ class DemoConfig(BaseModel):
     dtype: str | None = None
     device: str | None = None
     behavior: str = "sentiment"
-    n_test: int = Field(default=20, ge=2)
+    n_test: int | None = Field(default=None, ge=2)
+    """Pairs to hold out; by default 20, or a third of a small set."""
     seed: int = 0
     layers: Literal["coarse", "all"] | tuple[int, ...] = "coarse"
     """Layers to sweep, "coarse" being every third. Vectors are extracted at every layer anyway."""
@@ -71,7 +72,8 @@ def run_demo(config: DemoConfig, folder: str | Path, console: Console | None = N
     began = time.perf_counter()
     settings = {**config.model_dump(mode="json"), "caa_lens": importlib.metadata.version("caa-lens")}
     _refuse_other_settings(folder, settings)
-    train, test = ContrastSet.load(config.behavior).split(test=config.n_test, seed=config.seed)
+    pairs = ContrastSet.load(config.behavior)
+    train, test = pairs.split(test=config.n_test or max(1, min(20, len(pairs) // 3)), seed=config.seed)
 
     from caa_lens.models import load_model
 
@@ -263,7 +265,7 @@ def _write_report(
             ),
             Section(
                 title="Steered text",
-                text="The same greedy generation with the vector added at the multiplier on the left.",
+                text="The same greedy generation with the vector added at the multiplier above each text.",
                 texts=groups,
             ),
             Section(

@@ -97,8 +97,8 @@ def _format_of(path: Path) -> str:
         return "caa"
     if start.lstrip().startswith((b"{", b"[")) and b'"question"' in start:
         raise VectorFileError(
-            f"{path} holds contrast pairs, expected steering vectors: pairs are loaded with ContrastSet.load, and "
-            "on the command line they stand before the vectors"
+            f"{path} holds contrast pairs, expected steering vectors: pairs are loaded with ContrastSet.load; "
+            "commands that take both take the pairs first"
         )
     if start.lstrip().startswith(b"{"):
         return "vllm-lens"

@@ -126,7 +126,9 @@ def _device(device: torch.device | str | None) -> str:
     n_found = devices()
     if (wanted.index or 0) >= n_found.get(wanted.type, 0):
         found = ", ".join(f"{count} {kind}" for kind, count in n_found.items() if count)
-        raise ValueError(f"got device={str(wanted)!r}, but this machine has {found}: choose one of these, or None")
+        raise ValueError(
+            f"got device={str(wanted)!r}, but this machine has {found}: choose one of these, or leave it out"
+        )
     return str(wanted)
 
 

@@ -110,6 +110,8 @@ class PromptFormat:
         """
         if tokenizer is None:
             raise TypeError("this model has no tokenizer: load it from a folder that has tokenizer files")
+        if not isinstance(question, str):
+            raise TypeError(f"expected one question in words, got {type(question).__name__}")
         if system is not None and not isinstance(system, str):
             raise TypeError(f"expected a system prompt in words, got {system!r}")
         if not question.strip():
@@ -323,7 +325,8 @@ def check_fits(prompt: Prompt, n_ctx: int, room: int = 0) -> None:
     if len(prompt) + room > n_ctx:
         wanted = f"{len(prompt)} tokens" + (f" and {room} to generate" if room else "")
         raise ValueError(
-            f"the prompt has {wanted}, but the model's context is {n_ctx}: shorten it. It begins {prompt.text[:80]!r}"
+            f"the prompt has {wanted}, but the model's context is {n_ctx}: shorten it"
+            f"{', or generate fewer' if room else ''}. It ends {prompt.text[-80:]!r}"
         )
 
 

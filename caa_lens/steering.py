@@ -18,7 +18,7 @@ from caa_lens.vectors import SteeringVector, SteeringVectors
 
 
 class NothingSteeredWarning(UserWarning):
-    """`steer` without a `with` block, or a block in which every input ended before the first steered position."""
+    """`steer` without a `with` block, or a run in a block that ended before the first steered position."""
 
 
 Steering = SteeringVector | tuple[SteeringVector, float | int | Tensor] | Intervention
@@ -40,9 +40,11 @@ def steer(
 
     Args:
         vectors: vectors, `(vector, multiplier)` pairs or `Intervention`s, of any layers.
-        prompt: what will be run; steering starts at its instruction's last token. Several prompts mean a left-padded
-            batch of them. A string is put into the model's own prompt format: run the tokens of that, since
-            `model.to_tokens(string)` is shorter and ends before steering starts.
+        prompt: what will be run; steering starts at its instruction's last token, so every prompt takes a block of its
+            own. A string is put into the model's own prompt format: run the tokens of that, since
+            `model.to_tokens(string)` is shorter and ends before steering starts. Several prompts mean a left-padded
+            batch of them, as `caa_lens.prompts.left_pad(prompts, n_ctx=...)` makes it: run its `tokens` with its
+            `attention_mask`.
         start: instead of a prompt, the first steered position in padded coordinates, a number or `[batch]`; 0 steers
             everything.
         multiplier: for vectors given without one; a number or `[batch]`.
@@ -52,8 +54,8 @@ def steer(
         ValueError: if neither or both of `prompt` and `start` are given, or a vector does not fit the model.
 
     Warns:
-        NothingSteeredWarning: at the end of the block, if the model ran, but never as far as where steering starts;
-            and if there was no block.
+        NothingSteeredWarning: at the end of the block, if a run of the model in it ended before steering starts; and
+            if there was no block.
     """
     check_model(model)
     if (prompt is None) == (start is None):
@@ -80,10 +82,10 @@ class SteeredBlock:
         self.interventions = tuple(interventions)
         self._hooks: list[Any] = []  # what to close, one of each open block
         self._entered = False
-        self._longest = 0  # tokens that the model has run in the block, those of a KV cache included
+        self._runs: list[int] = []  # tokens of every run of the model in the block, those of its KV cache included
 
     def __enter__(self) -> Any:
-        self._entered, self._longest = True, 0
+        self._entered, self._runs = True, []
         hooks: list[tuple] = [intervention.hook() for intervention in self.interventions]
         if hooks:
             # What a block attends to, `[batch head query key]`, grows with a KV cache; so chunks of a prompt add up. No
@@ -98,9 +100,11 @@ class SteeredBlock:
     def __exit__(self, *error: Any) -> None:
         self._hooks.pop().__exit__(*error)
         first = self._first_steered
-        if error[0] is None and 0 < self._longest <= first:
+        short = [length for length in self._runs if length <= first]
+        if error[0] is None and short:
+            of = f" in {len(short)} of {len(self._runs)} runs" if len(short) < len(self._runs) else ""
             warnings.warn(
-                f"nothing was steered: what the model ran has {self._longest} tokens, and steering starts at position "
+                f"nothing was steered{of}: what the model ran has {short[0]} tokens, and steering starts at position "
                 f"{first}. Run the prompt's own tokens, torch.tensor([Prompt.of(model, question).tokens]): they are "
                 "more than the question's; or give start=0",
                 NothingSteeredWarning,
@@ -125,7 +129,10 @@ class SteeredBlock:
         return min(starts, default=0)
 
     def _measure(self, pattern: Tensor, hook: Any) -> None:
-        self._longest = max(self._longest, pattern.shape[-1])
+        *_, n_queries, n_keys = pattern.shape
+        if n_queries == n_keys or not self._runs:  # nothing is behind: a new run, not the next chunk of one
+            self._runs.append(n_keys)
+        self._runs[-1] = n_keys
 
 
 def as_interventions(

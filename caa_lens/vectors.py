@@ -30,7 +30,7 @@ class SteeringVector(VectorAlgebra):
     """One direction at one layer's `resid_post`.
 
     Attributes:
-        direction: the vector, in units of the residual stream, `[d_model]`.
+        direction: the vector, in units of the residual stream, `[d_model]`; clone it before changing it in place.
         layer: the 0-based block whose output it was read from and is added to.
         provenance: what it was computed from.
 

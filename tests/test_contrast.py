@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections import Counter
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
@@ -270,9 +270,21 @@ def test_uneven_letters_are_warned_about_where_the_set_comes_in(tmp_path):
         ContrastSet.load(tmp_path / "mood.jsonl")
     with pytest.warns(LetterBalanceWarning, match=said):
         rows.warn_if_unbalanced()
+    with pytest.warns(LetterBalanceWarning, match=r"its positive answers are \(A\) 4\."):
+        ab_set("AAAA").warn_if_unbalanced()
 
 
-@pytest.mark.parametrize("positives", ["AAAAAABBBB", "A" * 9, "AB" * 10])
+def test_a_pair_is_found_again_with_its_letters_exchanged_and_no_other_is():
+    rows = ab_set("ABABAB")
+    assert rows.pair_hashes == tuple(
+        pair_hash for pair in rows for pair_hash in replace(rows, pairs=(pair.swapped(),)).pair_hashes
+    )
+    assert len(set(rows.pair_hashes)) == len(rows)
+    mood = completion_set(4)
+    assert len({*mood.pair_hashes, *completion_set(3).pair_hashes}) == 4
+
+
+@pytest.mark.parametrize("positives", ["AAAAAABBBB", "A" * 3, "AAAAAAAAB", "AB" * 10])
 def test_letters_that_are_even_enough_or_few_are_not_warned_about(positives):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -129,6 +129,11 @@ def test_a_run_that_ends_before_steering_starts_is_told_of(tiny_chat, prompts):
         tiny_chat(tokens[:, : start + 1])  # warnings are errors here
     with steer(tiny_chat, v, prompt=prompts[1]):
         pass  # nothing ran
+    with (
+        pytest.warns(NothingSteeredWarning, match=r"nothing was steered in 2 of 3 runs: .* has 4 tokens"),
+        steer(tiny_chat, v, prompt=prompts[1]),
+    ):
+        [tiny_chat(tokens[:, :n]) for n in (start + 1, 4, start)]
     with steer(tiny_chat, v, prompt=prompts[1]):  # chunk by chunk with a cache, each shorter than the start
         cache = TransformerLensKeyValueCache.init_cache(tiny_chat.cfg, tiny_chat.cfg.device, 1)
         for chunk in tokens.split(5, dim=1):

@@ -3,6 +3,7 @@
 Modules are imported inside the commands, so that `--help` answers at once.
 """
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -97,11 +98,14 @@ def extract(
     """
     from caa_lens import ContrastSet, load_model
     from caa_lens import extract as run_extract
+    from caa_lens.contrast import LetterBalanceWarning
 
     _check_out(out, ".safetensors", "vectors")
+    if balance:
+        warnings.simplefilter("ignore", LetterBalanceWarning)
     pairs = ContrastSet.load(data)
     if test:
-        pairs, _ = pairs.split(test=test, seed=0)
+        pairs, _ = _split(pairs, test)
     if balance:
         pairs = pairs.balance_letters()
     chosen = parse_layers(layers) if layers else None
@@ -133,6 +137,7 @@ def sweep(
     from caa_lens.sweeps import METRIC_LABEL
 
     _check_out(out, ".parquet", "the frame")
+    _check_out(out.with_suffix(".html"), ".html", "the page")
     of_each = read_vectors(vectors)
     pairs = _held_out(ContrastSet.load(data), test, of_each)
     numbers = parse_numbers("multipliers", multipliers)
@@ -142,6 +147,10 @@ def sweep(
     result = run_sweep(loaded, pairs, of_each, multipliers=numbers, layers=chosen)
     mean = result.summary().pivot(index="layer", columns="multiplier", values="mean")
     typer.echo(f"{result!r}\nmean {METRIC_LABEL[result.metric]}\n{mean.round(4).to_string()}")
+    if any(m > 0 and -m in numbers for m in numbers):
+        effect = result.effect()
+        typer.echo("by layer, +m against -m per question, with a 95 % interval; one that includes 0 may be chance")
+        typer.echo(effect.round(4).to_string(index=False))
     _write_frame_and_figure(result, out)
 
 
@@ -170,6 +179,7 @@ def transfer(
     from caa_lens.sweeps import METRIC_LABEL
 
     _check_out(out, ".parquet", "the frame")
+    _check_out(out.with_suffix(".html"), ".html", "the page")
     sources = read_vectors(vectors)
     pairs = _held_out(ContrastSet.load(data), test, sources)
     sources = sources.at(parse_layers(layers)) if layers else sources
@@ -215,7 +225,9 @@ def lens(
     of_each = read_vectors(vectors)
     chosen = parse_layers(layers) if layers else None
     read_in = None if pairs is None else ContrastSet.load(pairs)
-    result = logit_lens(load_model(model), of_each, layers=chosen, k=k, reading=reading, pairs=read_in)
+    loaded = load_model(model)
+    _note_other_model(of_each, loaded)
+    result = logit_lens(loaded, of_each, layers=chosen, k=k, reading=reading, pairs=read_in)
     typer.echo(result.table(k).to_string())
 
 
@@ -273,7 +285,9 @@ def similarity(
     _check_out(out, ".html", "the page")
     chosen = read_vectors(vectors)
     chosen = chosen.at(parse_layers(layers)) if layers else chosen
-    result = token_similarity(load_model(model), text, chosen, answer=answer, raw_text=raw)
+    loaded = load_model(model)
+    _note_other_model(chosen, loaded)
+    result = token_similarity(loaded, text, chosen, answer=answer, raw_text=raw)
     result.show().save(out)
     typer.echo(f"written to {out}")
 
@@ -300,13 +314,17 @@ def _write_frame_and_figure(result: Any, out: Path) -> None:
     typer.echo(f"written to {out} and {figure}")
 
 
+def _split(pairs: "ContrastSet", test: int) -> "tuple[ContrastSet, ContrastSet]":
+    if not 0 < test < len(pairs):
+        raise ValueError(f"--test {test}: {pairs.name!r} has {len(pairs)} pairs, expected 1 to {len(pairs) - 1}")
+    return pairs.split(test=test, seed=0)
+
+
 def _held_out(pairs: "ContrastSet", test: int, vectors: "SteeringVectors") -> "ContrastSet":
     """The pairs to score; says so, in the command line's words, if the vectors were extracted from some of them."""
-    import warnings
-
     from caa_lens.arguments import TrainingPairsWarning, count_training_pairs
 
-    scored = pairs.split(test=test, seed=0)[1] if test else pairs
+    scored = _split(pairs, test)[1] if test else pairs
     if n_pairs := count_training_pairs(scored, vectors):
         typer.echo(
             f"note: {n_pairs} of the {len(scored)} pairs scored are among those that the vectors were extracted from: "
@@ -346,6 +364,7 @@ def main() -> None:
     """Run the command line; mistakes of the caller end in one line, not in a traceback."""
     import sys
 
+    warnings.showwarning = lambda message, *_, **__: typer.echo(f"note: {message}", err=True)
     try:
         app()
     except (ValueError, TypeError, OSError, MemoryError, IndexError, ImportError) as error:

@@ -109,7 +109,8 @@ def convert(
 
     vectors = read_vectors(source, model=model)
     written = write_vectors(vectors, out, to)
-    typer.echo(_printable(f"{vectors!r}\nwritten to {written}"))
+    again = read_vectors(written, model=vectors.provenance.model if written.is_dir() else None)
+    typer.echo(_printable(f"{again!r}\nwritten to {written}"))
 
 
 def _facts(vectors: "SteeringVectors") -> dict[str, str]:
