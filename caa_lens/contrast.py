@@ -8,6 +8,7 @@ positive and negative activations is mostly the direction from one letter to the
 """
 
 import hashlib
+import inspect
 import json
 import random
 import warnings
@@ -247,6 +248,10 @@ class ContrastSet(Sequence[ContrastPair]):
     def _rows(self) -> list[dict[str, str]]:
         return [{"question": p.question, "positive": p.positive, "negative": p.negative} for p in self.pairs]
 
+
+# Editors would show the signature of `__new__`, which takes anything in order to say what is wrong with it.
+_OF_INIT = inspect.signature(ContrastSet.__init__)
+ContrastSet.__signature__ = _OF_INIT.replace(parameters=[*_OF_INIT.parameters.values()][1:])  # type: ignore[attr-defined]
 
 _EXPECTED_PAIRS = (
     "expected a list of (question, positive, negative), each a text, or of mappings with these three keys; of a "

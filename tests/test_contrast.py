@@ -4,6 +4,7 @@ import re
 import warnings
 from collections import Counter
 from dataclasses import FrozenInstanceError, replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -272,6 +273,10 @@ def test_uneven_letters_are_warned_about_where_the_set_comes_in(tmp_path):
         rows.warn_if_unbalanced()
     with pytest.warns(LetterBalanceWarning, match=r"its positive answers are \(A\) 4\."):
         ab_set("AAAA").warn_if_unbalanced()
+
+
+def test_editors_show_the_fields_of_a_set():
+    assert list(signature(ContrastSet).parameters) == ["name", "pairs", "source"]
 
 
 def test_a_pair_is_found_again_with_its_letters_exchanged_and_no_other_is():
