@@ -48,7 +48,7 @@ class ContrastPair:
         bare = [_BARE_LETTER.fullmatch(answer.strip()) for answer in answers.values()]
         if bare[0] and bare[1]:
             wanted = (
-                f"'({bare[0][1].upper()})', of options that are lines of the question, as ' (A) Yes', or a completion"
+                f"'({bare[0][1].upper()})' where the question has options, in lines such as ' (A) Yes'; or else words"
             )
             raise FieldError("positive", repr(self.positive), wanted)
 

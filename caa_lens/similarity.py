@@ -205,7 +205,8 @@ class TokenSimilarity:
         one = f", layer {table.columns[0]}" if len(table.columns) == 1 else "; choose a layer (hover; a click keeps it)"
         return TokenColors(
             caption=f"{self.vectors.behavior}: {what} of each token's resid_post with the vector{one}. "
-            f"Blue along it, red against it, full colour at ±{_short(limit)}",
+            f"{'Blue' if len(table.columns) == 1 else 'One colour'} along it, "
+            f"{'red' if len(table.columns) == 1 else 'another'} against it, full colour at ±{_short(limit)}",
             tokens=self.pieces,
             values=tuple(tuple(float(f"{v:.4g}") for v in row) for row in table.to_numpy()),
             labels=tuple(str(column) for column in table.columns),

@@ -13,8 +13,12 @@ from torch import Tensor
 
 from caa_lens.arguments import as_prompt, check_layers, check_model, check_width, describe
 from caa_lens.hooks import Intervention
-from caa_lens.prompts import Prompt, explain, left_pad
+from caa_lens.prompts import Prompt, PromptBatch, explain, left_pad
 from caa_lens.vectors import SteeringVector, SteeringVectors
+
+
+class OtherPromptWarning(UserWarning):
+    """The model ran another text than the prompt that `steer` was told, so steering started elsewhere in it."""
 
 
 class NothingSteeredWarning(UserWarning):
@@ -56,42 +60,48 @@ def steer(
     Warns:
         NothingSteeredWarning: at the end of the block, if a run of the model in it ended before steering starts; and
             if there was no block.
+        OtherPromptWarning: at the end of the block, if a run did not begin with the prompt.
     """
     check_model(model)
+    batch = None
     if (prompt is None) == (start is None):
         both = "not both" if start is not None else "(start=0 steers every position)"
         raise ValueError(f"say where steering starts: either prompt=..., or start=..., {both}")
     if prompt is not None:
         given = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
         prompts = [as_prompt(model, one) for one in given]
-        start = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=model.W_E.device).steer_start
-        start = int(start[0]) if len(prompts) == 1 else start
+        batch = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=model.W_E.device)
+        start = int(batch.steer_start[0]) if len(prompts) == 1 else batch.steer_start
         if explain_positions:
             for some in prompts:
                 _show(explain(some, model.tokenizer))
     elif explain_positions:
         _show(f"every position from {start} on is steered")
-    return SteeredBlock(model, as_interventions(model, vectors, multiplier=multiplier, start=start))
+    return SteeredBlock(model, as_interventions(model, vectors, multiplier=multiplier, start=start), batch)
 
 
 class SteeredBlock:
     """What `steer` returns: steers what its model runs inside a `with` block, and nothing outside of one."""
 
-    def __init__(self, model: Any, interventions: Sequence[Intervention]) -> None:
+    def __init__(self, model: Any, interventions: Sequence[Intervention], prompts: PromptBatch | None = None) -> None:
         self.model = model
         self.interventions = tuple(interventions)
+        self.prompts = prompts
+        self._embedded: Tensor | None = None  # `[batch pos d_model]` of the tokens that run
+        self._other_prompt = False
         self._hooks: list[Any] = []  # what to close, one of each open block
         self._entered = False
         self._runs: list[int] = []  # tokens of every run of the model in the block, those of its KV cache included
 
     def __enter__(self) -> Any:
-        self._entered, self._runs = True, []
+        self._entered, self._runs, self._other_prompt = True, [], False
         hooks: list[tuple] = [intervention.hook() for intervention in self.interventions]
         if hooks:
             # What a block attends to, `[batch head query key]`, grows with a KV cache; so chunks of a prompt add up. No
             # other steered block runs without the lowest.
             lowest = min(intervention.vector.layer for intervention in self.interventions)
             hooks.append((f"blocks.{lowest}.attn.hook_pattern", self._measure))
+            hooks.append(("hook_embed", self._keep))
         block = self.model.hooks(fwd_hooks=hooks)
         block.__enter__()
         self._hooks.append(block)
@@ -108,6 +118,13 @@ class SteeredBlock:
                 f"{first}. Run the prompt's own tokens, torch.tensor([Prompt.of(model, question).tokens]): they are "
                 "more than the question's; or give start=0",
                 NothingSteeredWarning,
+                stacklevel=2,
+            )
+        elif error[0] is None and self._other_prompt:
+            warnings.warn(
+                "the model ran another text than the prompt that steer was told, so steering started elsewhere in it: "
+                "give every prompt a block of its own, or generate(..., vectors=[...]), which needs none",
+                OtherPromptWarning,
                 stacklevel=2,
             )
 
@@ -133,6 +150,16 @@ class SteeredBlock:
         if n_queries == n_keys or not self._runs:  # nothing is behind: a new run, not the next chunk of one
             self._runs.append(n_keys)
         self._runs[-1] = n_keys
+        if self.prompts is not None and self._embedded is not None:
+            here = slice(n_keys - n_queries, n_keys)
+            tokens, real = self.prompts.tokens[:, here], self.prompts.attention_mask[:, here]
+            expected, found = self.model.W_E[tokens], self._embedded[:, : tokens.shape[1]]
+            if len(expected) in (1, len(found)) and expected.shape[1] == found.shape[1]:
+                same = (found == expected.to(found.device)).all(-1)
+                self._other_prompt |= not bool((same | ~real.to(same.device)).all())
+
+    def _keep(self, embedded: Tensor, hook: Any) -> None:
+        self._embedded = embedded
 
 
 def as_interventions(
@@ -161,7 +188,7 @@ def as_interventions(
             made = Intervention(vector=given.vector, multiplier=given.multiplier, start=keep, operator=given.operator)
         elif isinstance(given, SteeringVector):
             made = Intervention(vector=given, multiplier=multiplier, start=start)
-        elif isinstance(given, tuple | list) and len(given) == 2 and isinstance(given[0], SteeringVector):
+        elif _is_pair(given):
             made = Intervention(vector=given[0], multiplier=given[1], start=start)
         else:
             if isinstance(given, int | float):
@@ -181,6 +208,13 @@ def as_interventions(
         check_width(model, made.vector)
         interventions.append(made)
     return interventions
+
+
+def _is_pair(given: object) -> bool:
+    """A vector with something that is meant as its multiplier."""
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        return False
+    return isinstance(given[0], SteeringVector) and not isinstance(given[1], SteeringVector | tuple | Intervention)
 
 
 def _show(text: str) -> None:

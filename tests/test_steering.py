@@ -12,7 +12,7 @@ from caa_lens import steering
 from caa_lens.generation import generate
 from caa_lens.hooks import Intervention
 from caa_lens.prompts import chat_template_format, left_pad
-from caa_lens.steering import NothingSteeredWarning, as_interventions, steer
+from caa_lens.steering import NothingSteeredWarning, OtherPromptWarning, as_interventions, steer
 from caa_lens.vectors import SteeringVector
 
 LOGITS = {"atol": 2e-5, "rtol": 1e-5}  # another order of float32 additions in a model of five layers
@@ -274,6 +274,23 @@ def test_steering_without_a_block_is_told_of_and_says_of_itself_what_it_is(tiny_
     assert re.fullmatch(r"steers 2 \* SteeringVector\(.*\) from position 7 on, inside `with cl.steer.*`", repr(steered))
     with steered:
         pass  # warnings are errors here
+
+
+def test_another_text_than_the_prompt_is_told_of_and_the_prompt_with_more_behind_it_is_not(tiny_chat, prompts):
+    v, (short, long) = random_vectors(tiny_chat)[2], sorted(prompts[:2], key=len)
+    for told, ran in ((short, long), (long, short)):
+        with (
+            pytest.warns(OtherPromptWarning, match="give every prompt a block of its own"),
+            steer(tiny_chat, v, prompt=told),
+        ):
+            generate(tiny_chat, ran, max_new_tokens=40)
+    batch = left_pad([short, long], n_ctx=tiny_chat.cfg.n_ctx)
+    with steer(tiny_chat, v, prompt=[short, long]):  # warnings are errors here
+        tiny_chat(batch.tokens, attention_mask=batch.attention_mask)
+        generate(tiny_chat, [short, long], max_new_tokens=4)
+    with steer(tiny_chat, v, prompt=short):
+        tiny_chat(torch.tensor([[*short.tokens, 5, 6, 7]] * 2))
+        generate(tiny_chat, short, max_new_tokens=4)
 
 
 def test_a_block_may_be_entered_again_and_within_itself(tiny_chat, prompts):

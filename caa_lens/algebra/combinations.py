@@ -15,12 +15,14 @@ V = TypeVar("V", bound=VectorAlgebra)
 
 
 def mean(first: V, *others: V, weights: Sequence[float | int] | None = None) -> V:
-    """sum_i w_i v_i / sum_i w_i; the weights are equal unless given.
+    """sum_i w_i v_i / sum_i w_i, as in `mean(v, w)`; the weights are equal unless given.
 
     Raises:
         ValueError: unless there is one weight a vector, none negative and not all 0; or the vectors do not belong
             together.
     """
+    if isinstance(first, list | tuple):
+        raise TypeError("expected vectors one after another, got a list of them: write mean(*vectors)")
     every = (first, *others)
     rules.check_compatible(*every)
     shares = torch.ones(len(every)).double() if weights is None else torch.tensor(weights, dtype=torch.float64)
