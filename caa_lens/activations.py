@@ -64,7 +64,6 @@ def read_pairs(
         The activations of a batch of pairs, in float32, and the pairs' indices. Pairs come sorted by length, longest
         first, so that padding is small and the largest memory need shows at once.
     """
-    check_count("batch_size", batch_size)
     layers = check_layers(model, layers)
     reason = prefix_cache.unsupported(model)
     if reason is not None:

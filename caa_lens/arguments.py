@@ -17,15 +17,15 @@ from caa_lens.provenance import PAIR_HASHES
 from caa_lens.vectors import SteeringVector, SteeringVectors
 
 
-def check_model(model: object) -> None:
+def check_model(model: Any) -> None:
     """Raises `TypeError` for anything but a TransformerLens model, `ValueError` for one whose dtypes disagree."""
     if not (hasattr(model, "cfg") and hasattr(model, "hooks")):
         raise TypeError(
             f"expected a model from caa_lens.load_model, got {describe(model)}: the model is the first argument, and "
             "a model of transformers is loaded from its folder or hub id"
         )
-    if model.W_E.dtype != model.cfg.dtype:  # type: ignore[attr-defined]
-        has, says = (str(dtype).removeprefix("torch.") for dtype in (model.W_E.dtype, model.cfg.dtype))  # type: ignore[attr-defined]
+    if model.W_E.dtype != model.cfg.dtype:
+        has, says = (str(dtype).removeprefix("torch.") for dtype in (model.W_E.dtype, model.cfg.dtype))
         raise ValueError(
             f"the model's weights are {has}, but its cfg.dtype says {says}: load it with dtype={has!r}, or convert it "
             f"with model.to(torch.{has}), which changes both"
@@ -61,14 +61,14 @@ def count_training_pairs(test: ContrastSet, vectors: SteeringVectors) -> int:
     return len(test) if test.content_hash == provenance.dataset_hash else 0
 
 
-def warn_of_training_pairs(test: ContrastSet, vectors: SteeringVectors, *, stacklevel: int = 3) -> None:
+def warn_of_training_pairs(test: ContrastSet, vectors: SteeringVectors) -> None:
     """Warns where pairs of the test set are among those that the vectors were extracted from."""
     if n_pairs := count_training_pairs(test, vectors):
         warnings.warn(
             f"{n_pairs} of the {len(test)} pairs scored are among those that the vectors were extracted from, which "
             "flatters them: extract from train and score test of train, test = pairs.split(test=0.2)",
             TrainingPairsWarning,
-            stacklevel=stacklevel,
+            stacklevel=3,
         )
 
 

@@ -31,9 +31,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
 
 def check_writable(path: Path) -> None:
     """Raises an `OSError` that says why if a file could not be made at `path`; makes nothing."""
+    path = path.expanduser()
     if path.is_dir():
         raise IsADirectoryError(f"{path} cannot be written: there is a folder of that name")
-    folder = path.expanduser().absolute().parent
+    folder = path.absolute().parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caa_lens.arguments import check_layers, check_model
+from caa_lens.arguments import as_prompt, check_layers, check_model
 from caa_lens.hooks import Intervention
-from caa_lens.prompts import Prompt, PromptFormat, check_fits, resolve_format
+from caa_lens.prompts import Prompt, PromptFormat, check_fits
 from caa_lens.steering import Steering, as_interventions
 from caa_lens.vectors import hook_name_of
 
@@ -130,8 +130,7 @@ def stream_lens(
     import pandas as pd
 
     check_model(model)
-    if isinstance(prompt, str):
-        prompt = resolve_format(model, prompt_format).encode(model.tokenizer, prompt, system=system)
+    prompt = as_prompt(model, prompt, prompt_format=prompt_format, system=system)
     check_fits(prompt, model.cfg.n_ctx)
     layers = check_layers(model, layers)
     where = _check_positions(prompt, positions)

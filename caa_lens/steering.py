@@ -101,7 +101,8 @@ class SteeredBlock:
             # other steered block runs without the lowest.
             lowest = min(intervention.vector.layer for intervention in self.interventions)
             hooks.append((f"blocks.{lowest}.attn.hook_pattern", self._measure))
-            hooks.append(("hook_embed", self._keep))
+            if self.prompts is not None:
+                hooks.append(("hook_embed", self._keep))
         block = self.model.hooks(fwd_hooks=hooks)
         block.__enter__()
         self._hooks.append(block)
@@ -109,9 +110,11 @@ class SteeredBlock:
 
     def __exit__(self, *error: Any) -> None:
         self._hooks.pop().__exit__(*error)
+        if error[0] is not None:
+            return
         first = self._first_steered
         short = [length for length in self._runs if length <= first]
-        if error[0] is None and short:
+        if short:
             of = f" in {len(short)} of {len(self._runs)} runs" if len(short) < len(self._runs) else ""
             warnings.warn(
                 f"nothing was steered{of}: what the model ran has {short[0]} tokens, and steering starts at position "
@@ -120,7 +123,7 @@ class SteeredBlock:
                 NothingSteeredWarning,
                 stacklevel=2,
             )
-        elif error[0] is None and self._other_prompt:
+        elif self._other_prompt:
             warnings.warn(
                 "the model ran another text than the prompt that steer was told, so steering started elsewhere in it: "
                 "give every prompt a block of its own, or generate(..., vectors=[...]), which needs none",
@@ -150,16 +153,22 @@ class SteeredBlock:
         if n_queries == n_keys or not self._runs:  # nothing is behind: a new run, not the next chunk of one
             self._runs.append(n_keys)
         self._runs[-1] = n_keys
-        if self.prompts is not None and self._embedded is not None:
-            here = slice(n_keys - n_queries, n_keys)
-            tokens, real = self.prompts.tokens[:, here], self.prompts.attention_mask[:, here]
-            expected, found = self.model.W_E[tokens], self._embedded[:, : tokens.shape[1]]
-            if len(expected) in (1, len(found)) and expected.shape[1] == found.shape[1]:
-                same = (found == expected.to(found.device)).all(-1)
-                self._other_prompt |= not bool((same | ~real.to(same.device)).all())
+        embedded, self._embedded = self._embedded, None  # a run that starts above the embedding has none
+        if self.prompts is not None and embedded is not None:
+            self._other_prompt |= not self._are_of(self.prompts, embedded, behind=n_keys - n_queries)
 
     def _keep(self, embedded: Tensor, hook: Any) -> None:
         self._embedded = embedded
+
+    def _are_of(self, prompts: PromptBatch, embedded: Tensor, *, behind: int) -> bool:
+        """Whether tokens, by their embeddings `[batch pos d_model]`, are the prompts', as far as these go."""
+        here = slice(behind, behind + embedded.shape[1])
+        tokens, real = prompts.tokens[:, here], prompts.attention_mask[:, here]
+        n_rows, n_pos = tokens.shape
+        if n_pos == 0 or n_rows not in (1, len(embedded)):  # behind the prompts' end, without waiting for a GPU
+            return True
+        same = (embedded[:, :n_pos] == self.model.W_E[tokens]).all(-1)
+        return bool((same | ~real).all())
 
 
 def as_interventions(

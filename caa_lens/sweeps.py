@@ -64,21 +64,26 @@ class Sweep:
         """
         import pandas as pd
 
-        table = self.frame.pivot(index="question", columns=["layer", "multiplier"], values=self.metric)
-        multipliers = sorted(set(self.frame["multiplier"]))
-        keys = [
-            (layer, m) for layer in sorted(set(self.frame["layer"])) for m in multipliers if m > 0 and -m in multipliers
-        ]
-        if not keys:
+        paired = self.paired_multipliers
+        if not paired:
+            multipliers = sorted(set(self.frame["multiplier"]))
             raise ValueError(
                 f"no multiplier was swept with its negative, got {multipliers}: sweep e.g. -1 and 1, or name a layer"
             )
+        table = self.frame.pivot(index="question", columns=["layer", "multiplier"], values=self.metric)
+        keys = [(layer, m) for layer in sorted(set(self.frame["layer"])) for m in paired]
         differences = np.stack([table[(layer, m)] - table[(layer, -m)] for layer, m in keys], axis=1)
         low, high = bootstrap_interval(differences, n_resamples=n_resamples, seed=seed)
         layers, ms = zip(*keys, strict=True)
         return pd.DataFrame(
             {"layer": layers, "multiplier": ms, "effect": differences.mean(0), "low": low, "high": high}
         )
+
+    @property
+    def paired_multipliers(self) -> list[float]:
+        """Those above 0 that were swept together with their negatives, ascending."""
+        multipliers = set(self.frame["multiplier"])
+        return sorted(m for m in multipliers if m > 0 and -m in multipliers)
 
     @property
     def best_layer(self) -> int:
@@ -115,11 +120,10 @@ class Sweep:
 
     def __repr__(self) -> str:
         f = self.frame
-        multipliers = set(f["multiplier"])
-        best = f", best layer {self.best_layer}" if any(m > 0 and -m in multipliers for m in multipliers) else ""
+        best = f", best layer {self.best_layer}" if self.paired_multipliers else ""
         return (
             f"Sweep({self.vectors.behavior}, {self.metric}, {f['layer'].nunique()} layers x "
-            f"{len(multipliers)} multipliers x {f['question'].nunique()} questions{best})"
+            f"{f['multiplier'].nunique()} multipliers x {f['question'].nunique()} questions{best})"
         )
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:

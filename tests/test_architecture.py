@@ -34,6 +34,7 @@ LEVELS = [
     {"similarity", "plots.style", "report"},
     {"run_report"},
     {"plots.sweeps", "plots.lens", "plots.geometry", "plots.attribution", "plots.transfer"},
+    {"cli.outputs"},
     {"demo", "cli.vectors", "cli.data", "cli.report"},
     {"cli.commands"},
     {"__main__", "__init__"},

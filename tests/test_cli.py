@@ -78,7 +78,7 @@ def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
         (["generate", "Hi", "--vectors", "v.safetensors"], "add --layer"),
         (["lens", "v.safetensors", "--layers", "a-b"], "not understood"),
         (["sweep", "sentiment", "v.safetensors", "--multipliers=a,1"], "expected numbers, e.g. -1,0,1"),
-        (["sweep", "sentiment", "v.safetensors", "--out", "x.csv"], "saved as .parquet, got 'x.csv'"),
+        (["sweep", "sentiment", "v.safetensors", "--out", "x.csv"], "written as .parquet, got 'x.csv'"),
         (["generate", "Hi", "--layer", "3"], "nothing to steer with"),
         (["generate", "Hi", "--multiplier=2"], "nothing to steer with"),
         (["extract", "sentiment", "x.safetensors", "--layers", "a-b"], "not understood"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from caa_lens.cli.data import data_app
+from caa_lens.cli.outputs import check_frame_and_figure, check_out, write_frame_and_figure
 from caa_lens.cli.report import report
 from caa_lens.cli.vectors import VectorsArgument, vectors_app
 from caa_lens.provenance import UNKNOWN, layer_ranges
@@ -54,6 +55,8 @@ ModelOption = Annotated[
 ]
 DtypeOption = Annotated[Optional[str], typer.Option(help="float32, bfloat16 or float16.")]  # noqa: UP045
 DeviceOption = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, mps.")]  # noqa: UP045
+LayersOption = Annotated[Optional[str], typer.Option(help="e.g. 3,9,14-20; all by default.")]  # noqa: UP045
+ScoredOption = Annotated[int, typer.Option(help="Pairs to score, those that `extract --test` held out; 0: all.")]
 DataArgument = Annotated[
     str, typer.Argument(help="A bundled set (sentiment, formality, refusal, sycophancy) or a file.")
 ]
@@ -86,7 +89,7 @@ def extract(
     data: DataArgument,
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     model: ModelOption = "demo",
-    layers: Annotated[Optional[str], typer.Option(help="e.g. 3,9,14-20; all by default.")] = None,  # noqa: UP045
+    layers: LayersOption = None,
     test: Annotated[int, typer.Option(help="Pairs to hold out for `sweep --test` and `transfer --test`.")] = 0,
     balance: Annotated[bool, typer.Option(help="Swap options until answer letters are even.")] = False,
     dtype: DtypeOption = None,
@@ -100,7 +103,7 @@ def extract(
     from caa_lens import extract as run_extract
     from caa_lens.contrast import LetterBalanceWarning
 
-    _check_out(out, ".safetensors", "vectors")
+    check_out(out, ".safetensors", "vectors are saved")
     if balance:
         warnings.simplefilter("ignore", LetterBalanceWarning)
     pairs = ContrastSet.load(data)
@@ -123,8 +126,8 @@ def sweep(
     ),
     model: ModelOption = "demo",
     multipliers: Annotated[str, typer.Option(help="Numbers, comma-separated.")] = "-1,0,1",
-    layers: Annotated[Optional[str], typer.Option(help="e.g. 3,9,14-20; all by default.")] = None,  # noqa: UP045
-    test: Annotated[int, typer.Option(help="Pairs to score, those that `extract --test` held out; 0: all.")] = 0,
+    layers: LayersOption = None,
+    test: ScoredOption = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
 ) -> None:
@@ -136,8 +139,7 @@ def sweep(
     from caa_lens import sweep as run_sweep
     from caa_lens.sweeps import METRIC_LABEL
 
-    _check_out(out, ".parquet", "the frame")
-    _check_out(out.with_suffix(".html"), ".html", "the page")
+    check_frame_and_figure(out)
     of_each = read_vectors(vectors)
     pairs = _held_out(ContrastSet.load(data), test, of_each)
     numbers = parse_numbers("multipliers", multipliers)
@@ -147,11 +149,10 @@ def sweep(
     result = run_sweep(loaded, pairs, of_each, multipliers=numbers, layers=chosen)
     mean = result.summary().pivot(index="layer", columns="multiplier", values="mean")
     typer.echo(f"{result!r}\nmean {METRIC_LABEL[result.metric]}\n{mean.round(4).to_string()}")
-    if any(m > 0 and -m in numbers for m in numbers):
-        effect = result.effect()
+    if result.paired_multipliers:
         typer.echo("by layer, +m against -m per question, with a 95 % interval; one that includes 0 may be chance")
-        typer.echo(effect.round(4).to_string(index=False))
-    _write_frame_and_figure(result, out)
+        typer.echo(result.effect().round(4).to_string(index=False))
+    write_frame_and_figure(result, out)
 
 
 @app.command()
@@ -166,7 +167,7 @@ def transfer(
     size: Annotated[str, typer.Option(help="'keep', 'target', or a share of the residual norm, e.g. 0.1.")] = "keep",
     layers: Annotated[Optional[str], typer.Option(help="Source layers; all by default.")] = None,  # noqa: UP045
     targets: Annotated[Optional[str], typer.Option(help="Target layers; the source layers by default.")] = None,  # noqa: UP045
-    test: Annotated[int, typer.Option(help="Pairs to score, those that `extract --test` held out; 0: all.")] = 0,
+    test: ScoredOption = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
 ) -> None:
@@ -178,8 +179,7 @@ def transfer(
     from caa_lens import transfer as run_transfer
     from caa_lens.sweeps import METRIC_LABEL
 
-    _check_out(out, ".parquet", "the frame")
-    _check_out(out.with_suffix(".html"), ".html", "the page")
+    check_frame_and_figure(out)
     sources = read_vectors(vectors)
     pairs = _held_out(ContrastSet.load(data), test, sources)
     sources = sources.at(parse_layers(layers)) if layers else sources
@@ -198,14 +198,14 @@ def transfer(
         f"{result!r}\nchange of {METRIC_LABEL[result.metric]} against the unsteered model, per unit of multiplier;\n"
         f"rows: the layer a vector is of, columns: the layer it is added at\n{result.matrix().round(4).to_string()}"
     )
-    _write_frame_and_figure(result, out)
+    write_frame_and_figure(result, out)
 
 
 @app.command()
 def lens(
     vectors: VectorsArgument,
     model: ModelOption = "demo",
-    layers: Annotated[Optional[str], typer.Option(help="e.g. 3,9,14-20; all by default.")] = None,  # noqa: UP045
+    layers: LayersOption = None,
     k: Annotated[int, typer.Option(help="Tokens on each side.")] = 8,
     reading: Annotated[str, typer.Option(help="'normed', 'direct' or 'in_context'.")] = "normed",
     pairs: Annotated[Optional[str], typer.Option(help="For in_context: a contrast set to read in.")] = None,  # noqa: UP045
@@ -248,14 +248,15 @@ def generate(
     """
     from caa_lens import load_model, read_vectors, stream
 
-    if vectors is not None and layer is None:
-        has = layer_ranges(read_vectors(vectors).layers)
-        raise ValueError(f"which layer's vector? add --layer; {vectors} has layers {has}")
-    if vectors is None and (layer is not None or multiplier is not None):
-        raise ValueError("nothing to steer with: --layer and --multiplier need a file of vectors, add --vectors FILE")
     steering = []
-    if vectors is not None and layer is not None:
-        steering = [(read_vectors(vectors)[layer], 1.0 if multiplier is None else multiplier)]
+    if vectors is not None:
+        of_each = read_vectors(vectors)
+        if layer is None:
+            has = layer_ranges(of_each.layers)
+            raise ValueError(f"which layer's vector? add --layer; {vectors} has layers {has}")
+        steering = [(of_each[layer], 1.0 if multiplier is None else multiplier)]
+    elif layer is not None or multiplier is not None:
+        raise ValueError("nothing to steer with: --layer and --multiplier need a file of vectors, add --vectors FILE")
     loaded = load_model(model, dtype=dtype, device=device)
     for vector, _ in steering:
         _note_other_model(vector, loaded)
@@ -282,7 +283,7 @@ def similarity(
 
     if raw and answer:
         raise ValueError("an answer follows a question, and --raw takes the text as it is: leave out one of the two")
-    _check_out(out, ".html", "the page")
+    check_out(out, ".html", "the page is written")
     chosen = read_vectors(vectors)
     chosen = chosen.at(parse_layers(layers)) if layers else chosen
     loaded = load_model(model)
@@ -293,25 +294,6 @@ def similarity(
 
 
 app.command()(report)
-
-
-def _check_out(out: Path, ending: str, what: str) -> None:
-    """Raises before any work is done for a file that could not be written afterwards."""
-    from caa_lens.atomic_files import check_writable
-
-    if out.suffix != ending:
-        raise ValueError(f"{what} {'is' if what.startswith('the') else 'are'} saved as {ending}, got {out.name!r}")
-    check_writable(out)
-
-
-def _write_frame_and_figure(result: Any, out: Path) -> None:
-    """The result's frame as parquet, and its figure as a page beside it."""
-    from caa_lens.atomic_files import write_atomically
-
-    figure = out.with_suffix(".html")
-    write_atomically(out, lambda file: result.frame.to_parquet(file, index=False))
-    write_atomically(figure, lambda file: result.plot().write_html(file))
-    typer.echo(f"written to {out} and {figure}")
 
 
 def _split(pairs: "ContrastSet", test: int) -> "tuple[ContrastSet, ContrastSet]":

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from caa_lens.cli.outputs import check_out
+
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders that `python -m experiments ... --out` made.")],
@@ -16,6 +18,5 @@ def report(
     """
     from caa_lens.run_report import write_run_report
 
-    if out.suffix != ".html":
-        raise ValueError(f"the page is written as .html, got {out.name!r}")
+    check_out(out, ".html", "the page is written")
     typer.echo(f"Open this file: {write_run_report(runs, out).resolve()}")
