@@ -1,10 +1,13 @@
 """Read `resid_post` at chosen positions: of any prompts, and of both answers of contrast pairs.
 
 Both are generators over batches, so memory does not grow with the number of prompts. Only the positions asked for
-are kept; a prompt's span of several tokens is averaged in float32.
+are kept; a prompt's span of several tokens is averaged in float32. What is read is what comes out of a block's
+`hook_resid_post` after all hooks, also where another module stands in its place (a sparse autoencoder, say).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +16,27 @@ from torch import Tensor
 
 from caa_lens import prefix_cache
 from caa_lens.arguments import check_count, check_layers, check_model, describe
+from caa_lens.plain_runs import plain_runs
 from caa_lens.prompts import Prompt, left_pad
-from caa_lens.vectors import hook_name_of
+
+
+@contextmanager
+def reading(model: Any, layers: Sequence[int], keep: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """`keep(layer, resid_post)` for every run of these layers' blocks in the `with` block, `[batch pos d_model]`."""
+
+    def read(module: Any, given: Any, resid: Tensor, layer: int) -> None:
+        keep(layer, resid)
+
+    # A block that somebody put into a module of their own has no such attribute: there it is the whole's output.
+    points = [getattr(model.blocks[layer], "hook_resid_post", model.blocks[layer]) for layer in layers]
+    handles = [
+        point.register_forward_hook(partial(read, layer=layer)) for layer, point in zip(layers, points, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def read_residuals(
@@ -23,7 +45,8 @@ def read_residuals(
     """Mean `resid_post` over each prompt's `read` span, in float32, batch by batch in the given order.
 
     Layers come as `check_layers` gives them: distinct and ascending, however they were asked for.
-    Runs the model itself, so the caller's own hooks are felt.
+    Runs the model itself, so the caller's own hooks are felt, those of torch too. Where these, or the model, might not
+    bear padding, every prompt runs by itself (see `plain_runs`).
     """
     check_model(model)
     check_count("batch_size", batch_size)
@@ -31,24 +54,29 @@ def read_residuals(
     for prompt in prompts:
         if not isinstance(prompt, Prompt):
             raise TypeError(f"expected Prompts, got {describe(prompt)} among them: a PromptFormat encodes text to one")
+    at_once = batch_size if plain_runs(model).padded else 1
     for first in range(0, len(prompts), batch_size):
         some = prompts[first : first + batch_size]
-        batch = left_pad(some, n_ctx=model.cfg.n_ctx, device=model.W_E.device)
-        spans = [
-            (pad + prompt.read[0], pad + prompt.read[1])
-            for prompt, pad in zip(some, batch.padding.tolist(), strict=True)
-        ]
-        kept: dict[str, Tensor] = {}
+        parts = [_read_batch(model, some[i : i + at_once], layers) for i in range(0, len(some), at_once)]
+        yield torch.cat(parts)
 
-        def keep(resid: Tensor, hook: Any, spans: Sequence = spans, kept: dict = kept) -> None:
-            kept[hook.name] = torch.stack(
-                [row[start:stop].float().mean(0) for row, (start, stop) in zip(resid, spans, strict=True)]
-            )
 
-        names = [hook_name_of(layer) for layer in layers]
-        with torch.no_grad(), model.hooks(fwd_hooks=[(name, keep) for name in names]):
-            model(batch.tokens, attention_mask=batch.attention_mask, stop_at_layer=layers[-1] + 1)
-        yield torch.stack([kept[name] for name in names], dim=1)
+def _read_batch(model: Any, prompts: Sequence[Prompt], layers: Sequence[int]) -> Float[Tensor, "batch layer d_model"]:
+    device = model.W_E.device
+    batch = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=device)
+    spans = [
+        (pad + prompt.read[0], pad + prompt.read[1])
+        for prompt, pad in zip(prompts, batch.padding.tolist(), strict=True)
+    ]
+    kept: dict[int, Tensor] = {}
+
+    def keep(layer: int, resid: Tensor) -> None:
+        means = [row[start:stop].float().mean(0) for row, (start, stop) in zip(resid, spans, strict=True)]
+        kept[layer] = torch.stack(means).to(device)
+
+    with torch.no_grad(), reading(model, layers, keep):
+        model(batch.tokens, attention_mask=batch.attention_mask, stop_at_layer=layers[-1] + 1)
+    return torch.stack([kept[layer] for layer in layers], dim=1)
 
 
 def read_pairs(

@@ -7,7 +7,9 @@ Completions: `margin` = mean log-probability per token of the positive completio
 nats. Source: paper section 4 for A/B; the margin is its counterpart where a small model cannot answer by letter.
 
 A condition is a tuple of interventions; `()` is the unsteered model. Steering starts at the instruction's last token.
-The prompt before it runs once for all conditions (see `prefix_cache`).
+The prompt before it runs once for all conditions (see `prefix_cache`). Where the first token of an answer takes in the
+end of the prompt (an answer that begins inside a word, or with more line breaks), what is scored are the text's own
+tokens from the last one on that the prompt with the answer shares with the prompt alone.
 """
 
 from collections.abc import Sequence
@@ -28,10 +30,10 @@ from caa_lens.prompts import (
     check_fits,
     encode_answer,
     encode_letters,
-    left_pad,
     resolve_format,
 )
 from caa_lens.staircase import Condition, Staircase
+from caa_lens.unembedding import device_behind, token_logits, token_logp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,10 +65,19 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Item:
-    """A pair ready to be scored: its branches (one for A/B, two for completions) and the tokens to be predicted."""
+    """A pair ready to be scored: its branches (one for A/B, two for completions) and the tokens to be predicted.
+
+    Attributes:
+        letters: ids of the positive and the negative letter.
+        firsts: for each branch, the index of the first token that is scored.
+        whole: steering does not begin at one token before both answers' first (an answer may take in the end of the
+            prompt), so that the engine, whose suffixes are steered throughout, cannot run the pair.
+    """
 
     branches: tuple[Prompt, ...]
-    letters: tuple[int, int] | None  # ids of the positive and the negative letter
+    letters: tuple[int, int] | None
+    firsts: tuple[int, ...] = ()
+    whole: bool = False
 
 
 def score(
@@ -106,11 +117,17 @@ def score(
     if reason is not None:
         prefix_cache.warn_unshared(reason)
     logp = torch.empty(len(items), len(conditions), 2)
-    order = sorted(range(len(items)), key=lambda i: -len(items[i].branches[0]))
+    whole = [i for i, item in enumerate(items) if item.whole]
+    if whole and reason is None:
+        prefix_cache.warn_unshared(f"{len(whole)} of {len(items)} answers begin before the first steered token")
+    order = sorted(set(range(len(items))) - set(whole), key=lambda i: -len(items[i].branches[0]))
     with (
         tqdm(total=len(items), desc=f"score {pairs.behavior}", unit="pair", disable=not progress) as bar,
         torch.inference_mode(),
     ):
+        for i in whole:
+            logp[i] = _score_plainly(model, [items[i]], conditions, max_tokens)[0].float().cpu()
+            bar.update()
         while order:
             n = 1 if reason else _batch_size(model, [items[i] for i in order], len(conditions), max_tokens)
             indices, order = order[:n], order[n:]
@@ -152,8 +169,28 @@ def _encode(model: Any, pairs: ContrastSet, prompt_format: PromptFormat, system:
             )
         for prompt in branches:
             check_fits(prompt, model.cfg.n_ctx)
-        items.append(_Item(branches=branches, letters=letters))
+        if letters:
+            items.append(_Item(branches=branches, letters=letters))
+            continue
+        alone = prompt_format.encode(model.tokenizer, pair.question, system=system).tokens
+        firsts = tuple(min(prompt.answer_start, _n_common(alone, prompt.tokens)) for prompt in branches)
+        if min(firsts) == 0:
+            answer = pair.positive if firsts[0] == 0 else pair.negative
+            raise ValueError(
+                f"pair {len(items)}: with its answer {answer!r} the text has other tokens from its first on, which "
+                "nothing predicts: use a format with BOS, or a longer question"
+            )
+        start = branches[0].steer_start
+        whole = min(firsts) <= start or any(
+            prompt.steer_start != start or prompt.tokens[:start] != branches[0].tokens[:start] for prompt in branches
+        )
+        items.append(_Item(branches=branches, letters=None, firsts=firsts, whole=whole))
     return items
+
+
+def _n_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of leading tokens that two texts share."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _suffix_length(item: _Item) -> int:
@@ -203,20 +240,22 @@ def _score_with_shared_prefix(
 def _score_plainly(
     model: Any, items: Sequence[_Item], conditions: Sequence[Condition], max_tokens: int | None
 ) -> Float[Tensor, "pair condition side"]:
-    """One forward a condition through the model's own `forward`, with the caller's hooks in place."""
-    read = _letter_logp if items[0].letters else _completion_logp
-    logp = torch.empty(len(items), len(conditions), 2, device=model.W_E.device)
+    """One forward a condition and branch through the model's own `forward`, unpadded, with the caller's hooks felt."""
+    logp = torch.empty(len(items), len(conditions), 2, device=device_behind(model))
     for row, item in enumerate(items):
-        batch = left_pad(item.branches, n_ctx=model.cfg.n_ctx, device=model.W_E.device)
-        n_pos = _suffix_length(item)
         for column, condition in enumerate(conditions):
-            hooks = [replace(step, start=batch.steer_start).hook() for step in condition]
-            with model.hooks(fwd_hooks=hooks):
-                resid = model(batch.tokens, attention_mask=batch.attention_mask, stop_at_layer=model.cfg.n_layers)
-            suffixes = resid.new_zeros(1, 1, len(item.branches), n_pos, resid.shape[-1])
-            for branch, (prompt, start) in enumerate(zip(item.branches, batch.steer_start.tolist(), strict=True)):
-                suffixes[0, 0, branch, : len(prompt) - prompt.steer_start] = resid[branch, start:]
-            logp[row, column] = read(model, suffixes, [item])[0, 0]
+            for side, prompt in enumerate(item.branches):
+                tokens = torch.tensor([prompt.tokens], device=model.W_E.device)
+                hooks = [replace(step, start=prompt.steer_start).hook() for step in condition]
+                with model.hooks(fwd_hooks=hooks):
+                    resid = model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=model.cfg.n_layers)
+                if item.letters:
+                    logits = token_logits(model, resid[0, -1], torch.tensor(item.letters))
+                    logp[row, column] = logits.log_softmax(-1)
+                else:
+                    first = item.firsts[side]
+                    states, targets = resid[0, first - 1 : -1], prompt.tokens[first:]
+                    logp[row, column, side] = token_logp(model, states, torch.tensor(targets)).mean()
     return logp
 
 
@@ -228,9 +267,7 @@ def _letter_logp(
     last = torch.tensor([_suffix_length(item) - 1 for item in items], device=device)
     ids = torch.tensor([item.letters for item in items], device=device)  # [pair side]
     final = resid[torch.arange(len(items), device=device), :, 0, last]  # [pair group d_model]
-    normed = model.ln_final(final)
-    logits = torch.einsum("pgd,dps->pgs", normed, model.W_U[:, ids]) + model.b_U[ids][:, None]
-    return soft_capped(model, logits.float()).log_softmax(-1)
+    return token_logits(model, final, ids[:, None]).log_softmax(-1)
 
 
 def _completion_logp(
@@ -240,32 +277,8 @@ def _completion_logp(
     logp = torch.empty(*resid.shape[:2], 2, device=resid.device)
     for row, item in enumerate(items):
         for side, prompt in enumerate(item.branches):
-            first = prompt.answer_start - prompt.steer_start - 1  # where the answer's first token is predicted
-            targets = torch.tensor(prompt.tokens[prompt.answer_start :], device=resid.device)
+            first = item.firsts[side] - prompt.steer_start - 1  # where the answer's first token is predicted
+            targets = torch.tensor(prompt.tokens[item.firsts[side] :], device=resid.device)
             states = resid[row, :, side, first : first + len(targets)]  # [group pos d_model]
             logp[row, :, side] = token_logp(model, states, targets).mean(-1)
     return logp
-
-
-def soft_capped(model: Any, logits: Tensor) -> Tensor:
-    """Logits after the model's cap, if it has one (Gemma 2): `model.forward` applies it after unembedding."""
-    cap = model.cfg.output_logits_soft_cap
-    return cap * torch.tanh(logits / cap) if cap > 0 else logits
-
-
-def token_logp(
-    model: Any, resid: Float[Tensor, "*row pos d_model"], targets: Tensor, at_once: int = 256
-) -> Float[Tensor, "*row pos"]:
-    """Log-probability of each target token given the last block's output just before it, `at_once` rows at a time.
-
-    The full vocabulary is needed for the softmax, but never for more than `at_once` positions.
-    """
-    states = resid.reshape(-1, resid.shape[-1])
-    wanted = targets.expand(resid.shape[:-1]).reshape(-1)
-    pieces = []
-    for first in range(0, len(states), at_once):
-        normed = model.ln_final(states[None, first : first + at_once])
-        logits = soft_capped(model, model.unembed(normed)[0].float())
-        chosen = logits.gather(-1, wanted[first : first + at_once, None])[:, 0]
-        pieces.append(chosen - logits.logsumexp(-1))
-    return torch.cat(pieces).reshape(resid.shape[:-1])

@@ -32,8 +32,10 @@ from tqdm.auto import tqdm
 from caa_lens.arguments import check_count, check_model
 from caa_lens.contrast import ContrastSet
 from caa_lens.intervals import bootstrap_interval
+from caa_lens.prefix_cache import rounding
 from caa_lens.prompts import Prompt, PromptFormat, encode_letters, left_pad, resolve_format
 from caa_lens.steering import as_interventions
+from caa_lens.unembedding import is_linear_behind_the_norm, token_logits
 from caa_lens.vectors import Provenance, SteeringVector
 
 if TYPE_CHECKING:
@@ -163,7 +165,6 @@ def attribute(
     w = getattr(model.ln_final, "w", None)  # absent where it was folded into W_U
     columns = torch.tensor(tokens, device=device)  # [question 2]
     u = (model.W_U[:, columns[:, 0]].float() - model.W_U[:, columns[:, 1]].float()).T  # [question d_model]
-    bias = model.b_U[columns[:, 0]].float() - model.b_U[columns[:, 1]].float()
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     components: list[tuple[str, int | None, str]] = [(f"vector {vector.layer}", vector.layer, "vector")]
     for layer in range(vector.layer + 1, model.cfg.n_layers):
@@ -178,8 +179,8 @@ def attribute(
             direction = u[rows] if w is None else u[rows] * w.float()
             split, final = _run(model, [prompts[i] for i in some], vector, float(multiplier), direction)
             parts[some] = split.cpu()
-            logits = torch.einsum("rqd,qd->qr", model.ln_final(final).float(), u[rows]) + bias[rows, None]
-            differences[some] = logits.cpu()
+            both = token_logits(model, final, columns[rows])  # [run question 2]
+            differences[some] = (both[..., 0] - both[..., 1]).T.cpu()
             bar.update(len(some))
     import pandas as pd
 
@@ -194,6 +195,7 @@ def attribute(
             "contribution": parts.flatten().numpy(),
         }
     )
+    _check_sum(model, parts, differences)
     unsteered, steered = differences.double().unbind(1)
     changes = pd.DataFrame(
         {"question": range(n), "unsteered": unsteered, "steered": steered, "change": steered - unsteered}
@@ -261,10 +263,32 @@ def _check_linear(model: Any) -> None:
             f"{cfg.model_name} has final norm {cfg.normalization_type!r}: attribution is written for RMS norms "
             "(the Llama family and its kin)"
         )
+    if not is_linear_behind_the_norm(model) and cfg.output_logits_soft_cap <= 0:
+        raise ValueError(
+            f"the final norm or the unembedding of {cfg.model_name} has your own hooks, so that no sum of components "
+            "gives its logits: remove them"
+        )
     if cfg.output_logits_soft_cap > 0:
         raise ValueError(
             f"{cfg.model_name} caps its logits at {cfg.output_logits_soft_cap:g}, so that no sum of components gives "
             "them: use a model without a cap"
+        )
+
+
+def _check_sum(
+    model: Any, parts: Float[Tensor, "question component"], differences: Float[Tensor, "question run"]
+) -> None:
+    """The split is exact only where the stream is nothing but the sum of what the model's own blocks write.
+
+    Raises:
+        ValueError: the components do not add up to the change of the logits.
+    """
+    change = differences[:, 1] - differences[:, 0]
+    error = (parts.sum(1) - change).abs() / (parts.abs().sum(1) + differences.abs().sum(1)).clamp_min(1e-30)
+    if float(error.max()) > 8 * rounding(model):
+        raise ValueError(
+            f"the components miss the change of the logits by {float(error.max()):.2g} of their size: something else "
+            f"than the blocks of {model.cfg.model_name} writes to the stream, such as hooks or modules of your own"
         )
 
 

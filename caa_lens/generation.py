@@ -1,11 +1,14 @@
 """Generate steered text: whole, in batches, or as a stream.
 
 The loop feeds the prompt once and then one token at a time. It keeps keys and values in place and computes logits of
-the last position only. Where the model has hooks of the caller's own, or is not a plain Llama, every step goes through
-the model's own `forward`, so that those hooks see and change what they always would; the tokens are the same.
+the last position only, in float32. Where the model has hooks of the caller's own, or is not a plain Llama, every step
+goes through the model's own `forward` and a warning says so: with TransformerLens' cache, so that those hooks see the
+prompt once and then each token, as under `model.generate`; or over the whole text again, where that cache was not found
+to give the same numbers (see `plain_runs`), or with `use_cache=False`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,11 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from caa_lens import prefix_cache
-from caa_lens.answers import soft_capped
 from caa_lens.arguments import as_prompt, check_count, check_model, describe
 from caa_lens.hooks import Intervention
+from caa_lens.model_structure import structure_of
+from caa_lens.plain_runs import new_cache, plain_runs
 from caa_lens.prompts import Prompt, PromptBatch, PromptFormat, left_pad
 from caa_lens.steering import Steering, as_interventions
+from caa_lens.unembedding import final_logits
 
 Forward = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch d_model"]]
 
@@ -119,12 +124,7 @@ def generate_tokens(
     interventions = as_interventions(model, vectors, start=batch.steer_start)
     for intervention in interventions:
         _check_rows(intervention, len(prompts))
-    if not use_cache:
-        forward = _uncached(model, batch, interventions)
-    elif prefix_cache.unsupported(model) is not None:
-        forward = _cached(model, batch, interventions)
-    else:
-        forward = _in_place(model, batch, interventions, max_new_tokens)
+    forward = _chosen_forward(model, batch, interventions, max_new_tokens, use_cache)
     eos = getattr(model.tokenizer, "eos_token_id", None)
     # Drawn on the CPU, so that a seed gives the same text on every device.
     generator = torch.Generator().manual_seed(seed)
@@ -132,8 +132,7 @@ def generate_tokens(
     tokens = batch.tokens
     for _ in range(max_new_tokens):
         with torch.inference_mode():
-            logits = model.unembed(model.ln_final(forward(tokens)[:, None]))[:, 0]  # [batch d_vocab]
-            logits = soft_capped(model, logits)
+            logits = final_logits(model, forward(tokens)).to(device)  # [batch d_vocab]
             new = _choose(logits, temperature, generator)
             if eos is not None:
                 new = torch.where(finished, eos, new)
@@ -142,6 +141,54 @@ def generate_tokens(
         if eos is not None and bool(finished.all()):
             return
         tokens = new[:, None]
+
+
+def _chosen_forward(
+    model: Any, batch: PromptBatch, interventions: Sequence[Intervention], max_new_tokens: int, use_cache: bool
+) -> Forward:
+    """The fastest way to run the model that is known to give the model's own numbers."""
+    reason = prefix_cache.unsupported(model) if use_cache else None
+    if use_cache and reason is None:
+        return _in_place(model, batch, interventions, max_new_tokens)
+    runs = plain_runs(model)
+    if reason is not None:
+        how = "through the model's own forward" + ("" if runs.cached else ", the whole text for every token")
+        prefix_cache.warn_unshared(reason, what=f"text is generated {how},")
+    make = _cached if use_cache and runs.cached else _uncached
+    if (
+        runs.padded or not batch.padding.any() or structure_of(model).hooked
+    ):  # hooks of the caller's see the whole batch
+        return make(model, batch, interventions)
+    forwards = []
+    for row, n_padding in enumerate(batch.padding.tolist()):
+        alone = PromptBatch(
+            tokens=batch.tokens[row : row + 1, n_padding:],
+            attention_mask=batch.attention_mask[row : row + 1, n_padding:],
+            padding=torch.zeros_like(batch.padding[:1]),
+            steer_start=batch.steer_start[row : row + 1] - n_padding,
+        )
+        forwards.append((n_padding, make(model, alone, _of_row(interventions, row, n_padding))))
+
+    def row_by_row(tokens: Tensor) -> Tensor:
+        first = tokens.shape == batch.tokens.shape  # the padded prompts, whose padding nobody must see
+        rows = [
+            forward(tokens[i : i + 1, n_padding if first else 0 :]) for i, (n_padding, forward) in enumerate(forwards)
+        ]
+        return torch.cat(rows)
+
+    return row_by_row
+
+
+def _of_row(interventions: Sequence[Intervention], row: int, n_padding: int) -> list[Intervention]:
+    """What is done to one row of a padded batch, in the coordinates of its prompt by itself."""
+    found = []
+    for one in interventions:
+        multiplier, start = torch.as_tensor(one.multiplier), torch.as_tensor(one.start)
+        start = (start[row] if start.ndim else start) - n_padding
+        found.append(
+            replace(one, multiplier=multiplier[row] if multiplier.ndim else multiplier, start=start.clamp_min(0))
+        )
+    return found
 
 
 def _choose(logits: Float[Tensor, "batch d_vocab"], temperature: float, generator: Any) -> Tensor:
@@ -168,9 +215,7 @@ def _uncached(model: Any, batch: PromptBatch, interventions: Sequence[Interventi
 
 def _cached(model: Any, batch: PromptBatch, interventions: Sequence[Intervention]) -> Forward:
     """The model's own forward with TransformerLens' own KV cache."""
-    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-
-    cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.W_E.device, len(batch.tokens))
+    cache = new_cache(model, len(batch.tokens))
     hooks = [intervention.hook() for intervention in interventions]
 
     def forward(tokens: Tensor) -> Tensor:
@@ -192,7 +237,8 @@ def _in_place(model: Any, batch: PromptBatch, interventions: Sequence[Interventi
     shape = (n_rows, cfg.n_key_value_heads or cfg.n_heads, room, cfg.d_head)
     keys = [torch.empty(shape, dtype=cfg.dtype, device=device) for _ in range(cfg.n_layers)]
     values = [torch.empty(shape, dtype=cfg.dtype, device=device) for _ in range(cfg.n_layers)]
-    cos_table, sin_table = prefix_cache.rotary_tables(model, room)
+    # Layers of a model from `load_model` share one rotary table, so that it is looked up once a step.
+    tables = {id(block.attn.rotary_cos): prefix_cache.rotary_tables(block.attn, room) for block in model.blocks}
     padded = bool(batch.padding.any())
     visible = F.pad(batch.attention_mask, (0, max_new_tokens), value=True)[:, None, None]  # [batch 1 1 pos]
     at_layer: dict[int, list[Intervention]] = {}
@@ -204,8 +250,8 @@ def _in_place(model: Any, batch: PromptBatch, interventions: Sequence[Interventi
         nonlocal behind
         n_new = tokens.shape[1]
         until = behind + n_new
-        position = torch.arange(behind, until, device=device) - batch.padding[:, None]  # [batch pos]
-        cos, sin = cos_table[position.clamp_min(0)], sin_table[position.clamp_min(0)]
+        position = (torch.arange(behind, until, device=device) - batch.padding[:, None]).clamp_min(0)  # [batch pos]
+        rotary = {table: (cos[position], sin[position]) for table, (cos, sin) in tables.items()}
         mask: Tensor | None = None
         if padded:
             mask = visible[..., :until]
@@ -216,6 +262,7 @@ def _in_place(model: Any, batch: PromptBatch, interventions: Sequence[Interventi
         resid = F.embedding(tokens, model.W_E)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, layer: int, attn: Any) -> Tensor:
+            cos, sin = rotary[id(attn.rotary_cos)]
             keys[layer][:, :, behind:until] = prefix_cache.rotate(attn, k, cos, sin).transpose(1, 2)
             values[layer][:, :, behind:until] = v.transpose(1, 2)
             z = F.scaled_dot_product_attention(

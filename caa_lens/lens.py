@@ -5,17 +5,19 @@ the multiplier, rms(x) = sqrt(mean(x^2) + eps), and h the layer's real residuals
 
     direct       centre( (v * g) W_U )            how v shifts the logits per unit of 1 / rms(residual), linear in v
     normed       centre( (v / rms(v) * g) W_U )   the final norm applied as if v were the whole residual
-    in_context   centre( mean over h of lens(h + v) - lens(h) ),   lens(h) = (h / rms(h) * g) W_U + b_U
+    in_context   centre( mean over h of lens(h + v) - lens(h) ),   lens(h) = cap( norm(h) W_U + b_U )
 
-`centre` subtracts the mean over the vocabulary, which softmax ignores. The final norm's weight is used whether or not
+Where the final norm is LayerNorm, v stands for v minus its mean over d_model in the first two; and `lens` is the
+model's own way to logits, soft cap and all (see `unembedding`). `centre` subtracts the mean over the vocabulary, which
+softmax ignores. The final norm's weight is used whether or not
 it was folded into W_U. `direct` and `normed` rank tokens alike (they differ by the factor rms(v)); `normed` makes
 layers comparable, since vectors grow with depth. `in_context` is the faithful one: the size of v against the real
 residual, and what the norm does to their sum, count. All three follow the vector's direct path to the logits only:
 early layers act through the blocks above them, and may say little here.
 
 `in_context` reads h over each prompt's `read` span, at both answers of each pair: the letter of an A/B pair; of a
-completion of several tokens the *averaged* residual, one state a prompt. Unembedding is linear, so that the scores
-need only the mean of h / rms(h), and are unembedded once a layer.
+completion of several tokens the *averaged* residual, one state a prompt. Where unembedding is linear (no soft cap), the
+scores need only the mean of h / rms(h), and are unembedded once a layer.
 
 The background of `in_context` is what any vector of this size does: it shrinks the residual's own share behind the
 norm, so that tokens the model would have said fall, and others rise, whatever v is. With n random directions u_j of
@@ -40,7 +42,8 @@ from caa_lens.arguments import as_vector_set, check_count, check_layers, check_m
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import encode_pairs
 from caa_lens.prompts import PromptFormat, resolve_format
-from caa_lens.residual_lens import STATES_AT_ONCE, lens_logits, rms_normed, show_token, unembed
+from caa_lens.residual_lens import STATES_AT_ONCE, show_token, word_tokens
+from caa_lens.unembedding import centred, final_logits, is_linear_behind_the_norm, normalised, unembed_linear
 from caa_lens.vectors import Provenance, SteeringVector, SteeringVectors
 
 if TYPE_CHECKING:
@@ -165,7 +168,7 @@ def logit_lens(
 
     Raises:
         ValueError: for an unknown reading, `in_context` without pairs, a background of another reading, a vector of
-            another width, a layer that the model does not have, or a model whose final norm is not RMSNorm.
+            another width, a layer that the model does not have, or a final norm that is neither RMSNorm nor LayerNorm.
         IndexError: for a layer without a vector.
     """
     import pandas as pd
@@ -316,9 +319,7 @@ def lens_scores(model: Any, direction: Float[Tensor, " d_model"], reading: str) 
     if reading == "in_context":
         raise ValueError("'in_context' is read at the residuals of pairs: call logit_lens(..., pairs=...)")
     direction = direction.to(model.W_U.device).float()
-    if reading == "normed":
-        direction = rms_normed(model, direction)
-    scores = unembed(model, direction)
+    scores = unembed_linear(model, normalised(model, direction) if reading == "normed" else centred(model, direction))
     return scores - scores.mean()
 
 
@@ -334,21 +335,33 @@ def _read_in_context(
     generator = torch.Generator().manual_seed(options.seed)
     random = torch.randn(options.background, model.cfg.d_model, generator=generator)
     units = (random / random.norm(dim=-1, keepdim=True)).to(steps.device)
-    shift = torch.zeros_like(steps)
-    change = torch.zeros(len(layers), model.W_U.shape[1], device=steps.device) if with_probabilities else None
+    linear = is_linear_behind_the_norm(model)
+    if options.background and not linear:
+        raise ValueError(
+            f"the logits of {model.cfg.model_name!r} are not linear in the normalised stream, which the background is "
+            "computed from (a soft cap, or hooks of your own behind the blocks): use background=0"
+        )
+    shift = torch.zeros_like(steps)  # of the normalised stream, where all else is linear
+    shifts = torch.zeros(len(layers), model.W_U.shape[1], device=steps.device)  # of the logits, where it is not
+    change = torch.zeros_like(shifts) if with_probabilities else None
     for sides, _ in read_pairs(model, prompts, layers=layers):
         states = sides.flatten(0, 1).to(steps.device)  # [state layer d_model]
         for i, step in enumerate(steps):
             resid = states[:, i]
-            shift[i] += (rms_normed(model, resid + step) - rms_normed(model, resid)).sum(0)
+            if linear:
+                shift[i] += (normalised(model, resid + step) - normalised(model, resid)).sum(0)
             if options.background:
                 shift[i] -= _background(model, resid, step.norm() * units)
-            if change is not None:
-                for some in resid.split(STATES_AT_ONCE // 2):  # half, for two tables of logits stand side by side
-                    after, before = lens_logits(model, some + step), lens_logits(model, some)
+            if change is None and linear:
+                continue
+            for some in resid.split(STATES_AT_ONCE // 2):  # half, for two tables of logits stand side by side
+                after, before = final_logits(model, some + step), final_logits(model, some)
+                if change is not None:
                     change[i] += (after.softmax(-1) - before.softmax(-1)).sum(0)
+                if not linear:
+                    shifts[i] += (after - before).sum(0)
     n_states = 2 * len(prompts)
-    scores = unembed(model, shift / n_states)
+    scores = unembed_linear(model, shift / n_states) if linear else shifts / n_states
     return scores - scores.mean(-1, keepdim=True), None if change is None else change / n_states
 
 
@@ -360,32 +373,18 @@ def _background(
     From (h + u) / rms(h + u), with rms(h + u)^2 known from |h|, |u| and h . u: no state is ever added to a direction,
     which would take states x directions x d_model numbers.
     """
+    before = normalised(model, resid).sum(0)
+    if model.cfg.normalization_type is None:
+        return torch.zeros_like(before)  # h + u and h - u are as far from h
+    resid, directions = centred(model, resid), centred(model, directions)
     squares = resid.pow(2).sum(-1, keepdim=True) + directions.pow(2).sum(-1)  # [state direction]
     products = resid @ directions.T
-    d_model, eps = resid.shape[1], model.cfg.eps
+    d_model, eps = resid.shape[1], model.ln_final.eps
     plus = ((squares + 2 * products) / d_model + eps).rsqrt()
     minus = ((squares - 2 * products) / d_model + eps).rsqrt()
     of_resid = ((plus + minus).mean(1, keepdim=True) / 2 * resid).sum(0)
     of_directions = (plus - minus).sum(0) @ directions / (2 * len(directions))
-    return of_resid + of_directions - rms_normed(model, resid).sum(0)
-
-
-def word_tokens(tokenizer: Any, word: str) -> tuple[int, ...]:
-    """Token ids of a word: the single token with a leading blank, or without, or else the pieces with one."""
-    if tokenizer is None:
-        raise TypeError("this model has no tokenizer: load it from a folder that has tokenizer files")
-    if not word.strip():
-        raise ValueError(f"got {word!r} among the words, expected some text")
-    found = []
-    for text in (" " + word.strip(), word.strip()):
-        tokens = tokenizer.encode(text, add_special_tokens=False)
-        while len(tokens) > 1 and not tokenizer.convert_ids_to_tokens(tokens[0]).strip("▁Ġ"):
-            tokens = tokens[1:]  # sentencepiece puts a blank of its own before a text, so this one stands alone
-        found.append(tuple(tokens))
-    chosen = next((tokens for tokens in found if len(tokens) == 1), found[0])
-    if not chosen or chosen[0] == tokenizer.unk_token_id != tokenizer.eos_token_id:
-        raise ValueError(f"the tokenizer has no token for {word!r}: choose another word")
-    return chosen
+    return of_resid + of_directions - before
 
 
 def _check_words(words: Sequence[str]) -> list[str]:

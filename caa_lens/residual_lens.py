@@ -1,9 +1,9 @@
 """The logit lens of the residual stream: what each layer would say, steered and unsteered.
 
-    lens(h) = (h / rms(h) * g) W_U + b_U,    rms(h) = sqrt(mean(h^2) + eps)
+    lens(h) = cap( norm(h) W_U + b_U )
 
-the logits that the model would give if h were the last block's output; g is the final norm's weight, whether or not it
-was folded into W_U. At the last layer this is the model itself. The lens is computed in float32; a model in half
+the logits that the model would give if h were the last block's output, with the model's own final norm and soft cap
+(see `unembedding`). At the last layer this is the model itself. The lens is computed in float32; a model in half
 precision rounds its own logits. Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
 """
 
@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from caa_lens.activations import reading
 from caa_lens.arguments import as_prompt, check_layers, check_model
 from caa_lens.hooks import Intervention
 from caa_lens.prompts import Prompt, PromptFormat, check_fits
 from caa_lens.steering import Steering, as_interventions
-from caa_lens.vectors import hook_name_of
+from caa_lens.unembedding import device_behind, final_logits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -205,20 +206,19 @@ def _run(
 ) -> Float[Tensor, "layer pos d_model"]:
     """`resid_post` of every layer at some positions, as the next block gets it: after the steering."""
     kept: list[Tensor] = []
+    n_layers, device = model.cfg.n_layers, device_behind(model)
 
-    def keep(resid: Tensor, hook: Any) -> None:
-        kept.append(resid[0, list(positions)].float())
+    def keep(layer: int, resid: Tensor) -> None:
+        kept.append(resid[0, list(positions)].float().to(device))
 
-    n_layers = model.cfg.n_layers
-    # Hooks at one point run in the order they were added, so reading comes last.
-    hooks = [one.hook() for one in interventions] + [(hook_name_of(layer), keep) for layer in range(n_layers)]
-    with model.hooks(fwd_hooks=hooks):
-        model(torch.tensor([prompt.tokens], device=model.W_E.device), stop_at_layer=n_layers)
-    return torch.stack([resid.to(model.W_U.device) for resid in kept])
+    tokens = torch.tensor([prompt.tokens], device=model.W_E.device)
+    with model.hooks(fwd_hooks=[one.hook() for one in interventions]), reading(model, range(n_layers), keep):
+        model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=n_layers)
+    return torch.stack(kept)
 
 
 def _first_choice(model: Any, states: Float[Tensor, "state d_model"]) -> Int[Tensor, " state"]:
-    return torch.cat([lens_logits(model, some).argmax(-1) for some in states.split(STATES_AT_ONCE)])
+    return torch.cat([final_logits(model, some).argmax(-1) for some in states.split(STATES_AT_ONCE)])
 
 
 def _read_states(
@@ -227,7 +227,7 @@ def _read_states(
     """The first token and its probability, and the probability and rank of the wanted tokens."""
     pieces = []
     for some, tokens in zip(states.split(STATES_AT_ONCE), wanted.split(STATES_AT_ONCE), strict=True):
-        logits = lens_logits(model, some)
+        logits = final_logits(model, some)
         probabilities = logits.softmax(-1)
         best = probabilities.max(-1)
         rank = [1 + (logits > logits.gather(1, token[:, None])).sum(-1) for token in tokens.unbind(1)]
@@ -237,36 +237,6 @@ def _read_states(
 
 
 # ---- from states to tokens ----------------------------------------------------------------------------------------
-
-
-def lens_logits(model: Any, states: Float[Tensor, "state d_model"]) -> Float[Tensor, "state d_vocab"]:
-    """The logits that residuals would give if they were the last block's output, in float32.
-
-    All at once: callers cut many states into pieces of `STATES_AT_ONCE`.
-    """
-    return unembed(model, rms_normed(model, states)) + model.b_U.float()
-
-
-def rms_normed(model: Any, states: Float[Tensor, "*state d_model"]) -> Float[Tensor, "*state d_model"]:
-    """x / rms(x): the final norm without its weight.
-
-    Raises:
-        ValueError: for a model whose final norm is another one.
-    """
-    if model.cfg.normalization_type not in ("RMS", "RMSPre"):
-        raise ValueError(
-            f"the final norm of {model.cfg.model_name!r} is {model.cfg.normalization_type!r}, expected RMSNorm: "
-            "the lens is written for Llamas"
-        )
-    return states / (states.pow(2).mean(-1, keepdim=True) + model.cfg.eps).sqrt()
-
-
-def unembed(model: Any, normed: Float[Tensor, "*state d_model"]) -> Float[Tensor, "*state d_vocab"]:
-    """(x * g) W_U in float32: linear, without b_U."""
-    weight = getattr(model.ln_final, "w", None)  # absent where it was folded into W_U
-    if weight is not None:
-        normed = normed * weight.float()
-    return normed @ model.W_U.float()
 
 
 def show_token(tokenizer: Any, token: int) -> str:
@@ -288,3 +258,21 @@ def show_token(tokenizer: Any, token: int) -> str:
     n_blanks = len(text) - len(text.lstrip(" "))
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[n_blanks:])
     return "␣" * n_blanks + ("…" if text[0].islower() else "") + shown
+
+
+def word_tokens(tokenizer: Any, word: str) -> tuple[int, ...]:
+    """Token ids of a word: the single token with a leading blank, or without, or else the pieces with one."""
+    if tokenizer is None:
+        raise TypeError("this model has no tokenizer: load it from a folder that has tokenizer files")
+    if not word.strip():
+        raise ValueError(f"got {word!r} among the words, expected some text")
+    found = []
+    for text in (" " + word.strip(), word.strip()):
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        while len(tokens) > 1 and not tokenizer.convert_ids_to_tokens(tokens[0]).strip("▁Ġ"):
+            tokens = tokens[1:]  # sentencepiece puts a blank of its own before a text, so this one stands alone
+        found.append(tuple(tokens))
+    chosen = next((tokens for tokens in found if len(tokens) == 1), found[0])
+    if not chosen or chosen[0] == tokenizer.unk_token_id != tokenizer.eos_token_id:
+        raise ValueError(f"the tokenizer has no token for {word!r}: choose another word")
+    return chosen

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "caa_lens"
 
 # Lowest first. A module may import (at its top level) modules of lower rows only.
 LEVELS = [
-    {"atomic_files", "provenance", "algebra.expressions", "algebra.subspaces"},
+    {"atomic_files", "provenance", "algebra.expressions", "algebra.subspaces", "model_structure"},
     {"algebra.rules"},
     {"algebra.methods"},
     {"algebra.combinations"},
@@ -23,7 +23,7 @@ LEVELS = [
     {"hooks", "contrast_pair", "storage", "geometry"},
     {"formats.caa_files", "formats.control_vectors", "formats.vllm_lens_files"},
     {"contrast", "prefix_cache", "staircase", "loading.llama_config", "paper.downloads", "interchange"},
-    {"models", "paper.questions"},
+    {"models", "paper.questions", "plain_runs", "unembedding"},
     {"arguments", "paper.fetch"},
     {"activations", "open_ended.text_measures"},
     {"extraction", "answers", "steering"},

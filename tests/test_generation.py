@@ -14,6 +14,9 @@ from caa_lens.hooks import OPERATORS, Intervention
 from caa_lens.prompts import Prompt, chat_template_format
 from caa_lens.vectors import SteeringVector
 
+# Generation through the model's own forward says that it is the slower path; one test holds what it says.
+pytestmark = pytest.mark.filterwarnings("ignore::caa_lens.prefix_cache.SharedPrefixWarning")
+
 QUESTIONS = ["How was your day?", "Is it right to lie to a friend who asks for the truth?", "Why?"]
 N_NEW = 5
 

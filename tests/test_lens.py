@@ -9,8 +9,9 @@ from torch.testing import assert_close
 
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import encode_pairs, extract
-from caa_lens.lens import lens_scores, logit_lens, word_ranks, word_tokens
+from caa_lens.lens import lens_scores, logit_lens, word_ranks
 from caa_lens.prompts import default_format
+from caa_lens.residual_lens import word_tokens
 from caa_lens.vectors import SteeringVector
 
 QUESTION = "Which one?\n\nChoices:\n (A) Yes\n (B) No"
@@ -373,6 +374,6 @@ def test_bad_requests_are_refused(tiny):
         logit_lens(tiny, vectors, layers=[5])
     with pytest.raises(IndexError, match="no vector for layer 2"):
         logit_lens(tiny, vectors.at([1, 3]), layers=[2])
-    tiny.cfg.normalization_type = "LN"
-    with pytest.raises(ValueError, match="the final norm of 'tiny-random-llama' is 'LN', expected RMSNorm"):
+    tiny.ln_final = torch.nn.BatchNorm1d(tiny.cfg.d_model)
+    with pytest.raises(ValueError, match="the final norm of 'tiny-random-llama' is a BatchNorm1d, expected RMSNorm"):
         logit_lens(tiny, vectors)

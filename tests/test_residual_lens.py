@@ -7,7 +7,8 @@ from torch.testing import assert_close
 
 from caa_lens.hooks import Intervention
 from caa_lens.prompts import Prompt, default_format
-from caa_lens.residual_lens import lens_logits, show_token, stream_lens
+from caa_lens.residual_lens import show_token, stream_lens
+from caa_lens.unembedding import final_logits
 
 QUESTION = "How was your day, in one word or two?"
 
@@ -128,7 +129,7 @@ def test_folding_the_final_norm_into_the_unembedding_changes_nothing(tiny):
         tiny.state_dict(), fold_ln=True, center_writing_weights=False, center_unembed=False
     )
     states = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
-    assert_close(lens_logits(folded, states), lens_logits(tiny, states), atol=1e-4, rtol=1e-4)
+    assert_close(final_logits(folded, states), final_logits(tiny, states), atol=1e-4, rtol=1e-4)
 
 
 def test_an_answer_settles_at_the_first_layer_of_an_unbroken_run(tiny):
