@@ -10,7 +10,7 @@ from caa_lens.answers import score
 from caa_lens.contrast import ContrastSet
 from caa_lens.hooks import Intervention
 from caa_lens.prefix_cache import SharedPrefixWarning
-from caa_lens.prompts import default_format, encode_answer, encode_letters
+from caa_lens.prompts import PromptFormat, default_format, encode_answer, encode_letters, resolve_format
 from caa_lens.unembedding import token_logp
 
 AB = ContrastSet.from_pairs(
@@ -234,3 +234,76 @@ def test_a_model_that_caps_its_logits_is_scored_by_the_capped_ones(tiny_chat):
         assert_close(values, expected, atol=1e-5, rtol=0)
         uncapped = torch.tensor([[twin(tiny_chat, pair, ())] for pair in pairs])
         assert (expected - uncapped).abs().max() > 1e-3
+
+
+# ---- answers that begin inside of the prompt's last token ----------------------------------------------------------
+
+MERGING = ("Write a list.", "\n\n1. milk\n2. bread", "\nNothing.")
+
+
+def twin_of_own_tokens(model, prompt_format, question, answer, steps=()):
+    """Mean log-probability of the text's own tokens behind what it shares with the prompt alone."""
+    alone = prompt_format.encode(model.tokenizer, question).tokens
+    prompt = encode_answer(prompt_format, model.tokenizer, question, answer)
+    shared = 0
+    while shared < len(alone) and alone[shared] == prompt.tokens[shared]:
+        shared += 1
+    hooks = []
+    for layer, direction in steps:
+
+        def add(resid, hook, direction=direction):
+            steered = torch.arange(resid.shape[1])[:, None] >= prompt.steer_start
+            return torch.where(steered, resid + direction, resid)
+
+        hooks.append((f"blocks.{layer}.hook_resid_post", add))
+    with torch.no_grad():
+        logp = model.run_with_hooks(torch.tensor([prompt.tokens]), fwd_hooks=hooks)[0].log_softmax(-1)
+    wanted = [logp[pos - 1, prompt.tokens[pos]] for pos in range(shared, len(prompt))]
+    return torch.stack(wanted).mean(), shared < len(alone)
+
+
+def test_an_answer_that_merges_with_the_prompt_is_scored_by_the_texts_own_tokens(tiny_chat):
+    prompt_format = resolve_format(tiny_chat, None)
+    base = PromptFormat(name="inside", render=lambda question, system: question, separator="", prepend_bos=False)
+    sets = [
+        (prompt_format, [MERGING]),
+        (base, [("The weather was wonder", "ful all day", "fully grey"), ("A tree and two", "  birds", " bird")]),
+    ]
+    vectors = random_vectors(tiny_chat, scale=2.0)
+    steps = [[], [(1, vectors[1].direction)], [(3, vectors[3].direction)]]
+    conditions = [(), (Intervention(vector=vectors[1]),), (Intervention(vector=vectors[3]),)]
+    for chosen, triples in sets:
+        merging = 0
+        expected = []
+        for question, positive, negative in triples:
+            row = []
+            for step in steps:
+                sides = [twin_of_own_tokens(tiny_chat, chosen, question, a, step) for a in (positive, negative)]
+                row.append(sides[0][0] - sides[1][0])
+                merging += sum(merges for _, merges in sides)
+            expected.append(torch.stack(row))
+        assert merging
+        pairs = ContrastSet.from_pairs(triples, name="merging")
+        with pytest.warns(SharedPrefixWarning, match=r"of \d answers begin before the first steered token"):
+            found = score(tiny_chat, pairs, conditions, prompt_format=chosen, progress=False)
+        assert_close(found.values, torch.stack(expected), atol=1e-4, rtol=0)
+
+
+def test_a_merging_pair_changes_nothing_for_the_others(tiny_chat):
+    conditions = grid(tiny_chat)[:6]
+    alone = score(tiny_chat, TEXT, conditions, progress=False)
+    mixed = ContrastSet.from_pairs([MERGING, *TEXT, MERGING], name="mixed")
+    with pytest.warns(SharedPrefixWarning, match=f"because 2 of {len(TEXT) + 2} answers begin before"):
+        together = score(tiny_chat, mixed, conditions, progress=False)
+    assert_close(together.values[1:-1], alone.values, atol=2e-5, rtol=0)
+    assert torch.equal(together.values[0], together.values[-1])
+
+
+def test_an_answer_that_nothing_predicts_is_refused_by_name_before_anything_runs(tiny_chat, monkeypatch):
+    bare = PromptFormat(name="bare", render=lambda question, system: question, separator="", prepend_bos=False)
+    pairs = ContrastSet.from_pairs([("How was it?", "Fine.", "Bad."), ("won", "derful", " the game")], name="bare")
+    monkeypatch.setattr("caa_lens.prefix_cache.prefill", lambda *a, **k: pytest.fail("ran"))
+    with pytest.raises(
+        ValueError, match="pair 1: with its answer 'derful' the text has other tokens from its first on"
+    ):
+        score(tiny_chat, pairs, [()], prompt_format=bare, progress=False)
