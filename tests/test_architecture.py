@@ -22,7 +22,7 @@ LEVELS = [
     {"loading.weights", "loading.demo_model", "paper.sources", "open_ended.judging"},
     {"hooks", "contrast_pair", "storage", "geometry"},
     {"formats.caa_files", "formats.control_vectors", "formats.vllm_lens_files"},
-    {"contrast", "prefix_cache", "staircase", "loading.llama_config", "paper.downloads", "interchange"},
+    {"contrast", "prefix_cache", "staircase", "loading.llama_config", "loading.fingerprint", "paper.downloads", "interchange"},
     {"models", "paper.questions"},
     {"arguments", "paper.fetch"},
     {"activations", "open_ended.text_measures"},
