@@ -92,7 +92,7 @@ def test_a_hub_model_is_what_the_cache_holds(folder, monkeypatch):
 
 @pytest.mark.parametrize("name", ["nothing", "a/b/c", "missing.gguf", "owner/missing.gguf"])
 def test_what_is_not_here_is_refused(name):
-    with pytest.raises(FileNotFoundError, match="there is no model .* here: expected 'demo', a hub id"):
+    with pytest.raises(FileNotFoundError, match=r"there is no model .* here: expected 'demo', a hub id"):
         model_fingerprint(name)
 
 
