@@ -39,8 +39,11 @@ class Context:
         assert self.config.base_model is not None
         return self._model(self.config.base_model)
 
-    def load(self, name: str) -> Any:
+    def load(self, name: str, *, dtype: str | None = None) -> Any:
         """A fresh copy of a model, for code that changes weights; call `release` first to have room for it.
+
+        Args:
+            dtype: the run's by default.
 
         Raises:
             OtherRunError: the files of the run's model are not those any more that the run began with.
@@ -49,7 +52,7 @@ class Context:
 
         if name == self.config.model:
             self._check_contents()
-        return load_model(name, dtype=self.config.dtype, device=self.device)
+        return load_model(name, dtype=dtype or self.config.dtype, device=self.device)
 
     def _check_contents(self) -> None:
         from caa_lens.loading.fingerprint import model_fingerprint

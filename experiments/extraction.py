@@ -69,6 +69,8 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
 
     norms = together(frames)
     pairs = norms.groupby("behavior", sort=False)["n_pairs"].first().reset_index()
+    formats = {unit["behavior"]: frame.attrs.get("prompt_format", "unknown") for unit, frame in frames.items()}
+    pairs["prompt format"] = pairs["behavior"].map(formats)
     figure = curves(
         norms, x="layer", y="norm", by="behavior", title="Norm of the vectors", labels=("layer (0-based block)", "norm")
     )
@@ -78,7 +80,7 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
         text="The mean difference of the residual stream between matching and non-matching answers. Evaluations use "
         "the vectors rescaled to the mean norm over behaviors at each layer.",
         figures=[figure],
-        tables=[("Pairs that each vector is extracted from", pairs)],
+        tables=[("Pairs that each vector is extracted from, and in which prompt format", pairs)],
     )
 
 
