@@ -68,7 +68,7 @@ def table() -> str:
 
 
 def runs() -> str:
-    """What the paper's runs take: a process' memory, and the disk, of each chat model as `python -m experiments` does."""
+    """What the paper's runs take, as `python -m experiments` plans them: a process' memory, and the disk."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from experiments.catalogue import EXPERIMENTS
     from experiments.finetuning import EXPERIMENT as FINETUNING

@@ -80,7 +80,7 @@ def test_the_code_of_a_page_runs_in_order(page, stand_ins, tmp_path, monkeypatch
 def test_the_readmes_block_runs_on_llama_2_when_the_one_line_is_changed(
     tmp_path, monkeypatch, llama2_tokenizer, capsys
 ):
-    """On random weights as deep as Llama 2's, behind Meta's own bare tokenizer.model, as the README says to load them."""
+    """On random weights as deep as Llama 2's, behind Meta's bare tokenizer.model; slow: it is the whole block."""
     from caa_lens import generation, models
 
     folder = tmp_path / "Llama-2-7b-chat-hf"
