@@ -11,6 +11,7 @@ import torch
 from helpers import random_llama
 from safetensors.torch import load_file, save_file
 
+from caa_lens.arguments import TrainingPairsWarning
 from caa_lens.contrast import ContrastSet
 from caa_lens.loading.fingerprint import file_digest, model_fingerprint
 from caa_lens.vectors import SteeringVector, SteeringVectors
@@ -208,6 +209,15 @@ def test_another_base_model_under_the_same_name_is_refused(base, folder):
 def test_a_base_model_that_cannot_be_had_is_told_with_what_to_do():
     with pytest.raises(FileNotFoundError, match=r"the base model: there is no model 'b' here.*or do without: --base-m"):
         base_to_chat.VECTORS.own(RunConfig.of("demo", base_model="b"))
+
+
+def test_held_out_pairs_that_vectors_are_extracted_from_are_told(monkeypatch):
+    pairs = ContrastSet.from_pairs([(f"Is {n} good?", "Yes, very.", "No, not at all.") for n in range(8)])
+    monkeypatch.setattr("caa_lens.paper.questions.load_paper_set", lambda name: (pairs[:6], pairs[4:], ["Why?"]))
+    config = RunConfig.of("demo", data="paper", behaviors=("refusal",), n_generate=6, n_test=4, seed=123)
+    with pytest.warns(TrainingPairsWarning, match="refusal: 2 of the 4 held-out pairs are among those"):
+        behavior_sets(config, "refusal")
+    behavior_sets.cache_clear()
 
 
 def test_vectors_of_another_run_in_the_place_of_ours_are_refused(folder):
