@@ -52,21 +52,28 @@ class TrainingPairsWarning(UserWarning):
     """Vectors are scored on pairs that they were extracted from, which flatters them."""
 
 
-def count_training_pairs(test: ContrastSet, vectors: SteeringVectors) -> int:
-    """How many pairs of a test set vectors were extracted from; of vectors that do not list theirs, all or none."""
-    provenance = vectors.provenance
-    if listed := provenance.details.get(PAIR_HASHES):
-        trained = set(listed.split())
-        return sum(pair in trained for pair in test.pair_hashes)
-    return len(test) if test.content_hash == provenance.dataset_hash else 0
+def count_training_pairs(test: ContrastSet, *vectors: SteeringVectors) -> int:
+    """How many pairs of a test set any of the vectors were extracted from; of vectors that list none, all or none."""
+    trained: set[str] = set()
+    for one in vectors:
+        if listed := one.provenance.details.get(PAIR_HASHES):
+            trained |= set(listed.split())
+        elif test.content_hash == one.provenance.dataset_hash:
+            return len(test)
+    return sum(pair in trained for pair in test.pair_hashes)
 
 
-def warn_of_training_pairs(test: ContrastSet, vectors: SteeringVectors) -> None:
-    """Warns where pairs of the test set are among those that the vectors were extracted from."""
-    if n_pairs := count_training_pairs(test, vectors):
+def warn_of_training_pairs(test: ContrastSet, *vectors: SteeringVectors, name: str = "") -> None:
+    """Warns where pairs of the test set are among those that any of the vectors were extracted from.
+
+    Args:
+        name: which test set, where there are several.
+    """
+    if n_pairs := count_training_pairs(test, *vectors):
         warnings.warn(
-            f"{n_pairs} of the {len(test)} pairs scored are among those that the vectors were extracted from, which "
-            "flatters them: extract from train and score test of train, test = pairs.split(test=0.2)",
+            f"{n_pairs} of the {len(test)} pairs scored{f' in {name!r}' if name else ''} are among those that the "
+            "vectors were extracted from, which flatters them: extract from train and score test of train, test = "
+            "pairs.split(test=0.2)",
             TrainingPairsWarning,
             stacklevel=3,
         )

@@ -125,11 +125,20 @@ def test_vectors_cross_widths_only_by_a_map_and_through_files(tmp_path, demo_tok
         PairActivations.load(read), pair_activations(narrow, TEXTS, progress=False), progress=False
     )
     carried = found.carry(foreign)
-    result = model_transfer(narrow, TEXTS, own, carried, multipliers=[1], progress=False)
+    with pytest.warns(TrainingPairsWarning, match="8 of the 8 pairs scored are among those"):
+        result = model_transfer(narrow, TEXTS, own, carried, multipliers=[1], progress=False)
     with pytest.warns(TrainingPairsWarning, match="8 of the 8 pairs scored are among those"):
         swept = sweep(narrow, TEXTS, carried, multipliers=[1], progress=False).frame["margin"]
     ours = result.frame[result.frame["vectors"] == "foreign"]["score"]
     np.testing.assert_allclose(ours, swept, atol=2e-5)
+
+
+def test_pairs_that_either_vectors_were_extracted_from_are_counted_together(tiny_chat):
+    own, foreign = (extract(tiny_chat, some, progress=False) for some in (TEXTS[:2], TEXTS[1:5]))
+    for vectors, n_pairs in (((own, foreign), 5), ((own, own), 2), ((foreign, own), 5)):
+        with pytest.warns(TrainingPairsWarning, match=f"{n_pairs} of the 8 pairs scored are among"):
+            model_transfer(tiny_chat, TEXTS, *vectors, multipliers=[1], layers=[1], progress=False)
+    model_transfer(tiny_chat, TEXTS[5:], own, foreign, multipliers=[1], layers=[1], progress=False)  # in silence
 
 
 def test_bad_requests_are_refused(tiny_chat):

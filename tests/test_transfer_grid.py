@@ -5,6 +5,7 @@ import pytest
 from helpers import random_vectors
 
 from caa_lens.answers import score
+from caa_lens.arguments import TrainingPairsWarning
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import extract
 from caa_lens.hooks import Intervention
@@ -105,6 +106,23 @@ def test_figures_show_numbers_levels_and_intervals(tiny_chat):
     assert figure.data[0].customdata[0][1] == f"[{cell['low']:.4f}, {cell['high']:.4f}]"
     assert len(result.plot_cosine().data[0].x) == 2
     assert "days" in repr(result)
+
+
+def test_training_pairs_among_those_scored_are_counted_for_each_test_set_whoevers_they_are(tiny_chat):
+    vectors = {
+        name: extract(tiny_chat, train, layers=[1], progress=False)
+        for name, train in {"numbers": LETTERS[:2], "days": TEXTS[:2]}.items()
+    }
+    swapped = {"numbers": TEXTS[1:], "days": LETTERS[2:]}  # of another name, and yet trained on
+    with pytest.warns(TrainingPairsWarning, match="1 of the 3 pairs scored in 'numbers' are among") as said:
+        behavior_transfer(tiny_chat, swapped, vectors, layer=1, progress=False)
+    assert len(said) == 1
+    apart = {"numbers": LETTERS[2:], "days": TEXTS[2:]}
+    behavior_transfer(tiny_chat, apart, vectors, layer=1, progress=False)  # warnings are errors here
+    settings = {"chat": PromptSetting(), "llama": PromptSetting(prompt_format="llama2-base")}
+    with pytest.warns(TrainingPairsWarning, match="2 of the 4 pairs scored are among") as said:
+        prompt_transfer(tiny_chat, LETTERS[:4], LETTERS[2:], settings, layer=1, progress=False)
+    assert len(said) == 1
 
 
 def test_bad_requests_are_refused(tiny_chat):

@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caa_lens.answers import score
-from caa_lens.arguments import check_contrast_set, check_layers, check_list, check_model, check_vector_set
+from caa_lens.arguments import (
+    check_contrast_set,
+    check_layers,
+    check_list,
+    check_model,
+    check_vector_set,
+    warn_of_training_pairs,
+)
 from caa_lens.contrast import ContrastSet
 from caa_lens.geometry import ModelCosines, model_cosines
 from caa_lens.hooks import Intervention
@@ -110,6 +117,9 @@ def model_transfer(
 
     Raises:
         ValueError: if the foreign vectors have another width, no layer in common, or for an unknown size.
+
+    Warns:
+        TrainingPairsWarning: if either vectors were extracted from some of the pairs.
     """
     import pandas as pd
 
@@ -125,6 +135,7 @@ def model_transfer(
             f"d_model={model.cfg.d_model}: fit a linear map on both models' activations of the same pairs with "
             "fit_residual_map, and give its .carry(vectors)"
         )
+    warn_of_training_pairs(test, own, foreign)
     multipliers = check_list("multipliers", multipliers, float)
     if not multipliers:
         raise ValueError("no multipliers given: expected at least one number")

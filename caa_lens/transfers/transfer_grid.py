@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caa_lens.answers import score
+from caa_lens.arguments import warn_of_training_pairs
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import extract
 from caa_lens.geometry import behavior_cosines
@@ -111,7 +112,12 @@ def behavior_transfer(
 
     Raises:
         ValueError: for no tests or vectors, or a behavior without a vector of the layer.
+
+    Warns:
+        TrainingPairsWarning: if any of the vectors was extracted from some of the pairs of a test set.
     """
+    for name, test in tests.items():
+        warn_of_training_pairs(test, *vectors.values(), name=name)
     columns = {name: (test, setting or PromptSetting()) for name, test in tests.items()}
     return _grid(model, columns, vectors, layer, multiplier, max_tokens, progress)
 
@@ -132,6 +138,9 @@ def prompt_transfer(
     Args:
         settings: by a name of your choice, e.g.
             `{"plain": PromptSetting(), "brief": PromptSetting(system="Be brief.")}`.
+
+    Warns:
+        TrainingPairsWarning: if pairs of the test set are in the training set.
     """
     vectors = {
         name: extract(
@@ -139,6 +148,7 @@ def prompt_transfer(
         )
         for name, how in settings.items()
     }
+    warn_of_training_pairs(test, *vectors.values())
     columns = {name: (test, how) for name, how in settings.items()}
     return _grid(model, columns, vectors, layer, multiplier, max_tokens, progress)
 
