@@ -158,18 +158,17 @@ def _token_norms(
 ) -> Float[Tensor, "pair side layer"]:
     """Mean of the tokens' norms over each prompt's read span; this takes another pass."""
     prompts = [prompt for pair in pairs for prompt in pair]
-    seen: dict[str, list[Tensor]] = {hook_name_of(layer): [] for layer in layers}
+    names = [hook_name_of(layer) for layer in layers]
+    kept: dict[str, Tensor] = {}  # of one batch, `[row pos]` a layer; stays on the device until the batch is through
+    rows: list[Tensor] = []  # `[layer pos]` a prompt
 
     def keep(resid: Tensor, hook: Any) -> None:
-        seen[hook.name].extend(resid.float().norm(dim=-1).cpu())  # [pos] a row
+        kept[hook.name] = resid.float().norm(dim=-1)
 
-    with model.hooks(fwd_hooks=[(name, keep) for name in seen]):
+    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
         for _ in read_residuals(model, prompts, layers=layers, batch_size=batch_size):
-            pass
+            rows.extend(torch.stack([kept[name].to(model.W_E.device) for name in names], dim=1).cpu())
     # Rows are padded on the left: counted from the end, a prompt's positions need no padding.
     spans = [(prompt.read[0] - len(prompt), prompt.read[1] - len(prompt)) for prompt in prompts]
-    means = [
-        [row[len(row) + a : len(row) + b].mean() for row, (a, b) in zip(rows, spans, strict=True)]
-        for rows in seen.values()
-    ]
-    return torch.tensor(means).T.reshape(len(pairs), 2, len(layers))
+    means = [row[:, row.shape[1] + a : row.shape[1] + b].mean(-1) for row, (a, b) in zip(rows, spans, strict=True)]
+    return torch.stack(means).reshape(len(pairs), 2, len(layers))
