@@ -205,9 +205,10 @@ def _run(
 ) -> Float[Tensor, "layer pos d_model"]:
     """`resid_post` of every layer at some positions, as the next block gets it: after the steering."""
     kept: list[Tensor] = []
+    where = torch.tensor(positions, device=model.W_E.device)
 
     def keep(resid: Tensor, hook: Any) -> None:
-        kept.append(resid[0, list(positions)].float())
+        kept.append(resid[0, where.to(resid.device)].float())
 
     n_layers = model.cfg.n_layers
     # Hooks at one point run in the order they were added, so reading comes last.

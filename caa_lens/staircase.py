@@ -181,11 +181,10 @@ def _stacked(directions: Sequence[Tensor], device: torch.device | str) -> Float[
     lying: dict[torch.device, list[int]] = {}
     for row, direction in enumerate(directions):
         lying.setdefault(direction.device, []).append(row)
-    rows = torch.cat([torch.stack([directions[i].float() for i in some]).to(device) for some in lying.values()])
-    if len(lying) == 1:
-        return rows
-    order = torch.tensor(list(chain.from_iterable(lying.values()))).argsort()
-    return rows[order.to(device)]
+    rows: dict[int, Tensor] = {}
+    for some in lying.values():
+        rows |= zip(some, torch.stack([directions[i].float() for i in some]).to(device), strict=True)
+    return torch.stack([rows[i] for i in range(len(directions))])
 
 
 def _acts(step: Intervention) -> bool:

@@ -1,16 +1,16 @@
 """A GPU for machines that have none: shapes, dtypes and devices are real, values are not.
 
     with fake_gpu() as gpu:
-        model = llama("gpu", n_layers=32, d_model=4096)
+        model = llama("card", n_layers=32, d_model=4096)
         cl.extract(model, pairs)
     gpu.waits, gpu.uploads, gpu.places
 
-A tensor on "gpu" is one of torch's FakeTensors and takes no memory, so a 13B Llama fits on any machine. Tensors on the
+A tensor on "card" is one of torch's FakeTensors and takes no memory, so a 13B Llama fits on any machine. Tensors on the
 CPU stay real. An operation whose tensors lie on two devices raises as on a card, and so do a CPU generator for a tensor
 on the GPU, and a CPU tensor indexed by one on the GPU.
 
-Counted is what keeps a program from running ahead of its card: a *wait* is a number read (`.item()`, `float()`, `bool()`,
-`.tolist()`) or a tensor copied down, an *upload* is a tensor copied up. What has a size that depends on values
+Counted is what keeps a program from running ahead of its card: a *wait* is a number read (`float()`, `bool()`,
+`.item()`) or a tensor copied down, an *upload* is a tensor copied up. What has a size that depends on values
 (`nonzero`, a boolean mask as index) waits too, but has no size here: it raises.
 
 Time is not measured: counts and devices are all that can be learnt here.
@@ -35,7 +35,7 @@ aten = torch.ops.aten
 PACKAGE = Path(__file__).resolve().parents[1] / "caa_lens"
 INDEXING = (aten.index, aten.index_put, aten.index_put_)
 
-_setup_privateuseone_for_python_backend("gpu")
+_setup_privateuseone_for_python_backend("card")
 
 
 class FakeGpu(TorchDispatchMode):
@@ -65,7 +65,7 @@ class FakeGpu(TorchDispatchMode):
         leaves = tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         fake = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
-        wanted = [leaf for leaf in leaves if isinstance(leaf, torch.device) and leaf.type == "gpu"]
+        wanted = [leaf for leaf in leaves if isinstance(leaf, torch.device) and leaf.type == "card"]
         if not fake and not wanted:
             return func(*args, **kwargs)
         # Tensors of inference mode bring operations whole that are made of others, copies among them. Attention stays
@@ -78,7 +78,7 @@ class FakeGpu(TorchDispatchMode):
         if func is aten._local_scalar_dense.default:
             return self._read(args[0])
         generator = kwargs.get("generator")
-        if generator is not None and generator.device.type != "gpu":
+        if generator is not None and generator.device.type != "card":
             raise RuntimeError("a generator on the CPU draws for a tensor on the GPU")
         if func.overloadpacket in INDEXING and not isinstance(args[0], FakeTensor):
             raise RuntimeError("a tensor on the CPU is indexed by one on the GPU, or gets its values")
@@ -142,7 +142,7 @@ class _AsTensor(TorchFunctionMode):
 
 @contextmanager
 def fake_gpu(**answers: bool) -> Iterator[FakeGpu]:
-    """A device "gpu" inside the block; `answers` is what a number reads as inside a function, by its name; else 1."""
+    """A device "card" inside the block; `answers` is what a number reads as inside a function, by its name; else 1."""
     torch._C._set_only_lift_cpu_tensors(True)  # numbers become a tensor on the CPU first, and the copy up is seen
     try:
         with patch.object(FakeTensor, "tolist", _tolist), _AsTensor(), FakeGpu(answers) as gpu:
@@ -152,7 +152,7 @@ def fake_gpu(**answers: bool) -> Iterator[FakeGpu]:
 
 
 def llama(
-    device: str = "gpu",
+    device: str = "card",
     *,
     n_layers: int = 32,
     d_model: int = 4096,
