@@ -188,7 +188,7 @@ def _stacked(directions: Sequence[Tensor], device: torch.device | str) -> Float[
 
 
 def _acts(step: Intervention) -> bool:
-    return step.operator == "set" or step.multiplier != 0
+    return step.operator == "set" or float(step.multiplier) != 0
 
 
 def _identity(step: Intervention) -> tuple:

@@ -1,4 +1,4 @@
-"""Everything runs where devices differ, and waits for the card as seldom as it can. No test needs one: see `fake_gpu`."""
+"""Everything runs where devices differ, and waits for the card as seldom as it can: on the card of `fake_gpu`."""
 
 import warnings
 from collections import Counter
@@ -18,7 +18,7 @@ from caa_lens.transfers.transfer_grid import PromptSetting, behavior_transfer, p
 
 N_LAYERS, D_MODEL = 3, 32
 LETTERS = cl.ContrastSet.load("sycophancy").sample(4, seed=0)
-COMPLETIONS = cl.ContrastSet.load("sentiment")
+COMPLETIONS = cl.ContrastSet.load("sentiment").sample(2, seed=0)
 VECTORS = cl.SteeringVectors(directions=torch.ones(N_LAYERS, D_MODEL), layers=tuple(range(N_LAYERS)))
 READS = {"check_rows": False, "generate_tokens": False}  # no vector is infinite, no text ends early
 
