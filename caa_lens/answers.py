@@ -32,7 +32,7 @@ from caa_lens.prompts import (
     encode_letters,
     resolve_format,
 )
-from caa_lens.staircase import Condition, Staircase
+from caa_lens.staircase import Condition, Staircases
 from caa_lens.unembedding import device_behind, token_logits, token_logp
 
 
@@ -116,6 +116,7 @@ def score(
     reason = prefix_cache.unsupported(model)
     if reason is not None:
         prefix_cache.warn_unshared(reason)
+    staircases = Staircases(conditions, len(items[0].branches), model.W_E.device)
     logp = torch.empty(len(items), len(conditions), 2)
     whole = [i for i, item in enumerate(items) if item.whole]
     if whole and reason is None:
@@ -132,8 +133,11 @@ def score(
             n = 1 if reason else _batch_size(model, [items[i] for i in order], len(conditions), max_tokens)
             indices, order = order[:n], order[n:]
             some = [items[i] for i in indices]
-            run = _score_plainly if reason else _score_with_shared_prefix
-            logp[indices] = run(model, some, conditions, max_tokens).float().cpu()
+            if reason:
+                scored = _score_plainly(model, some, conditions, max_tokens)
+            else:
+                scored = _score_with_shared_prefix(model, some, staircases, max_tokens)
+            logp[indices] = scored.float().cpu()
             bar.update(n)
     positive, negative = logp.clone().unbind(-1)
     metric, values = ("p_matching", positive.exp()) if pairs.kind == "ab" else ("margin", positive - negative)
@@ -211,7 +215,7 @@ def _batch_size(model: Any, items: Sequence[_Item], n_conditions: int, max_token
 
 
 def _score_with_shared_prefix(
-    model: Any, items: Sequence[_Item], conditions: Sequence[Condition], max_tokens: int | None
+    model: Any, items: Sequence[_Item], staircases: Staircases, max_tokens: int | None
 ) -> Float[Tensor, "pair condition side"]:
     """Prefill each prompt once; run the suffixes of as many conditions at a time as fit."""
     starts = [item.branches[0].steer_start for item in items]
@@ -224,16 +228,12 @@ def _score_with_shared_prefix(
     n_pos = max(_suffix_length(item) for item in items)
     budget = max_tokens or prefix_cache.token_budget(model, prefix.keys[0].shape[-1], n_pos)
     at_once = max(1, budget // (n_pos * len(items) * len(items[0].branches)))
-    by_layer = sorted(range(len(conditions)), key=lambda i: [step.vector.layer for step in conditions[i]])
-    logp = torch.empty(len(items), len(conditions), 2, device=model.W_E.device)
-    for first in range(0, len(conditions), at_once):
-        chunk = by_layer[first : first + at_once]
-        stairs = Staircase([conditions[i] for i in chunk], len(items[0].branches), model.W_E.device)
+    read = _letter_logp if items[0].letters else _completion_logp
+    logp = torch.empty(len(items), len(staircases.conditions), 2, device=model.W_E.device)
+    for chunk, stairs in staircases.at_most(at_once):
         resid = prefix_cache.run_suffixes(model, prefix, suffixes, stairs)
         resid = resid.unflatten(1, (len(stairs.groups), -1))  # [pair group branch pos d_model]
-        read = _letter_logp if items[0].letters else _completion_logp
-        groups = torch.tensor(stairs.condition_groups(), device=resid.device)
-        logp[:, torch.tensor(chunk, device=resid.device)] = read(model, resid, items)[:, groups]
+        logp[:, chunk] = read(model, resid, items)[:, stairs.condition_groups()]
     return logp
 
 

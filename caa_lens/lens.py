@@ -180,6 +180,7 @@ def logit_lens(
     layers = check_layers(model, vectors.layers if layers is None else layers)
     scores, probabilities = _read(model, vectors, layers, options, with_probabilities=True)
     assert probabilities is not None
+    scores, probabilities = scores.cpu(), probabilities.cpu()  # whole: every copy waits for the device
     frames = []
     for layer, layer_scores, layer_probabilities in zip(layers, scores, probabilities, strict=True):
         for side, largest in (("promoted", True), ("suppressed", False)):
@@ -233,6 +234,7 @@ def word_ranks(
     options = _Options(reading, pairs, float(multiplier), background, seed, prompt_format)
     layers = check_layers(model, vectors.layers if layers is None else layers)
     scores, _ = _read(model, vectors, layers, options, with_probabilities=False)
+    scores = scores.cpu()
     rows = [
         {
             "layer": layer,

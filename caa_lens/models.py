@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from caa_lens.loading.checkpoints import GgufFile, SafetensorsFolder
-from caa_lens.loading.device_memory import devices, free_memory
+from caa_lens.loading.device_memory import devices, free_memory, make_room
 from caa_lens.loading.hub import CONFIG_FILES, WEIGHT_FILES, download
 from caa_lens.loading.llama_config import Config, count_parameters, hooked_config, read_config
 from caa_lens.loading.llama_config import n_parameters as n_parameters
@@ -156,6 +156,7 @@ class _Placement(NamedTuple):
 
 def _check_memory(cfg: "HookedTransformerConfig", name: str) -> None:
     needed = count_parameters(cfg) * cfg.dtype.itemsize * HEADROOM
+    make_room(str(cfg.device), needed)
     free = free_memory(str(cfg.device))
     if needed > free:
         dtype = str(cfg.dtype).removeprefix("torch.")

@@ -207,9 +207,10 @@ def _run(
     """`resid_post` of every layer at some positions, as the next block gets it: after the steering."""
     kept: list[Tensor] = []
     n_layers, device = model.cfg.n_layers, device_behind(model)
+    where = torch.tensor(positions, device=model.W_E.device)
 
     def keep(layer: int, resid: Tensor) -> None:
-        kept.append(resid[0, list(positions)].float().to(device))
+        kept.append(resid[0, where.to(resid.device)].float().to(device))
 
     tokens = torch.tensor([prompt.tokens], device=model.W_E.device)
     with model.hooks(fwd_hooks=[one.hook() for one in interventions]), reading(model, range(n_layers), keep):

@@ -29,11 +29,12 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from caa_lens.activations import reading
 from caa_lens.arguments import as_vector_set, check_layers, check_model, check_width, describe
 from caa_lens.atomic_files import write_atomically
 from caa_lens.lens import show_token
 from caa_lens.prompts import Prompt, PromptFormat, check_fits, resolve_format
-from caa_lens.vectors import Provenance, SteeringVector, SteeringVectors, hook_name_of
+from caa_lens.vectors import Provenance, SteeringVector, SteeringVectors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -269,24 +270,25 @@ def token_similarity(
     vectors = as_vector_set(vectors)
     check_width(model, vectors)
     layers = check_layers(model, vectors.layers if layers is None else layers)
+    norms = dict(zip(vectors.layers, vectors.norms.tolist(), strict=True))
     for layer in layers:
-        if vectors[layer].norm == 0:
+        if layer in norms and norms[layer] == 0:
             raise ValueError(f"the vector of layer {layer} is zero: nothing can be similar to it")
     prompt, format_name = _encode(model, text, answer, prompt_format, system, raw_text)
     check_fits(prompt, model.cfg.n_ctx)
     device = model.W_E.device
-    dots: dict[str, Tensor] = {}
-    cosines: dict[str, Tensor] = {}
+    directions = vectors.at(layers).directions.to(device).float()  # [layer d_model]
+    kept: list[Tensor] = []  # stays on the device, so that no layer waits for it
 
-    def keep(resid: Tensor, hook: Any) -> None:
+    def keep(layer: int, resid: Tensor) -> None:
         h = resid[0].float()  # [pos d_model]
-        v = vectors[hook.layer()].direction.to(h.device).float()
-        dots[hook.name] = (h @ v).cpu()
-        cosines[hook.name] = torch.cosine_similarity(h, v[None], dim=-1).cpu()
+        v = directions[len(kept)].to(h.device)
+        kept.append(torch.stack([h @ v, torch.cosine_similarity(h, v[None], dim=-1)]).to(device))
 
-    names = [hook_name_of(layer) for layer in layers]
-    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
-        model(torch.tensor([prompt.tokens], device=device), stop_at_layer=layers[-1] + 1)
+    tokens = torch.tensor([prompt.tokens], device=device)
+    with reading(model, layers, keep):
+        model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=layers[-1] + 1)
+    dots, cosines = torch.stack(kept, dim=1).cpu().numpy()  # [layer pos] each
     shown = [show_token(model.tokenizer, token) for token in prompt.tokens]
     frames = [
         pd.DataFrame(
@@ -295,11 +297,11 @@ def token_similarity(
                 "token": shown,
                 "token_id": prompt.tokens,
                 "layer": layer,
-                "cosine": cosines[name].numpy(),
-                "dot": dots[name].numpy(),
+                "cosine": cosines[i],
+                "dot": dots[i],
             }
         )
-        for layer, name in zip(layers, names, strict=True)
+        for i, layer in enumerate(layers)
     ]
     return TokenSimilarity(
         frame=pd.concat(frames, ignore_index=True),

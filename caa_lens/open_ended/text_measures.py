@@ -135,9 +135,12 @@ def answer_logp(
             indices = order[first : first + batch_size]
             batch = left_pad([prompts[i] for i in indices], n_ctx=model.cfg.n_ctx, device=device)
             logits = model(batch.tokens, attention_mask=batch.attention_mask)  # [batch pos d_vocab]
-            for row, i in enumerate(indices):
-                n = len(prompts[i]) - prompts[i].answer_start
+            lengths = [len(prompts[i]) - prompts[i].answer_start for i in indices]
+            chosen = []
+            for row, n in enumerate(lengths):
                 before = logits[row, -n - 1 : -1].float().log_softmax(-1)
-                logp[i] = before.gather(-1, batch.tokens[row, -n:, None].to(before.device))[:, 0].cpu()
+                chosen.append(before.gather(-1, batch.tokens[row, -n:, None].to(before.device))[:, 0])
+            for i, of_answer in zip(indices, torch.cat(chosen).cpu().split(lengths), strict=True):
+                logp[i] = of_answer
             bar.update(len(indices))
     return logp
