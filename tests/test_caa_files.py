@@ -85,7 +85,7 @@ def test_several_models_in_a_folder_are_named_and_one_can_be_chosen(tmp_path):
 def test_other_files_in_the_folder_are_passed_over(tmp_path):
     authors_folder(tmp_path, layers=(3,))
     (tmp_path / "notes.txt").write_text("x")
-    for name in (f"vec_layer_03_{MODEL}.pt", f"vec_layer_-1_{MODEL}.pt", "vec_layer_4.pt", "other.pt"):
+    for name in (f"vec_layer_03_{MODEL}.pt", f"vec_layer_-1_{MODEL}.pt", "vec_layer_4x.pt", "other.pt"):
         torch.save(torch.ones(99), tmp_path / name)
     assert read_caa(tmp_path).layers == (3,)
 
@@ -108,7 +108,8 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
         path.write_bytes(content)
         for target in (folder, path):
             with pytest.raises(
-                VectorFileError, match=r"vec_layer_3_.*could run code, so it was not read: expected one"
+                VectorFileError,
+                match=r"vec_layer_3_.* a pickle of objects, posix.mkdir, whose .*was not read; .*expected one",
             ):
                 read_caa(target)
         assert not trace.exists()
@@ -121,15 +122,15 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
     [
         ({"vector": torch.ones(4)}, "holds a dict"),
         ([1.0, 2.0], "holds a list"),
-        (torch.ones(1, 4), r"holds \[1, 4\] numbers in torch.float32"),
+        (torch.ones(1, 4), r"holds \[1, 4\] numbers in float32"),
         (torch.tensor(1.0), r"holds \[\] numbers"),
-        (torch.ones(4, dtype=torch.int64), r"holds \[4\] numbers in torch.int64"),
-        (torch.tensor([1.0, float("nan")]), "holds NaN or infinite numbers"),
+        (torch.ones(4, dtype=torch.int64), r"holds \[4\] numbers in int64"),
+        (torch.tensor([1.0, float("nan")]), "holds 1 NaN or infinite numbers"),
     ],
 )
 def test_anything_but_one_finite_vector_is_refused(tmp_path, content, problem):
     torch.save(content, tmp_path / f"vec_layer_3_{MODEL}.pt")
-    with pytest.raises(VectorFileError, match=problem + r".*expected one bare tensor of finite numbers, \[d_model\]"):
+    with pytest.raises(VectorFileError, match=problem + r".*expected .*one finite vector, \[d_model\]"):
         read_caa(tmp_path)
 
 
@@ -153,17 +154,19 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path):
     whole = path.read_bytes()
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
-        with pytest.raises(VectorFileError, match="damaged"):
+        with pytest.raises(VectorFileError, match=r"damaged" if length > 4 else "empty"):
             read_caa(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("hello.txt", "no tensor")
-    with pytest.raises(VectorFileError, match="damaged"):
+    with pytest.raises(VectorFileError, match=r"a zip archive of 1 file \(hello.txt\): unpack it first"):
         read_caa(path)
 
 
 def test_a_name_without_layer_and_model_and_a_missing_path_say_what_is_expected(tmp_path):
     torch.save(torch.ones(4), tmp_path / "mine.pt")
-    with pytest.raises(VectorFileError, match=r"mine.pt is not called vec_layer_\{layer\}_\{model\}.pt"):
+    with pytest.raises(
+        VectorFileError, match=r"mine.pt is a file of torch.save, but is not called vec_layer_\{layer\}_"
+    ):
         read_caa(tmp_path / "mine.pt")
     with pytest.raises(FileNotFoundError, match="expected a folder of vec_layer_"):
         read_caa(tmp_path / "nowhere")

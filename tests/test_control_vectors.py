@@ -98,17 +98,21 @@ def test_big_endian_files_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "options", "problem"),
     [
-        ({"direction.1": np.ones(4, np.float32)}, {"architecture": "llama"}, "holds a 'llama', expected 'controlv"),
-        ({}, {}, "cannot make a set of no vectors"),
+        (
+            {"direction.1": np.ones(4, np.float32)},
+            {"architecture": "llama"},
+            "holds a 'llama' with 1 tensors, expected 'controlv",
+        ),
+        ({}, {}, "holds no directions, but no tensors"),
         ({"direction.x": np.ones(4, np.float32)}, {}, r"a tensor 'direction.x', expected direction.1"),
         ({"direction.-1": np.ones(4, np.float32)}, {}, r"a tensor 'direction.-1'"),
-        ({"blk.0.weight": np.ones(4, np.float32)}, {}, "a tensor 'blk.0.weight'"),
-        ({"direction.1": np.ones((2, 4), np.float32)}, {}, r"direction.1 has shape \[4, 2\] and type F32"),
-        ({"direction.1": np.ones(4, np.int32)}, {}, "type I32, expected one dimension and F32"),
+        ({"blk.0.weight": np.ones(4, np.float32)}, {}, "holds no directions, but blk.0.weight: expected direction.1"),
+        ({"direction.1": np.ones((2, 4), np.float32)}, {}, r"direction.1 of shape \[2, 4\], expected one dimension"),
+        ({"direction.1": np.ones(4, np.int32)}, {}, "type I32, expected F32, F16, BF16 or F64"),
         (
-            {"direction.1": np.ones(8, np.uint8)},
-            {"raw_dtype": gguf.GGMLQuantizationType.BF16},
-            "type BF16, expected one dimension and F32",
+            {"direction.1": np.ones(34, np.uint8)},
+            {"raw_dtype": gguf.GGMLQuantizationType.Q8_0},
+            "direction.1 has type Q8_0, expected F32, F16, BF16 or F64: write it again unquantised",
         ),
         ({"direction.1": np.array([1, np.inf], np.float32)}, {}, "direction.1: .* 1 NaN or infinite components"),
         (
