@@ -15,7 +15,7 @@ vector was made.
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from caa_lens.formats.caa_files import is_caa_name, read_caa, write_caa
 from caa_lens.formats.control_vectors import read_control_vector, write_control_vector
@@ -42,7 +42,7 @@ FORMATS = tuple(_WRITE)
 
 
 def read_vectors(
-    path: str | Path, *, model: str | None = None, layers: int | Iterable[int] | None = None
+    path: str | Path, *, model: str | None = None, layers: SupportsIndex | Iterable[int] | None = None
 ) -> SteeringVectors:
     """Read steering vectors from any of these files, told apart by what is in them rather than by their names.
 

@@ -20,7 +20,7 @@ import torch
 
 from caa_lens.atomic_files import write_atomically
 from caa_lens.formats.kinds import VectorFileError as VectorFileError
-from caa_lens.formats.kinds import are_weights, contents, expanded, some, what_is
+from caa_lens.formats.kinds import are_weights, contents, expanded, printable, some, what_is
 from caa_lens.provenance import HOOK_POINT, Provenance
 from caa_lens.vectors import SteeringVectors
 
@@ -118,7 +118,7 @@ def _decode(data: bytes) -> SteeringVectors:
         remedy = "it may be truncated; save it again" if kind == "safetensors" else f"it is {words}"
         if kind not in ("", "safetensors"):
             remedy += ", which caa_lens.read_vectors may read"
-        raise VectorFileError(f"is not a readable safetensors file ({error}): {remedy}") from None
+        raise VectorFileError(f"is not a readable safetensors file ({printable(str(error), 200)}): {remedy}") from None
     version = metadata.get("caa_lens_format")
     if version is None:
         whose = "a model's weights, which load_model reads" if are_weights(tensors) else "another tool's tensors"
@@ -128,12 +128,16 @@ def _decode(data: bytes) -> SteeringVectors:
         )
     if version not in KEYS:
         readable = " and ".join(KEYS)
-        raise VectorFileError(f"has format version {version!r}, this library reads {readable}: update caa_lens")
+        raise VectorFileError(
+            f"has format version '{printable(version)}', this library reads {readable}: update caa_lens"
+        )
     if list(tensors) != ["directions"]:
-        raise VectorFileError(f"has tensors {list(tensors)}, expected only 'directions'")
+        raise VectorFileError(
+            f"has tensors {[printable(name) for name in list(tensors)[:8]]}, expected only 'directions'"
+        )
     for key in sorted(KEYS[version] ^ metadata.keys()):
         trouble = "lacks the metadata" if key in KEYS[version] else "has the unknown metadata"
-        raise VectorFileError(f"{trouble} {key!r}: it was not written by this library, or is damaged")
+        raise VectorFileError(f"{trouble} '{printable(key)}': it was not written by this library, or is damaged")
     tensor = tensors["directions"]
     checksum = metadata.pop("checksum", None)
     if version != "1" and checksum != _checksum(metadata, tensor["data"]):
@@ -141,7 +145,7 @@ def _decode(data: bytes) -> SteeringVectors:
     try:
         return _vectors(metadata, tensor)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise VectorFileError(f"has unusable metadata or tensors: {error}") from None
+        raise VectorFileError(f"has unusable metadata or tensors: {printable(str(error), 400)}") from None
 
 
 def _vectors(metadata: dict[str, str], tensor: dict[str, Any]) -> SteeringVectors:

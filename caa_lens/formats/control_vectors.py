@@ -63,13 +63,13 @@ def _as_vectors(path: Path, found: GgufContents) -> SteeringVectors:
     architecture = found.texts.get("general.architecture", "")
     if architecture != ARCHITECTURE:
         raise GgufError(
-            f"holds a {printable(architecture)!r} with {len(found.tensors)} tensors, expected {ARCHITECTURE!r}: "
+            f"holds a '{printable(architecture)}' with {len(found.tensors)} tensors, expected {ARCHITECTURE!r}: "
             "a model is loaded with load_model"
         )
     layers = {name: _LAYER.fullmatch(name) for name in found.tensors}
     others = [name for name, match in layers.items() if not match]
     if misnamed := [name for name in others if name.startswith("direction")]:
-        raise GgufError(f"holds a tensor {printable(misnamed[0])!r}, expected direction.1, direction.2, ...")
+        raise GgufError(f"holds a tensor '{printable(misnamed[0])}', expected direction.1, direction.2, ...")
     if len(others) == len(layers):
         raise GgufError(
             f"holds no directions, but {some(others) or 'no tensors'}: expected direction.1, direction.2, ..."

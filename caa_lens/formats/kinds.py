@@ -183,7 +183,7 @@ def _download(data: bytes, size: int) -> tuple[str, str] | None:
     start = data[:4096].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<body")):
         title = re.search(rb"<title[^>]*>([^<]*)", data[:_START], re.IGNORECASE)
-        called = f" called {printable(title[1].decode(errors='replace').strip())!r}" if title else ""
+        called = f" called '{printable(title[1].decode(errors='replace').strip())}'" if title else ""
         return "", f"an HTML page{called}, saved in the place of a file: download the file itself, by its 'raw' link"
     return None
 
@@ -251,7 +251,7 @@ def _text(data: bytes, size: int) -> tuple[str, str] | None:
         return _json(text)
     if "\0" in text[:1024]:
         return None
-    return "", f"text that begins with {printable(text.strip(), 60)!r}"
+    return "", f"text that begins with '{printable(text.strip(), 60)}'"
 
 
 def _json(text: str) -> tuple[str, str]:

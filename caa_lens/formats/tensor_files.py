@@ -18,7 +18,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ _N_PICKLES = 5  # that a file of PyTorch's early versions begins with; numbers f
 
 
 def read_tensors(
-    path: str | Path, *, layers: int | Iterable[int] | None = None, model: str | None = None
+    path: str | Path, *, layers: SupportsIndex | Iterable[int] | None = None, model: str | None = None
 ) -> SteeringVectors:
     """Read bare tensors.
 
@@ -86,7 +86,7 @@ def read_tensors(
         raise VectorFileError(f"{path}: {error}") from None
 
 
-def as_layers(layers: int | Iterable[int]) -> tuple[int, ...]:
+def as_layers(layers: SupportsIndex | Iterable[int]) -> tuple[int, ...]:
     """Block numbers in the order that was given.
 
     Raises:
@@ -172,7 +172,7 @@ def _by_layer(found: object, layers: tuple[int, ...] | None) -> tuple[dict[int, 
             ((name, only),) = found.items()
             if isinstance(only, Tensor) and not are_weights([str(name)]):
                 only_rows, how = _by_layer(only, layers)
-                return only_rows, f"{printable(str(name))!r}, {how}"
+                return only_rows, f"'{printable(str(name))}', {how}"
         return _by_key(found, layers)
     if isinstance(found, Tensor) and found.ndim == 1:
         found = found.unsqueeze(0)

@@ -60,10 +60,12 @@ def read_vllm_lens(path: str | Path) -> SteeringVectors:
         return _as_vectors(activations, wire.layer_indices, wire.scale, wire.norm_match, behavior, UNKNOWN)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise VectorFileError(f"{path} is not a vllm-lens steering vector: {where}: {first['msg']}") from None
+        where = printable(".".join(map(str, first["loc"]))) or "the file"
+        raise VectorFileError(
+            f"{path} is not a vllm-lens steering vector: {where}: {printable(first['msg'], 200)}"
+        ) from None
     except ValueError as error:
-        raise VectorFileError(f"{path}: {error}") from None
+        raise VectorFileError(f"{path}: {printable(str(error), 400)}") from None
 
 
 def write_vllm_lens(vectors: SteeringVectors, path: str | Path) -> Path:
