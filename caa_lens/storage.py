@@ -124,7 +124,7 @@ def _decode(data: bytes) -> SteeringVectors:
         whose = "a model's weights, which load_model reads" if are_weights(tensors) else "another tool's tensors"
         raise VectorFileError(
             f"has no 'caa_lens_format' metadata, so it was not written by this library: it holds {whose}, "
-            f"{len(tensors)} of them, {some(tensors) or 'none'}"
+            f"{len(tensors)} of them, {some(sorted(tensors)) or 'none'}"
         )
     if version not in KEYS:
         readable = " and ".join(KEYS)

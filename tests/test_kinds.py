@@ -140,7 +140,7 @@ def test_a_folder_of_something_else_says_what_it_holds(tmp_path):
     with pytest.raises(
         VectorFileError,
         match=r"holds 5 files and 1 folder: README.md, config.json, layer_10.pt, layer_11.pt and 2 more; expected "
-        r"files called vec_layer_\{layer\}_\{model\}.pt or vec_layer_\{layer\}.pt; choose one of the folders in it, ref",
+        r"files called vec_layer_\{layer\}_\{model\}.pt or vec_layer_\{layer\}.pt; choose one of the folders in it",
     ):
         read_vectors(tmp_path)
 
