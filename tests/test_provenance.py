@@ -42,7 +42,7 @@ OTHER = [
 
 
 def vectors_of(model, *, behavior="b", layers=(3, 7)):
-    generator = torch.Generator().manual_seed(hash(behavior) % 1000)
+    generator = torch.Generator().manual_seed(ord(behavior))
     directions = torch.randn(len(layers), 8, generator=generator)
     return SteeringVectors(directions=directions, layers=layers, provenance=Provenance(model=model, behavior=behavior))
 
