@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "caa_lens"
 # Lowest first. A module may import (at its top level) modules of lower rows only.
 LEVELS = [
     {"atomic_files", "provenance", "algebra.expressions", "algebra.subspaces", "model_structure"},
+    {"formats.kinds", "formats.gguf_tensors"},
     {"algebra.rules"},
     {"algebra.methods"},
     {"algebra.combinations"},
@@ -21,7 +22,8 @@ LEVELS = [
     {"paper.numbers", "open_ended.rubrics", "open_ended.judge_client", "open_ended.judge_file", "open_ended.answers"},
     {"loading.weights", "loading.demo_model", "paper.sources", "open_ended.judging"},
     {"hooks", "contrast_pair", "storage", "geometry"},
-    {"formats.caa_files", "formats.control_vectors", "formats.vllm_lens_files"},
+    {"formats.tensor_files", "formats.control_vectors", "formats.vllm_lens_files"},
+    {"formats.caa_files"},
     {"contrast", "prefix_cache", "staircase", "paper.downloads", "interchange"},
     {"loading.llama_config", "loading.fingerprint"},
     {"models", "paper.questions", "plain_runs", "unembedding"},

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from caa_lens.algebra import expressions as write
-from caa_lens.provenance import UNKNOWN, Provenance, layer_ranges
+from caa_lens.provenance import UNKNOWN, Provenance, layer_ranges, one_model
 
 Size = float | int | Sequence[float | int] | Tensor  # one number, or for a set one number a layer
 
@@ -35,13 +35,13 @@ def check_compatible(one: Vectors, *others: Any) -> None:
 
     Raises:
         TypeError: for anything but vectors of the same class.
-        ValueError: for another width, other layers, or another model; an unknown model goes with any.
+        ValueError: for another width, other layers, or another model, as `provenance.one_model` has it.
     """
     for other in others:
         check_kind(one, other)
         check_layers(one, other)
     models = sorted({each.provenance.model for each in (one, *others)} - {UNKNOWN})
-    if len(models) > 1:
+    if one_model(models) is None:
         raise ValueError(
             f"cannot combine vectors of different models, {' and '.join(models)}: their residual streams have "
             "different bases"

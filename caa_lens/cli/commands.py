@@ -13,7 +13,7 @@ from caa_lens.cli.data import data_app
 from caa_lens.cli.outputs import check_frame_and_figure, check_out, write_frame_and_figure
 from caa_lens.cli.report import report
 from caa_lens.cli.vectors import VectorsArgument, vectors_app
-from caa_lens.provenance import UNKNOWN, layer_ranges
+from caa_lens.provenance import layer_ranges, one_model
 
 if TYPE_CHECKING:
     from caa_lens.contrast import ContrastSet
@@ -319,7 +319,7 @@ def _held_out(pairs: "ContrastSet", test: int, vectors: "SteeringVectors") -> "C
 
 def _note_other_model(vectors: "SteeringVector | SteeringVectors", model: Any) -> None:
     ours, other = str(model.cfg.model_name), vectors.provenance.model
-    if other not in (ours, UNKNOWN):
+    if one_model((ours, other)) is None:
         typer.echo(f"note: the vectors are of {other}, the model is {ours}", err=True)
 
 

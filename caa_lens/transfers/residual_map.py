@@ -23,7 +23,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from caa_lens.pair_reading import PairActivations
-from caa_lens.vectors import Provenance, SteeringVectors
+from caa_lens.provenance import Provenance, one_model
+from caa_lens.vectors import SteeringVectors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +60,7 @@ class ResidualMap:
         Raises:
             ValueError: if the vectors are not of the map's source model or width, or lack a source layer.
         """
-        if vectors.provenance.model not in (self.source.model, "unknown") or vectors.d_model != self.weights.shape[1]:
+        if one_model((vectors.provenance.model, self.source.model)) is None or vectors.d_model != self.weights.shape[1]:
             raise ValueError(
                 f"vectors of {vectors.provenance.model} with d_model={vectors.d_model}, but the map leads from "
                 f"{self.source.model} with d_model={self.weights.shape[1]}: extract them from that model"
@@ -210,7 +211,8 @@ def _check_same_pairs(sources: Sequence[PairActivations], targets: Sequence[Pair
     if not sources:
         raise ValueError("no activations given: read both models on the same pairs with pair_activations")
     for side in (sources, targets):
-        if len({(each.provenance.model, each.values.shape[-1], each.layers) for each in side}) > 1:
+        shapes = {(each.values.shape[-1], each.layers) for each in side}
+        if len(shapes) > 1 or one_model(each.provenance.model for each in side) is None:
             raise ValueError("the sets of one side must be read from one model at the same layers")
 
 
