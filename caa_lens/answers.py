@@ -30,6 +30,7 @@ from caa_lens.prompts import (
     encode_letters,
     left_pad,
     resolve_format,
+    warn_of_words,
 )
 from caa_lens.staircase import Condition, Staircase
 
@@ -132,6 +133,8 @@ def score(
 
 
 def _encode(model: Any, pairs: ContrastSet, prompt_format: PromptFormat, system: str | None) -> list[_Item]:
+    words = [answer for pair in pairs for answer in (pair.positive, pair.negative)]
+    warn_of_words(prompt_format, model.tokenizer, [pair.question for pair in pairs], words, system=system)
     items = []
     for pair in pairs:
         letters = None
@@ -143,11 +146,12 @@ def _encode(model: Any, pairs: ContrastSet, prompt_format: PromptFormat, system:
                 pair.question,
                 (pair.positive[1], pair.negative[1]),
                 system=system,
+                warn=False,
             )
             branches, letters = (opened,), (ids[0], ids[1])
         else:
             branches = tuple(
-                encode_answer(prompt_format, model.tokenizer, pair.question, answer, system=system)
+                encode_answer(prompt_format, model.tokenizer, pair.question, answer, system=system, warn=False)
                 for answer in (pair.positive, pair.negative)
             )
         for prompt in branches:
