@@ -106,6 +106,8 @@ def score(
     reason = prefix_cache.unsupported(model)
     if reason is not None:
         prefix_cache.warn_unshared(reason)
+    # Where steering starts in the answer, its first token is predicted before that, in what all conditions share.
+    plainly = reason is not None or any(_first_read(i, p) < p.steer_start for i in items for p in i.branches)
     logp = torch.empty(len(items), len(conditions), 2)
     order = sorted(range(len(items)), key=lambda i: -len(items[i].branches[0]))
     with (
@@ -113,10 +115,10 @@ def score(
         torch.inference_mode(),
     ):
         while order:
-            n = 1 if reason else _batch_size(model, [items[i] for i in order], len(conditions), max_tokens)
+            n = 1 if plainly else _batch_size(model, [items[i] for i in order], len(conditions), max_tokens)
             indices, order = order[:n], order[n:]
             some = [items[i] for i in indices]
-            run = _score_plainly if reason else _score_with_shared_prefix
+            run = _score_plainly if plainly else _score_with_shared_prefix
             logp[indices] = run(model, some, conditions, max_tokens).float().cpu()
             bar.update(n)
     positive, negative = logp.clone().unbind(-1)
@@ -160,8 +162,13 @@ def _encode(model: Any, pairs: ContrastSet, prompt_format: PromptFormat, system:
     return items
 
 
+def _first_read(item: _Item, prompt: Prompt) -> int:
+    """First position whose output is steered or scored."""
+    return prompt.steer_start if item.letters else min(prompt.steer_start, prompt.answer_start - 1)
+
+
 def _suffix_length(item: _Item) -> int:
-    return max(len(prompt) - prompt.steer_start for prompt in item.branches)
+    return max(len(prompt) - _first_read(item, prompt) for prompt in item.branches)
 
 
 def _batch_size(model: Any, items: Sequence[_Item], n_conditions: int, max_tokens: int | None) -> int:
@@ -218,8 +225,9 @@ def _score_plainly(
             with model.hooks(fwd_hooks=hooks):
                 resid = model(batch.tokens, attention_mask=batch.attention_mask, stop_at_layer=model.cfg.n_layers)
             suffixes = resid.new_zeros(1, 1, len(item.branches), n_pos, resid.shape[-1])
-            for branch, (prompt, start) in enumerate(zip(item.branches, batch.steer_start.tolist(), strict=True)):
-                suffixes[0, 0, branch, : len(prompt) - prompt.steer_start] = resid[branch, start:]
+            for branch, (prompt, pad) in enumerate(zip(item.branches, batch.padding.tolist(), strict=True)):
+                first = _first_read(item, prompt)
+                suffixes[0, 0, branch, : len(prompt) - first] = resid[branch, pad + first :]
             logp[row, column] = read(model, suffixes, [item])[0, 0]
     return logp
 
@@ -244,7 +252,7 @@ def _completion_logp(
     logp = torch.empty(*resid.shape[:2], 2, device=resid.device)
     for row, item in enumerate(items):
         for side, prompt in enumerate(item.branches):
-            first = prompt.answer_start - prompt.steer_start - 1  # where the answer's first token is predicted
+            first = prompt.answer_start - 1 - _first_read(item, prompt)  # where the answer's first token is predicted
             targets = torch.tensor(prompt.tokens[prompt.answer_start :], device=resid.device)
             states = resid[row, :, side, first : first + len(targets)]  # [group pos d_model]
             logp[row, :, side] = token_logp(model, states, targets).mean(-1)

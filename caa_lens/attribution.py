@@ -32,7 +32,15 @@ from tqdm.auto import tqdm
 from caa_lens.arguments import check_count, check_model
 from caa_lens.contrast import ContrastSet
 from caa_lens.intervals import bootstrap_interval
-from caa_lens.prompts import Prompt, PromptFormat, encode_letters, left_pad, resolve_format, warn_of_words
+from caa_lens.prompts import (
+    Prompt,
+    PromptFormat,
+    check_steered,
+    encode_letters,
+    left_pad,
+    resolve_format,
+    warn_of_words,
+)
 from caa_lens.steering import as_interventions
 from caa_lens.vectors import Provenance, SteeringVector
 
@@ -159,6 +167,8 @@ def attribute(
     as_interventions(model, [vector], multiplier=multiplier)
     chosen = resolve_format(model, prompt_format) if _needs_format(pairs) else None
     prompts, tokens = _encode(model, pairs, chosen, system)
+    for prompt in prompts:
+        check_steered(prompt)
     device = model.W_E.device
     w = getattr(model.ln_final, "w", None)  # absent where it was folded into W_U
     columns = torch.tensor(tokens, device=device)  # [question 2]

@@ -109,5 +109,5 @@ def _filled(probe: str, question: str, system: str) -> str:
 
 def _what_became_of(words: str, text: str) -> str:
     if words != words.strip() and words.strip() in text:
-        return "strips the blanks (give it without, words.strip()) around"
+        return "strips the blanks (give it without them, as text.strip() does) around"
     return "drops or changes"

@@ -61,3 +61,12 @@ def check_fits(prompt: Any, n_ctx: int, room: int = 0) -> None:
             f"the prompt has {wanted}, but the model's context is {n_ctx}: shorten it"
             f"{', or generate fewer' if room else ''}. It ends {prompt.text[-80:]!r}"
         )
+
+
+def check_steered(prompt: Any) -> None:
+    """Raise a ValueError if steering would start behind a prompt that is only read."""
+    if prompt.steer_start >= len(prompt):
+        raise ValueError(
+            f"steering would start at position {prompt.steer_start}, behind the prompt, so that nothing of it is "
+            "steered: give the beginning of an answer too, or a format with start_offset=0"
+        )

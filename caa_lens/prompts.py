@@ -22,6 +22,7 @@ from typing import Any
 from caa_lens.chat_templates import is_llama2_template, llama2_base, llama2_chat, llama2_chat_meta, template_renderer
 from caa_lens.prompt_batches import PromptBatch as PromptBatch
 from caa_lens.prompt_batches import check_fits as check_fits
+from caa_lens.prompt_batches import check_steered as check_steered
 from caa_lens.prompt_batches import left_pad as left_pad
 from caa_lens.prompt_words import GuessedFormatWarning as GuessedFormatWarning
 from caa_lens.prompt_words import SpecialTokenWarning as SpecialTokenWarning
