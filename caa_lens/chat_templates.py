@@ -39,22 +39,24 @@ def template_renderer(tokenizer: Any) -> Callable[[str, str | None], str]:
         if bool(system) not in probes:
             probes[bool(system)] = _apply(tokenizer, _QUESTION, _SYSTEM if system else None)
         probe = probes[bool(system)]
-        as_probed = text == _filled(probe, question, system or "")
-
-        def kept(words: str, probed: str, rest: str) -> bool:
-            # Else the template may have its reasons (the time, say); but not because it says these words itself.
-            return (as_probed and probed in probe) or text.count(words) > rest.count(words)
-
-        if system and not kept(system, _SYSTEM, _filled(probe, question, "")):
+        given = [question, system or ""]
+        as_probed = text == _filled(probe, *given)
+        for i, (what, probed) in enumerate((("question", _QUESTION), ("system prompt", _SYSTEM))):
+            words = given[i]
+            if not words or (as_probed and probed in probe):
+                continue
+            # The template may have its reasons (the time, say). But it must not just say these words itself, nor have a
+            # blank of its own in the place of one of theirs.
+            without, stripped = [*given], [*given]
+            without[i], stripped[i] = "", words.strip()
+            n_blanks = len(text) - len(_apply(tokenizer, *stripped))
+            by_itself = _filled(probe, *without).count(words)
+            if text.count(words) > by_itself and n_blanks == len(words) - len(words.strip()):
+                continue
+            shown = repr(words if len(words) <= 60 else f"{words[:40]}...{words[-17:]}")
+            remedy = "put it into the question" if what == "system prompt" else "ask what the template keeps"
             raise ValueError(
-                f"the model's chat template {_what_became_of(system, text)} the system prompt: "
-                f"put it into the question, or {_NEITHER}"
-            )
-        if not kept(question, _QUESTION, _filled(probe, "", system or "")):
-            shown = question if len(question) <= 60 else f"{question[:40]}...{question[-17:]}"
-            raise ValueError(
-                f"the model's chat template {_what_became_of(question, text)} the question {shown!r}: ask what the "
-                f"template keeps, or {_NEITHER}"
+                f"the model's chat template {_what_became_of(words, text)} the {what} {shown}: {remedy}, or {_NEITHER}"
             )
         return text
 
