@@ -35,7 +35,11 @@ def folder_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     if whole.is_file():
         _prepare_like(tokenizer, Tokenizer.from_file(str(whole)))
     elif pieces.is_file():
-        _prepare_like(tokenizer, sentencepiece_tokenizer(pieces).backend_tokenizer)
+        original = sentencepiece_tokenizer(pieces).backend_tokenizer
+        _prepare_like(tokenizer, original)
+        configuration = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        if configuration.get("add_bos_token") is None:  # transformers 5 then adds none, before it did
+            tokenizer.backend_tokenizer.post_processor = original.post_processor
     return tokenizer
 
 
