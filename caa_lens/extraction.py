@@ -69,7 +69,8 @@ def logistic_probe(
     scale = features.std(axis=0) + 1e-8
     probe = LogisticRegression(C=1.0, max_iter=2000).fit((features - features.mean(axis=0)) / scale, labels)
     weights = torch.tensor(probe.coef_[0] / scale, dtype=positive.dtype, device=positive.device)
-    return weights * (mean_difference(positive, negative).norm() / weights.norm())
+    size = mean_difference(positive, negative).norm()
+    return weights * (size / weights.norm().clamp_min(torch.finfo(weights.dtype).tiny))  # of alike sides, zero
 
 
 def extract(
@@ -121,14 +122,14 @@ def extract(
     bar = tqdm(total=len(prompts), desc=f"extract {pairs.behavior}", unit="pair", disable=not progress)
     with bar, torch.no_grad():
         if estimator is mean_difference:
-            directions, sizes = _streaming_mean_difference(batches, len(prompts), bar)
+            directions, noise = _streaming_mean_difference(batches, len(prompts), bar)
         else:
             kept = _keep_all(batches, bar)
             _check_finite(kept, model)  # before an estimator fails on it in words of its own
-            sizes = (kept[:, 0] - kept[:, 1]).norm(dim=-1).mean(0)
+            noise = _rounding(kept).mean(0) if estimator in _OURS else torch.zeros(len(layers))
             directions = torch.stack([estimator(kept[:, 0, i], kept[:, 1, i]) for i in range(len(layers))])
     _check_finite(directions, model)
-    _warn_of_zero(directions, sizes, layers, pairs, ours=estimator in _OURS)
+    _warn_of_zero(directions, noise, layers, pairs)
     return SteeringVectors(
         directions=directions.float().cpu(),
         layers=layers,
@@ -175,20 +176,19 @@ def encode_pairs(
 def _streaming_mean_difference(
     batches: Any, n_pairs: int, bar: Any
 ) -> tuple[Float[Tensor, "layer d_model"], Float[Tensor, " layer"]]:
-    """The mean difference, and the mean norm of the differences."""
+    """The mean difference, and what of it may be rounding."""
     total: Tensor | None = None
-    sizes: Tensor | None = None
+    noise: Tensor | None = None
     for sides, _ in batches:
         # float64 where the device has it (MPS has not): sums of thousands of pairs lose nothing.
         wide = torch.float32 if sides.device.type == "mps" else torch.float64
         difference = sides[:, 0].to(wide) - sides[:, 1].to(wide)  # [pair layer d_model]
         total = difference.sum(0) if total is None else total + difference.sum(0)
-        size = difference.norm(dim=-1).sum(0)
-        sizes = size if sizes is None else sizes + size
+        noise = _rounding(sides).sum(0) if noise is None else noise + _rounding(sides).sum(0)
         bar.update(len(sides))
     assert total is not None
-    assert sizes is not None
-    return total / n_pairs, sizes / n_pairs
+    assert noise is not None
+    return total / n_pairs, noise / n_pairs
 
 
 def _keep_all(batches: Any, bar: Any) -> Float[Tensor, "pair side layer d_model"]:
@@ -210,20 +210,21 @@ def _check_finite(values: Tensor, model: Any) -> None:
         )
 
 
-_OURS = (mean_difference, pca_of_differences, logistic_probe)
-_CANCELLED = 1e-4  # of the differences' own size: float32 leaves 1e-6 to 1e-5 of what cancels exactly
+_OURS = (mean_difference, pca_of_differences, logistic_probe)  # estimators of the caller's have scales of their own
+
+
+def _rounding(sides: Float[Tensor, "pair side layer d_model"]) -> Float[Tensor, "pair layer"]:
+    """What float32 may leave where the differences of pairs cancel, or both sides of a pair are alike."""
+    return 1e-4 * (sides[:, 0] - sides[:, 1]).norm(dim=-1) + 1e-6 * sides.norm(dim=-1).mean(1)
 
 
 def _warn_of_zero(
     directions: Float[Tensor, "layer d_model"],
-    sizes: Float[Tensor, " layer"],
+    noise: Float[Tensor, " layer"],
     layers: Sequence[int],
     pairs: ContrastSet,
-    *,
-    ours: bool,
 ) -> None:
-    """Warns of layers whose vector is zero or rounding; an estimator of the caller's own has a scale of its own."""
-    small = directions.norm(dim=-1).cpu() <= (_CANCELLED * sizes.cpu() if ours else torch.zeros(len(layers)))
+    small = directions.norm(dim=-1).cpu() <= noise.cpu()
     zero = [layer for layer, is_small in zip(layers, small.tolist(), strict=True) if is_small]
     if not zero:
         return
