@@ -165,7 +165,13 @@ def test_llama_2s_own_template_is_recognised_by_what_it_writes(with_template, de
     before = "{% for m in messages %}{% if m.role == 'system' %}<<SYS>>\n{{ m.content }}\n<</SYS>>\n\n{% else %}[INST] "
     assert is_llama2_template(with_template(before + "{{ m.content }} [/INST]{% endif %}{% endfor %}"))
     talkative = META.replace("set system_message = false", "set system_message = 'You are helpful.'")
-    for other in [talkative, META.replace("<<SYS>>", "<<sys>>"), META + "{# [INST] #}!", "{{ '<<SYS>>[INST]' + 1 }}"]:
+    for other in [
+        talkative,
+        META.replace("<</SYS>>", "<<END>>"),
+        META.replace("<<SYS>>", "<<sys>>"),
+        META + "{# [INST] #}!",
+        "{{ '<<SYS>>[INST]' + 1 }}",
+    ]:
         assert not is_llama2_template(with_template(other))
     assert not is_llama2_template(demo_tokenizer)
 
