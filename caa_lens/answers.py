@@ -31,6 +31,7 @@ from caa_lens.prompts import (
     encode_answer,
     encode_letters,
     resolve_format,
+    warn_of_words,
 )
 from caa_lens.staircase import Condition, Staircases
 from caa_lens.unembedding import device_behind, token_logits, token_logp
@@ -153,6 +154,8 @@ def score(
 
 
 def _encode(model: Any, pairs: ContrastSet, prompt_format: PromptFormat, system: str | None) -> list[_Item]:
+    words = [answer for pair in pairs for answer in (pair.positive, pair.negative)]
+    warn_of_words(prompt_format, model.tokenizer, [pair.question for pair in pairs], words, system=system)
     items = []
     for pair in pairs:
         letters = None
@@ -164,19 +167,21 @@ def _encode(model: Any, pairs: ContrastSet, prompt_format: PromptFormat, system:
                 pair.question,
                 (pair.positive[1], pair.negative[1]),
                 system=system,
+                warn=False,
             )
             branches, letters = (opened,), (ids[0], ids[1])
         else:
             branches = tuple(
-                encode_answer(prompt_format, model.tokenizer, pair.question, answer, system=system)
+                encode_answer(prompt_format, model.tokenizer, pair.question, answer, system=system, warn=False)
                 for answer in (pair.positive, pair.negative)
             )
         for prompt in branches:
             check_fits(prompt, model.cfg.n_ctx)
         if letters:
-            items.append(_Item(branches=branches, letters=letters))
+            # A format may say that steering starts later than at the instruction's last token.
+            items.append(_Item(branches=branches, letters=letters, whole=opened.steer_start >= len(opened)))
             continue
-        alone = prompt_format.encode(model.tokenizer, pair.question, system=system).tokens
+        alone = prompt_format.encode(model.tokenizer, pair.question, system=system, warn=False).tokens
         firsts = tuple(min(prompt.answer_start, _n_common(alone, prompt.tokens)) for prompt in branches)
         if min(firsts) == 0:
             answer = pair.positive if firsts[0] == 0 else pair.negative

@@ -33,7 +33,15 @@ from caa_lens.arguments import check_count, check_model
 from caa_lens.contrast import ContrastSet
 from caa_lens.intervals import bootstrap_interval
 from caa_lens.prefix_cache import rounding
-from caa_lens.prompts import Prompt, PromptFormat, encode_letters, left_pad, resolve_format
+from caa_lens.prompts import (
+    Prompt,
+    PromptFormat,
+    check_steered,
+    encode_letters,
+    left_pad,
+    resolve_format,
+    warn_of_words,
+)
 from caa_lens.steering import as_interventions
 from caa_lens.unembedding import is_linear_behind_the_norm, token_logits
 from caa_lens.vectors import Provenance, SteeringVector
@@ -161,6 +169,8 @@ def attribute(
     as_interventions(model, [vector], multiplier=multiplier)
     chosen = resolve_format(model, prompt_format) if _needs_format(pairs) else None
     prompts, tokens = _encode(model, pairs, chosen, system)
+    for prompt in prompts:
+        check_steered(prompt)
     device = model.W_E.device
     w = getattr(model.ln_final, "w", None)  # absent where it was folded into W_U
     columns = torch.tensor(tokens, device=device)  # [question 2]
@@ -310,9 +320,11 @@ def _encode(
                 "(prompt, positive token, negative token) for the tokens that tell the answers apart"
             )
         assert prompt_format is not None
+        tokenizer = model.tokenizer
+        warn_of_words(prompt_format, tokenizer, [pair.question for pair in pairs], system=system)
         for pair in pairs:
             letters = (pair.positive[1], pair.negative[1])
-            prompt, ids = encode_letters(prompt_format, model.tokenizer, pair.question, letters, system=system)
+            prompt, ids = encode_letters(prompt_format, tokenizer, pair.question, letters, system=system, warn=False)
             prompts.append(prompt)
             tokens.append((ids[0], ids[1]))
         return prompts, tokens

@@ -168,7 +168,8 @@ def logit_lens(
 
     Raises:
         ValueError: for an unknown reading, `in_context` without pairs, a background of another reading, a vector of
-            another width, a layer that the model does not have, or a final norm that is neither RMSNorm nor LayerNorm.
+            another width or of zeros, a layer that the model does not have, or a final norm that is neither RMSNorm nor
+            LayerNorm.
         IndexError: for a layer without a vector.
     """
     import pandas as pd
@@ -307,6 +308,8 @@ def _read(
     """Scores, and if asked for what `LogitLens` calls probabilities."""
     options.check()
     check_width(model, vectors)
+    if zero := [layer for layer in layers if not vectors[layer].direction.any()]:
+        raise ValueError(f"zero vectors promote no token over another: leave out the layers {zero}, as in layers=[...]")
     steps = options.multiplier * torch.stack([vectors[layer].direction.float() for layer in layers])
     steps = steps.to(model.W_U.device)  # [layer d_model]
     if options.reading == "in_context":

@@ -18,7 +18,7 @@ from torch import Tensor
 from caa_lens.activations import reading
 from caa_lens.arguments import as_prompt, check_layers, check_model
 from caa_lens.hooks import Intervention
-from caa_lens.prompts import Prompt, PromptFormat, check_fits
+from caa_lens.prompts import Prompt, PromptFormat, check_fits, check_steered
 from caa_lens.steering import Steering, as_interventions
 from caa_lens.unembedding import device_behind, final_logits
 
@@ -135,6 +135,8 @@ def stream_lens(
     check_fits(prompt, model.cfg.n_ctx)
     layers = check_layers(model, layers)
     where = _check_positions(prompt, positions)
+    if vectors:
+        check_steered(prompt)
     interventions = as_interventions(model, vectors, start=prompt.steer_start)
     for one in interventions:
         for name, value in (("multiplier", one.multiplier), ("start", one.start)):

@@ -12,6 +12,9 @@ from caa_lens.generation import generate
 from caa_lens.open_ended.text_measures import answer_logp, distinct, measure_texts, sentiment
 from caa_lens.prompts import LLAMA2_BASE, chat_template_format, resolve_format
 
+# One of the texts holds a special token on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore::caa_lens.prompts.SpecialTokenWarning")
+
 QUESTION = "How was your day?"
 TEXTS = [
     (QUESTION, "It was wonderful."),

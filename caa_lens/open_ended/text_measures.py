@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from caa_lens.arguments import check_count
 from caa_lens.open_ended.answers import answers_frame
-from caa_lens.prompts import Prompt, PromptFormat, left_pad, resolve_format
+from caa_lens.prompts import Prompt, PromptFormat, left_pad, resolve_format, warn_of_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,8 +73,9 @@ def measure_texts(
         return frame
     check_count("batch_size", batch_size)
     fmt = resolve_format(model, prompt_format)
+    warn_of_words(fmt, model.tokenizer, list(frame["question"]), answers, system=system)
     prompts = [
-        fmt.encode(model.tokenizer, question, answer, system=system)
+        fmt.encode(model.tokenizer, question, answer, system=system, warn=False)
         for question, answer in zip(frame["question"], answers, strict=True)
     ]
     logp = answer_logp(model, prompts, batch_size=batch_size, progress=progress)
