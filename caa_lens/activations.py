@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa_lens import prefix_cache
-from caa_lens.arguments import check_count, check_layers, check_model, describe
+from caa_lens.arguments import check_count, check_layers, check_model, check_prompt
 from caa_lens.prompts import Prompt, left_pad
 from caa_lens.vectors import hook_name_of
 
@@ -26,11 +26,10 @@ def read_residuals(
     Runs the model itself, so the caller's own hooks are felt.
     """
     check_model(model)
-    check_count("batch_size", batch_size)
+    batch_size = check_count("batch_size", batch_size)
     layers = check_layers(model, layers)
     for prompt in prompts:
-        if not isinstance(prompt, Prompt):
-            raise TypeError(f"expected Prompts, got {describe(prompt)} among them: a PromptFormat encodes text to one")
+        check_prompt(model, prompt)
     for first in range(0, len(prompts), batch_size):
         some = prompts[first : first + batch_size]
         batch = left_pad(some, n_ctx=model.cfg.n_ctx, device=model.W_E.device)

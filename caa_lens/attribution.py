@@ -29,9 +29,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from caa_lens.arguments import check_count, check_model
+from caa_lens.arguments import as_float, check_count, check_model, check_prompt
 from caa_lens.contrast import ContrastSet
 from caa_lens.intervals import bootstrap_interval
+from caa_lens.overflow import check_finite
 from caa_lens.prompts import Prompt, PromptFormat, encode_letters, left_pad, resolve_format
 from caa_lens.steering import as_interventions
 from caa_lens.vectors import Provenance, SteeringVector
@@ -154,7 +155,8 @@ def attribute(
             its final norm.
     """
     check_model(model)
-    check_count("batch_size", batch_size)
+    batch_size = check_count("batch_size", batch_size)
+    multiplier = as_float("multiplier", multiplier)
     _check_linear(model)
     as_interventions(model, [vector], multiplier=multiplier)
     chosen = resolve_format(model, prompt_format) if _needs_format(pairs) else None
@@ -181,6 +183,7 @@ def attribute(
             logits = torch.einsum("rqd,qd->qr", model.ln_final(final).float(), u[rows]) + bias[rows, None]
             differences[some] = logits.cpu()
             bar.update(len(some))
+    check_finite(model, differences, "logit differences")
     import pandas as pd
 
     names, layers, kinds = zip(*components, strict=True)
@@ -296,6 +299,7 @@ def _encode(
         if isinstance(text, str):
             assert prompt_format is not None
             text = prompt_format.encode(model.tokenizer, text, system=system)
+        check_prompt(model, text)
         chosen = (_token_id(model, positive), _token_id(model, negative))
         if chosen[0] == chosen[1]:
             raise ValueError(f"{positive!r} and {negative!r} are the same token, {chosen[0]}: expected two")
@@ -305,7 +309,8 @@ def _encode(
 
 
 def _token_id(model: Any, token: str | int) -> int:
-    if isinstance(token, int):
+    if not isinstance(token, str):
+        token = check_count("a token", token, least=0)
         if not 0 <= token < model.cfg.d_vocab:
             raise ValueError(f"token id {token} is out of range: {model.cfg.model_name} has {model.cfg.d_vocab} tokens")
         return token

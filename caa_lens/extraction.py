@@ -97,7 +97,7 @@ def extract(
     """
     check_model(model)
     check_contrast_set(pairs)
-    check_count("batch_size", batch_size)
+    batch_size = check_count("batch_size", batch_size)
     if not callable(estimator):
         raise TypeError(
             f"estimator must be a function such as caa_lens.extraction.pca_of_differences, got {describe(estimator)}"

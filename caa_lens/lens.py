@@ -26,7 +26,6 @@ v's norm, each used with its negative::
 The other readings are odd in v, so that their background is exactly zero.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,12 +35,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa_lens.activations import read_pairs
-from caa_lens.arguments import as_vector_set, check_count, check_layers, check_model, check_width
+from caa_lens.arguments import as_vector_set, check_contrast_set, check_layers, check_model, check_width
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import encode_pairs
+from caa_lens.number_checks import as_float, as_seed, check_count
+from caa_lens.overflow import check_finite
 from caa_lens.prompts import PromptFormat, resolve_format
 from caa_lens.residual_lens import STATES_AT_ONCE, lens_logits, rms_normed, show_token, unembed
 from caa_lens.vectors import Provenance, SteeringVector, SteeringVectors
+from caa_lens.words import check_words
+from caa_lens.words import word_tokens as word_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,7 +151,7 @@ def logit_lens(
     pairs: ContrastSet | None = None,
     multiplier: float | int = 1.0,
     background: int = 0,
-    seed: int = 0,
+    seed: int | None = 0,
     prompt_format: PromptFormat | str | None = None,
 ) -> LogitLens:
     """Project each layer's vector onto the vocabulary.
@@ -171,9 +174,9 @@ def logit_lens(
     import pandas as pd
 
     check_model(model)
-    check_count("k", k)
+    k = check_count("k", k)
     vectors = as_vector_set(vectors)
-    options = _Options(reading, pairs, float(multiplier), background, seed, prompt_format)
+    options = _options(reading, pairs, multiplier, background, seed, prompt_format)
     layers = check_layers(model, vectors.layers if layers is None else layers)
     scores, probabilities = _read(model, vectors, layers, options, with_probabilities=True)
     assert probabilities is not None
@@ -206,7 +209,7 @@ def word_ranks(
     pairs: ContrastSet | None = None,
     multiplier: float | int = 1.0,
     background: int = 0,
-    seed: int = 0,
+    seed: int | None = 0,
     prompt_format: PromptFormat | str | None = None,
 ) -> WordRanks:
     """Rank words among all tokens by how much each layer's vector promotes them.
@@ -225,9 +228,9 @@ def word_ranks(
     import pandas as pd
 
     check_model(model)
-    looked_up = {word: word_tokens(model.tokenizer, word) for word in _check_words(words)}
+    looked_up = {word: word_tokens(model.tokenizer, word) for word in check_words(words)}
     vectors = as_vector_set(vectors)
-    options = _Options(reading, pairs, float(multiplier), background, seed, prompt_format)
+    options = _options(reading, pairs, multiplier, background, seed, prompt_format)
     layers = check_layers(model, vectors.layers if layers is None else layers)
     scores, _ = _read(model, vectors, layers, options, with_probabilities=False)
     rows = [
@@ -264,10 +267,12 @@ class _Options(NamedTuple):
         _check_reading(self.reading)
         if self.reading == "in_context" and self.pairs is None:
             raise ValueError("reading 'in_context' needs real residuals: give a ContrastSet as pairs=...")
-        if not math.isfinite(self.multiplier) or self.multiplier == 0:
-            raise ValueError(f"multiplier must be a finite number other than 0, got {self.multiplier}")
+        if self.pairs is not None:
+            check_contrast_set(self.pairs)
         if self.background < 0:
             raise ValueError(f"background must be a number of random directions, 0 for none, got {self.background}")
+        if self.multiplier == 0:
+            raise ValueError("multiplier must be another number than 0, which reads no vector")
         if self.background and self.reading != "in_context":
             raise ValueError(
                 f"background={self.background} has nothing to correct in reading {self.reading!r}, whose mean over "
@@ -291,8 +296,13 @@ class _Options(NamedTuple):
         return settings
 
 
+def _options(reading: str, pairs: Any, multiplier: object, background: object, seed: object, how: Any) -> _Options:
+    numbers = as_float("multiplier", multiplier), check_count("background", background, least=None), as_seed(seed)
+    return _Options(reading, pairs, *numbers, how)
+
+
 def _check_reading(reading: str) -> None:
-    if reading not in READINGS:
+    if not isinstance(reading, str) or reading not in READINGS:
         raise ValueError(f"unknown reading {reading!r}: expected one of {', '.join(READINGS)}")
 
 
@@ -304,6 +314,7 @@ def _read(
     check_width(model, vectors)
     steps = options.multiplier * torch.stack([vectors[layer].direction.float() for layer in layers])
     steps = steps.to(model.W_U.device)  # [layer d_model]
+    check_finite(model, steps, f"the vectors times {options.multiplier:g}")
     if options.reading == "in_context":
         return _read_in_context(model, steps, layers, options, with_probabilities)
     scores = torch.stack([lens_scores(model, step, options.reading) for step in steps])
@@ -368,30 +379,3 @@ def _background(
     of_resid = ((plus + minus).mean(1, keepdim=True) / 2 * resid).sum(0)
     of_directions = (plus - minus).sum(0) @ directions / (2 * len(directions))
     return of_resid + of_directions - rms_normed(model, resid).sum(0)
-
-
-def word_tokens(tokenizer: Any, word: str) -> tuple[int, ...]:
-    """Token ids of a word: the single token with a leading blank, or without, or else the pieces with one."""
-    if tokenizer is None:
-        raise TypeError("this model has no tokenizer: load it from a folder that has tokenizer files")
-    if not word.strip():
-        raise ValueError(f"got {word!r} among the words, expected some text")
-    found = []
-    for text in (" " + word.strip(), word.strip()):
-        tokens = tokenizer.encode(text, add_special_tokens=False)
-        while len(tokens) > 1 and not tokenizer.convert_ids_to_tokens(tokens[0]).strip("▁Ġ"):
-            tokens = tokens[1:]  # sentencepiece puts a blank of its own before a text, so this one stands alone
-        found.append(tuple(tokens))
-    chosen = next((tokens for tokens in found if len(tokens) == 1), found[0])
-    if not chosen or chosen[0] == tokenizer.unk_token_id != tokenizer.eos_token_id:
-        raise ValueError(f"the tokenizer has no token for {word!r}: choose another word")
-    return chosen
-
-
-def _check_words(words: Sequence[str]) -> list[str]:
-    """Distinct words, in order."""
-    if isinstance(words, str):
-        raise TypeError(f"expected a list of words, got the string {words!r}: put it into a list")
-    if not words:
-        raise ValueError("no words given: expected at least one")
-    return list(dict.fromkeys(words))

@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caa_lens.arguments import as_prompt, check_layers, check_model
+from caa_lens.arguments import as_prompt, check_layers, check_list, check_model
 from caa_lens.hooks import Intervention
+from caa_lens.overflow import check_finite
 from caa_lens.prompts import Prompt, PromptFormat, check_fits
 from caa_lens.steering import Steering, as_interventions
 from caa_lens.vectors import hook_name_of
@@ -143,6 +144,8 @@ def stream_lens(
     runs = {False: _run(model, prompt, (), where)}
     if interventions:
         runs[True] = _run(model, prompt, interventions, where)
+    for resid in runs.values():
+        check_finite(model, resid, "residuals")
     # What each run says in the end, [pos]; the last layer is read for this even if it is not among `layers`.
     answers = {steered: _first_choice(model, resid[-1]) for steered, resid in runs.items()}
     name_of = {steered: "steered_answer" if steered else "unsteered_answer" for steered in runs}
@@ -186,6 +189,7 @@ def _check_positions(prompt: Prompt, positions: Sequence[int] | None) -> tuple[i
     n_pos = len(prompt)
     if positions is None:
         return tuple(range(max(0, n_pos - LAST_POSITIONS), n_pos))
+    positions = check_list("positions", positions, int)
     if not positions:
         raise ValueError("no positions given: expected at least one")
     for position in positions:

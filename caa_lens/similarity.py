@@ -29,9 +29,10 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from caa_lens.arguments import as_vector_set, check_layers, check_model, check_width, describe
+from caa_lens.arguments import as_vector_set, check_layers, check_model, check_prompt, check_width, describe
 from caa_lens.atomic_files import write_atomically
 from caa_lens.lens import show_token
+from caa_lens.overflow import check_finite
 from caa_lens.prompts import Prompt, PromptFormat, check_fits, resolve_format
 from caa_lens.vectors import Provenance, SteeringVector, SteeringVectors, hook_name_of
 
@@ -287,6 +288,7 @@ def token_similarity(
     names = [hook_name_of(layer) for layer in layers]
     with model.hooks(fwd_hooks=[(name, keep) for name in names]):
         model(torch.tensor([prompt.tokens], device=device), stop_at_layer=layers[-1] + 1)
+    check_finite(model, torch.stack([*cosines.values()]), "similarities")
     shown = [show_token(model.tokenizer, token) for token in prompt.tokens]
     frames = [
         pd.DataFrame(
@@ -343,6 +345,7 @@ def _encode(
             kind = "raw text" if isinstance(text, str) else "a Prompt"
             raise ValueError(f"got {what} for {kind}, which is taken as it is: give a question, without raw_text=True")
     if isinstance(text, Prompt):
+        check_prompt(model, text)
         return text, "as given"
     if model.tokenizer is None:
         raise TypeError("this model has no tokenizer: load it from a folder that has tokenizer files")

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "caa_lens"
 
 # Lowest first. A module may import (at its top level) modules of lower rows only.
 LEVELS = [
-    {"atomic_files", "provenance", "algebra.expressions", "algebra.subspaces"},
-    {"algebra.rules"},
+    {"atomic_files", "provenance", "number_checks", "algebra.expressions", "algebra.subspaces"},
+    {"algebra.rules", "model_check", "words"},
     {"algebra.methods"},
     {"algebra.combinations"},
     {"vectors", "algebra.expression_parser"},
@@ -24,7 +24,7 @@ LEVELS = [
     {"formats.caa_files", "formats.control_vectors", "formats.vllm_lens_files"},
     {"contrast", "prefix_cache", "staircase", "loading.llama_config", "paper.downloads", "interchange"},
     {"models", "paper.questions"},
-    {"arguments", "paper.fetch"},
+    {"arguments", "overflow", "paper.fetch"},
     {"activations", "open_ended.text_measures"},
     {"extraction", "answers", "steering"},
     {"generation", "sweeps", "residual_lens"},

@@ -26,7 +26,7 @@ from caa_lens.geometry import ModelCosines, model_cosines
 from caa_lens.hooks import Intervention
 from caa_lens.intervals import mean_with_interval
 from caa_lens.prompts import PromptFormat
-from caa_lens.transfers.layer_transfer import measured
+from caa_lens.transfers.layer_transfer import check_measure, measured
 from caa_lens.vectors import SteeringVectors
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def model_transfer(
     check_contrast_set(test)
     check_vector_set(own)
     check_vector_set(foreign)
+    check_measure(test, measure)
     if size not in SIZES:
         raise ValueError(f"unknown size {size!r}: expected one of {', '.join(SIZES)}")
     if foreign.d_model != model.cfg.d_model:

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caa_lens.answers import Scores, score
-from caa_lens.arguments import check_contrast_set, check_layers, check_model, check_vector_set, warn_of_training_pairs
+from caa_lens.arguments import (
+    as_float,
+    check_contrast_set,
+    check_layers,
+    check_model,
+    check_vector_set,
+    warn_of_training_pairs,
+)
 from caa_lens.contrast import ContrastSet
 from caa_lens.geometry import cosine_map
 from caa_lens.hooks import Intervention
@@ -184,8 +191,11 @@ def transfer(
     check_contrast_set(test)
     check_vector_set(vectors)
     warn_of_training_pairs(test, vectors)
+    multiplier = as_float("multiplier", multiplier)
+    size = size if isinstance(size, str) else as_float("size", size)
     if not (size in SIZES if isinstance(size, str) else size > 0):
         raise ValueError(f"unknown size {size!r}: expected one of {', '.join(SIZES)}, or a share of the residual norm")
+    check_measure(test, measure)
     if per not in UNITS:
         raise ValueError(f"effects per {per!r} are not understood: expected one of {', '.join(UNITS)}")
     targets = check_layers(model, vectors.layers if targets is None else targets)
@@ -228,13 +238,18 @@ def transfer(
     )
 
 
+def check_measure(test: ContrastSet, measure: str | None) -> None:
+    """Raises `ValueError` for a measure that the test set's answers do not have."""
+    have = ["p_matching", "margin"] if test.kind == "ab" else ["margin"]
+    if measure is not None and measure not in have:
+        raise ValueError(f"measure {measure!r} is not to be had of this test set: expected {' or '.join(have)}")
+
+
 def measured(scores: Scores, measure: str | None) -> tuple[str, np.ndarray]:
     """Name and values `[pair condition]` of the asked-for measure; the scores' own metric by default."""
     if measure is None or measure == scores.metric:
         return scores.metric, scores.values.numpy()
-    if measure == "margin":
-        return measure, (scores.positive - scores.negative).numpy()
-    raise ValueError(f"measure {measure!r} is not to be had of this test set: expected {scores.metric} or margin")
+    return "margin", (scores.positive - scores.negative).numpy()
 
 
 def _wanted_norms(

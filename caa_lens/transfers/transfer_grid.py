@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caa_lens.answers import score
+from caa_lens.arguments import as_float, check_contrast_set, check_layers, check_model, check_vector_set, describe
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import extract
 from caa_lens.geometry import behavior_cosines
 from caa_lens.hooks import Intervention
 from caa_lens.intervals import mean_with_interval
-from caa_lens.prompts import PromptFormat
+from caa_lens.prompts import PromptFormat, resolve_format
 from caa_lens.vectors import Provenance, SteeringVectors
 
 if TYPE_CHECKING:
@@ -112,6 +113,14 @@ def behavior_transfer(
     Raises:
         ValueError: for no tests or vectors, or a behavior without a vector of the layer.
     """
+    check_model(model)
+    for what, given in (("tests", tests), ("vectors", vectors)):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{what} must be a mapping by the behavior's name, got {describe(given)}")
+    for each in vectors.values():
+        check_vector_set(each)
+    if setting is not None:
+        _check_settings(model, {"setting": setting})
     columns = {name: (test, setting or PromptSetting()) for name, test in tests.items()}
     return _grid(model, columns, vectors, layer, multiplier, max_tokens, progress)
 
@@ -133,6 +142,12 @@ def prompt_transfer(
         settings: by a name of your choice, e.g.
             `{"plain": PromptSetting(), "brief": PromptSetting(system="Be brief.")}`.
     """
+    check_model(model)
+    check_contrast_set(train)
+    check_contrast_set(test)
+    check_layers(model, [layer])
+    multiplier = as_float("multiplier", multiplier)
+    _check_settings(model, settings)
     vectors = {
         name: extract(
             model, train, layers=[layer], prompt_format=how.prompt_format, system=how.system, progress=progress
@@ -141,6 +156,13 @@ def prompt_transfer(
     }
     columns = {name: (test, how) for name, how in settings.items()}
     return _grid(model, columns, vectors, layer, multiplier, max_tokens, progress)
+
+
+def _check_settings(model: Any, settings: Mapping[str, PromptSetting]) -> None:
+    if not isinstance(settings, Mapping) or not all(isinstance(how, PromptSetting) for how in settings.values()):
+        raise TypeError(f"settings must be PromptSettings by name, as {{'plain': PromptSetting()}}, got {settings!r}")
+    for how in settings.values():
+        resolve_format(model, how.prompt_format)
 
 
 def _grid(
@@ -154,6 +176,10 @@ def _grid(
 ) -> TransferGrid:
     import pandas as pd
 
+    check_model(model)
+    multiplier = as_float("multiplier", multiplier)
+    for test, _ in columns.values():
+        check_contrast_set(test)
     if not columns:
         raise ValueError("no test sets given: expected at least one by name")
     cosines = behavior_cosines(vectors, layer).frame  # refuses what has no vector of the layer
