@@ -53,10 +53,11 @@ def generate(
             not finite in the model's dtype.
     """
     check_model(model)
-    _check_text(model)
     given = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
     prompts = [as_prompt(model, one, prompt_format=prompt_format, system=system) for one in given]
     rows = {len(m) for i in as_interventions(model, vectors) if (m := torch.as_tensor(i.multiplier)).ndim}
+    check_count("max_new_tokens", max_new_tokens)
+    _check_text(model)
     single = isinstance(prompt, str | Prompt) and not rows
     if len(prompts) == 1 and rows:
         prompts = prompts * max(rows)
@@ -87,8 +88,8 @@ def stream(
 ) -> Iterator[str]:
     """Like `generate` for one prompt, piece by piece as the text grows."""
     check_model(model)
-    _check_text(model)
     encoded = as_prompt(model, prompt, prompt_format=prompt_format, system=system)
+    _check_text(model)
     tokens: list[int] = []
     text = shown = ""
     for step in generate_tokens(

@@ -272,7 +272,7 @@ class _Options(NamedTuple):
         if self.background < 0:
             raise ValueError(f"background must be a number of random directions, 0 for none, got {self.background}")
         if self.multiplier == 0:
-            raise ValueError("multiplier must be another number than 0, which reads no vector")
+            raise ValueError("multiplier must be a finite number other than 0, got 0")
         if self.background and self.reading != "in_context":
             raise ValueError(
                 f"background={self.background} has nothing to correct in reading {self.reading!r}, whose mean over "

@@ -82,13 +82,13 @@ def check_list(name: str, values: object, kind: type[int] | type[float]) -> list
     found = []
     for value in values:
         number = _plain(value)
-        whole = isinstance(number, numbers.Integral)
-        if isinstance(number, bool) or not isinstance(number, numbers.Real):
-            raise TypeError(f"{name} must be {wanted}, got {describe(value)} among them")
-        if kind is int and not whole and not float(number).is_integer():
+        taken = isinstance(number, numbers.Integral)
+        if not taken and isinstance(number, numbers.Real):
+            taken = kind is float or float(number).is_integer()
+        if not taken or isinstance(number, bool):
             raise TypeError(f"{name} must be {wanted}, got {describe(value)} among them")
         try:
-            found.append(kind(number))
+            found.append(int(number) if kind is int else float(number))
         except OverflowError:
             raise ValueError(f"{name} must be finite, got a number of more than 300 digits among them") from None
     return found

@@ -22,6 +22,7 @@ from caa_lens.contrast import ContrastSet
 from caa_lens.hooks import Intervention
 from caa_lens.intervals import bootstrap_interval, mean_with_interval
 from caa_lens.prompts import PromptFormat
+from caa_lens.provenance import layer_ranges
 from caa_lens.staircase import Condition
 from caa_lens.vectors import Provenance, SteeringVectors
 
@@ -90,15 +91,29 @@ class Sweep:
         """The layer with the largest mean effect of +m against -m, at the smallest swept m >= 1 (else the largest).
 
         Raises:
-            ValueError: if of several layers no multiplier was swept with its negative.
+            ValueError: if of several layers no multiplier was swept with its negative, no layer stands out from the
+                others, or the effect of one is NaN.
         """
         layers = set(self.frame["layer"])
+        if not layers:
+            raise ValueError("the sweep has no rows: there is no best layer")
         if len(layers) == 1:
             return int(layers.pop())
         effect = self.effect(n_resamples=0)
         at_least_one = effect["multiplier"][effect["multiplier"] >= 1]
         m = at_least_one.min() if len(at_least_one) else effect["multiplier"].max()
         chosen = effect[effect["multiplier"] == m]
+        unknown = chosen["layer"][~np.isfinite(chosen["effect"])].tolist()
+        if unknown:
+            raise ValueError(
+                f"the effect at multiplier {m:g} is NaN at layer{'s' if len(unknown) > 1 else ''} "
+                f"{layer_ranges(unknown)}: sweep smaller multipliers, or load the model in bfloat16 or float32"
+            )
+        if chosen["effect"].nunique() == 1:
+            raise ValueError(
+                f"no layer is the best: the effect at multiplier {m:g} is {chosen['effect'].iloc[0]:.3g} at every layer; "
+                "name a layer, or sweep other multipliers"
+            )
         return int(chosen.loc[chosen["effect"].idxmax(), "layer"])
 
     @property
@@ -120,7 +135,10 @@ class Sweep:
 
     def __repr__(self) -> str:
         f = self.frame
-        best = f", best layer {self.best_layer}" if self.paired_multipliers else ""
+        try:
+            best = f", best layer {self.best_layer}" if self.paired_multipliers else ""
+        except ValueError:
+            best = ", no best layer"
         return (
             f"Sweep({self.vectors.behavior}, {self.metric}, {f['layer'].nunique()} layers x "
             f"{f['multiplier'].nunique()} multipliers x {f['question'].nunique()} questions{best})"
@@ -148,12 +166,17 @@ def sweep(
     Args:
         test: held-out pairs (use `ContrastSet.split`).
         vectors: one vector a layer; each is added at its own layer.
-        multipliers: numbers v is multiplied by.
+        multipliers: different numbers v is multiplied by.
         layers: those of the vectors by default.
         system: a system prompt for every question.
 
     Raises:
-        ValueError: for an empty test set, no multipliers, repeated multipliers, or a layer without a vector.
+        ValueError: for an empty test set, no multipliers, repeated multipliers, one that the model's dtype cannot hold
+            times its vector, or scores that are all NaN.
+        IndexError: for a layer without a vector.
+
+    Warns:
+        NotFiniteWarning: of layers and multipliers under which scores are NaN, as half precision can give.
     """
     check_model(model)
     check_contrast_set(test)
