@@ -71,7 +71,7 @@ class Attribution:
         """Mean over questions of the measured change of the logit difference."""
         return float(self.changes["change"].mean())
 
-    def total_interval(self, n_resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    def total_interval(self, n_resamples: int = 2000, seed: int | None = 0) -> tuple[float, float]:
         """95 % bootstrap interval of `total`; NaN with one question."""
         values = self.changes["change"].to_numpy()[:, None]
         low, high = bootstrap_interval(values, n_resamples=n_resamples, seed=seed)
@@ -93,7 +93,7 @@ class Attribution:
         summed = self.frame["contribution"].sum() / len(self.changes)
         return float(summed) / self.total if self.total else float("nan")
 
-    def summary(self, n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
+    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
         """Mean over questions with its 95 % bootstrap interval: `component, layer, kind, mean, low, high`, by depth."""
         import pandas as pd
 

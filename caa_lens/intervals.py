@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def mean_with_interval(
-    frame: "pd.DataFrame", cells: Sequence[str], value: str, *, n_resamples: int = 2000, seed: int = 0
+    frame: "pd.DataFrame", cells: Sequence[str], value: str, *, n_resamples: int = 2000, seed: int | None = 0
 ) -> "pd.DataFrame":
     """Mean of a column over questions in every cell, with its 95 % interval: the cell's columns, `mean, low, high`.
 
@@ -42,7 +42,7 @@ def mean_with_interval(
 
 
 def bootstrap_interval(
-    values: np.ndarray, *, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
+    values: np.ndarray, *, n_resamples: int = 2000, seed: int | None = 0, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentile bootstrap interval of the column means of `values`, `[question cell]`.
 

@@ -11,9 +11,6 @@ import secrets
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
 LARGEST_SEED = 2**63 - 1
 
 
@@ -96,9 +93,9 @@ def check_list(name: str, values: object, kind: type[int] | type[float]) -> list
 
 def describe(value: object) -> str:
     """A value as an error message shows it: its type, and itself where that is short; never a tensor's numbers."""
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
     kind = type(value).__name__
+    if kind in ("Tensor", "Parameter", "ndarray"):
+        return f"{'an array' if kind == 'ndarray' else 'a tensor'} of shape {tuple(getattr(value, 'shape', ()))}"
     if isinstance(value, tuple | list):
         return f"a {kind} of {', '.join(type(one).__name__ for one in value[:4])}{', ...' if value[4:] else ''}"
     shown = repr(value)
@@ -107,6 +104,5 @@ def describe(value: object) -> str:
 
 def _plain(value: object) -> Any:
     """What a value of numpy or torch with one number in it is to Python; everything else as it is."""
-    if isinstance(value, np.generic) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 0):
-        return value.item()
-    return value
+    item = getattr(value, "item", None)
+    return item() if callable(item) and getattr(value, "ndim", None) == 0 else value

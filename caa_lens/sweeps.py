@@ -53,11 +53,11 @@ class Sweep:
     vectors: Provenance
     settings: dict[str, str] = field(default_factory=dict)
 
-    def summary(self, n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
+    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
         """Mean over questions with its 95 % bootstrap interval: `layer, multiplier, mean, low, high`."""
         return mean_with_interval(self.frame, ["layer", "multiplier"], self.metric, n_resamples=n_resamples, seed=seed)
 
-    def effect(self, n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
+    def effect(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
         """By layer, the paired difference between a multiplier and its negative, per question, with its interval.
 
         Columns `layer, multiplier, effect, low, high`, for each multiplier m > 0 whose -m was swept too: the mean over
@@ -111,8 +111,8 @@ class Sweep:
             )
         if chosen["effect"].nunique() == 1:
             raise ValueError(
-                f"no layer is the best: the effect at multiplier {m:g} is {chosen['effect'].iloc[0]:.3g} at every layer; "
-                "name a layer, or sweep other multipliers"
+                f"no layer is the best: the effect at multiplier {m:g} is {chosen['effect'].iloc[0]:.3g} at every "
+                "layer; name a layer, or sweep other multipliers"
             )
         return int(chosen.loc[chosen["effect"].idxmax(), "layer"])
 

@@ -56,7 +56,7 @@ class ModelTransfer:
     unsteered: float
     settings: dict[str, str] = field(default_factory=dict)
 
-    def summary(self, value: str = "effect", n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
+    def summary(self, value: str = "effect", n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
         """Mean of `effect` or `score` with its 95 % interval: `vectors, layer, multiplier, mean, low, high`."""
         cells = ["vectors", "layer", "multiplier"]
         return mean_with_interval(self.frame, cells, value, n_resamples=n_resamples, seed=seed)

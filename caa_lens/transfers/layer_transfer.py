@@ -68,7 +68,7 @@ class LayerTransfer:
         """Mean effect over questions: one row a source layer, one column a target layer."""
         return self.frame.pivot_table(index="source", columns="target", values="effect", aggfunc="mean")
 
-    def summary(self, n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
+    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
         """Mean effect with its 95 % bootstrap interval over questions: `source, target, mean, low, high, cosine`."""
         cells = mean_with_interval(self.frame, ["source", "target"], "effect", n_resamples=n_resamples, seed=seed)
         cosines = self.cosines.rename(columns={"layer": "source", "other_layer": "target"})
@@ -108,7 +108,7 @@ class LayerTransfer:
             rows.append({"source": source, "up": up, "down": down})
         return pd.DataFrame(rows, columns=["source", "up", "down"])
 
-    def decay(self, n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
+    def decay(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
         """Mean effect by distance: `distance, mean, low, high, n_sources`, `distance` = target - source in layers.
 
         The mean is over the sources that have a target at the distance, so the far ends speak of few layers.

@@ -64,7 +64,7 @@ class TransferGrid:
         table = self.frame.pivot_table(index="source", columns="target", values="effect", aggfunc="mean")
         return table.loc[list(self.vectors), list(self.unsteered)]
 
-    def summary(self, n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
+    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
         """Mean effect with its 95 % bootstrap interval over questions: `source, target, mean, low, high, cosine`."""
         import pandas as pd
 
