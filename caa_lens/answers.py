@@ -20,8 +20,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from caa_lens import prefix_cache
-from caa_lens.arguments import check_contrast_set, check_count, check_layers, check_model, check_width
+from caa_lens.arguments import check_contrast_set, check_count, check_layers, check_model, check_width, describe
 from caa_lens.contrast import ContrastSet
+from caa_lens.hooks import Intervention
 from caa_lens.overflow import check_scores, check_steps
 from caa_lens.prompts import (
     Prompt,
@@ -96,9 +97,13 @@ def score(
     """
     check_model(model)
     check_contrast_set(pairs)
+    if not isinstance(conditions, list | tuple):
+        raise TypeError(f"expected a list of conditions, got {describe(conditions)}")
     if not conditions:
         raise ValueError("no conditions given: expected at least one; () is the unsteered model")
     for condition in conditions:
+        if not isinstance(condition, tuple | list) or not all(isinstance(step, Intervention) for step in condition):
+            raise TypeError(f"expected tuples of Interventions as conditions, got {describe(condition)} among them")
         for intervention in condition:
             check_layers(model, [intervention.vector.layer])
             check_width(model, intervention.vector)

@@ -11,6 +11,7 @@ from typing import Any
 from caa_lens.contrast import ContrastSet
 from caa_lens.model_check import check_model as check_model
 from caa_lens.number_checks import as_float as as_float
+from caa_lens.number_checks import as_multiplier as as_multiplier
 from caa_lens.number_checks import as_seed as as_seed
 from caa_lens.number_checks import check_count as check_count
 from caa_lens.number_checks import check_list as check_list
@@ -91,6 +92,11 @@ def as_prompt(
 ) -> Prompt:
     """A prompt, also of a question in words. Raises `TypeError` for anything else."""
     if isinstance(prompt, Prompt):
+        if system is not None and not isinstance(system, str):
+            raise TypeError(f"expected a system prompt in words, got {describe(system)}")
+        if system or prompt_format is not None:
+            what = "a system prompt" if system else "a prompt format"
+            raise ValueError(f"got {what} for a Prompt, which is taken as it is: give a question, or leave it out")
         check_prompt(model, prompt)
         return prompt
     if not isinstance(prompt, str):

@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from caa_lens.arguments import as_float, check_count, check_model, check_prompt
+from caa_lens.arguments import as_multiplier, check_count, check_model, check_prompt
 from caa_lens.contrast import ContrastSet
 from caa_lens.intervals import bootstrap_interval
 from caa_lens.overflow import check_finite
@@ -156,7 +156,7 @@ def attribute(
     """
     check_model(model)
     batch_size = check_count("batch_size", batch_size)
-    multiplier = as_float("multiplier", multiplier)
+    multiplier = as_multiplier(multiplier)
     _check_linear(model)
     as_interventions(model, [vector], multiplier=multiplier)
     chosen = resolve_format(model, prompt_format) if _needs_format(pairs) else None
@@ -296,6 +296,8 @@ def _encode(
             tokens.append((ids[0], ids[1]))
         return prompts, tokens
     for text, positive, negative in pairs:
+        if isinstance(text, Prompt) and system:
+            raise ValueError("got a system prompt for a Prompt, which is taken as it is: give a question")
         if isinstance(text, str):
             assert prompt_format is not None
             text = prompt_format.encode(model.tokenizer, text, system=system)

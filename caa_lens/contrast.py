@@ -23,6 +23,7 @@ from caa_lens import contrast_files
 from caa_lens.contrast_files import FieldError, bundled_names
 from caa_lens.contrast_pair import ContrastPair
 from caa_lens.number_checks import as_seed
+from caa_lens.words import is_unicode
 
 if TYPE_CHECKING:
     import pandas
@@ -58,6 +59,8 @@ class ContrastSet(Sequence[ContrastPair]):
         return object.__new__(cls)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not is_unicode(self.name):
+            raise TypeError(f"a contrast set's name must be a text, got {self.name!r}")
         if other := [type(pair).__name__ for pair in self.pairs if not isinstance(pair, ContrastPair)]:
             raise TypeError(f"got a {other[0]} among the pairs: make a set of texts with ContrastSet.from_pairs(...)")
         if not self.pairs:
@@ -93,7 +96,7 @@ class ContrastSet(Sequence[ContrastPair]):
             stem, source = path.stem, str(path)
             if stem in _SAME_IN_EVERY_FOLDER:
                 stem = path.absolute().parent.name
-        loaded = cls(name=name or stem, pairs=pairs, source=source)
+        loaded = cls(name=stem if name is None else name, pairs=pairs, source=source)
         loaded.warn_if_unbalanced(stacklevel=3)
         return loaded
 

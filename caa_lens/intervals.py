@@ -54,6 +54,8 @@ def bootstrap_interval(
         ValueError: for a negative one, or a level outside of 0 to 1.
     """
     n_resamples, seed = check_count("n_resamples", n_resamples, least=0), as_seed(seed)
+    if n_resamples > 10**7:
+        raise ValueError("n_resamples must be at most 10**7: 2000 are enough for an interval")
     if not 0 < as_float("level", level) < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
     n_questions = values.shape[0]

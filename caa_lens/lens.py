@@ -120,6 +120,7 @@ class WordRanks:
 
         Columns `layer, positive, negative, margin`.
         """
+        positive, negative = check_words(positive), check_words(negative)
         scores = self.frame.pivot(index="layer", columns="word", values="score")
         if missing := [word for word in [*positive, *negative] if word not in scores]:
             raise ValueError(f"{missing} were not ranked: expected some of {list(scores)}")

@@ -6,7 +6,6 @@ a word.
 
 import math
 import numbers
-import operator
 import secrets
 from collections.abc import Iterable
 from typing import Any
@@ -22,7 +21,7 @@ def as_float(name: str, value: object) -> float:
         ValueError: for NaN or an infinite one.
     """
     number = _plain(value)
-    if not isinstance(number, numbers.Real):
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
         raise TypeError(f"{name} must be a number, got {describe(value)}")
     try:
         found = float(number)
@@ -30,6 +29,14 @@ def as_float(name: str, value: object) -> float:
         found = math.inf
     if not math.isfinite(found):
         raise ValueError(f"{name} must be finite, got {found}")
+    return found
+
+
+def as_multiplier(value: object) -> float:
+    """`as_float` of a multiplier, which float32 must hold."""
+    found = as_float("multiplier", value)
+    if abs(found) > 3.4e38:
+        raise ValueError(f"multiplier must be finite in float32, got {found:g}")
     return found
 
 
@@ -41,9 +48,9 @@ def check_count(name: str, value: object, *, least: int | None = 1) -> int:
         ValueError: for one below `least`.
     """
     number = _plain(value)
-    if isinstance(number, bool) or not hasattr(number, "__index__"):
+    if isinstance(number, bool) or not isinstance(number, numbers.Integral):
         raise TypeError(f"{name} must be a whole number, got {describe(value)}")
-    found = operator.index(number)
+    found = int(number)
     if least is not None and found < least:
         raise ValueError(f"{name} must be at least {least}, got {found}")
     return found

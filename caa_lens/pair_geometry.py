@@ -51,6 +51,7 @@ class Norms:
     def multiplier_for(self, layer: int, share: float | int) -> float:
         """The multiplier whose steering step is `share` of the residual's mean norm at that layer."""
         ratios = dict(zip(self.frame["layer"], self.frame["ratio"], strict=True))
+        layer = check_count("layer", layer, least=0)
         if layer not in ratios:
             raise ValueError(f"layer {layer} was not measured: expected one of {list(ratios)}")
         if ratios[layer] == 0:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caa_lens.arguments import as_prompt, check_layers, check_list, check_model
+from caa_lens.arguments import as_prompt, check_count, check_layers, check_list, check_model, describe
 from caa_lens.hooks import Intervention
 from caa_lens.overflow import check_finite
 from caa_lens.prompts import Prompt, PromptFormat, check_fits
@@ -64,7 +64,10 @@ class StreamLens:
         Returns:
             A layer, or None if the answer is not the first choice at the last layer read.
         """
-        position = int(self.frame["position"].max()) if position is None else position
+        last = int(self.frame["position"].max())
+        position = last if position is None else check_count("position", position, least=0)
+        if not isinstance(steered, bool | None):
+            raise TypeError(f"steered must be True, False or None, got {describe(steered)}")
         steered = bool(self.vectors) if steered is None else steered
         rows = self.frame[(self.frame["position"] == position) & (self.frame["steered"] == steered)]
         if rows.empty:

@@ -29,7 +29,16 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from caa_lens.arguments import as_vector_set, check_layers, check_model, check_prompt, check_width, describe
+from caa_lens.arguments import (
+    as_float,
+    as_vector_set,
+    check_count,
+    check_layers,
+    check_model,
+    check_prompt,
+    check_width,
+    describe,
+)
 from caa_lens.atomic_files import write_atomically
 from caa_lens.lens import show_token
 from caa_lens.overflow import check_finite
@@ -195,9 +204,13 @@ class TokenSimilarity:
         Raises:
             ValueError: for a layer or a measure that is not there, or a bound that is not positive.
         """
-        measure = _check_measure(measure or self.measure)
+        measure = _check_measure(self.measure if measure is None else measure)
+        if layer is not None:
+            layer = check_count("layer", layer, least=0)
         if layer is not None and layer not in self.layers:
             raise ValueError(f"layer {layer} was not computed: expected one of {list(self.layers)}")
+        if bound is not None:
+            bound = as_float("bound", bound)
         if bound is not None and not bound > 0:
             raise ValueError(f"bound must be positive, got {bound}: it is the value with full colour")
         table = self.table(measure) if layer is None else self.table(measure)[[layer]]

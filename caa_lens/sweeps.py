@@ -12,6 +12,7 @@ import numpy as np
 from caa_lens.answers import score
 from caa_lens.arguments import (
     check_contrast_set,
+    check_count,
     check_layers,
     check_list,
     check_model,
@@ -131,7 +132,7 @@ class Sweep:
         """Dose-response curve of one layer (the best by default) with its interval."""
         from caa_lens.plots.sweeps import dose_response
 
-        return dose_response(self, self.best_layer if layer is None else layer)
+        return dose_response(self, self.best_layer if layer is None else check_count("layer", layer, least=0))
 
     def __repr__(self) -> str:
         f = self.frame

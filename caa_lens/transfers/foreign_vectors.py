@@ -58,6 +58,8 @@ class ModelTransfer:
 
     def summary(self, value: str = "effect", n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
         """Mean of `effect` or `score` with its 95 % interval: `vectors, layer, multiplier, mean, low, high`."""
+        if not isinstance(value, str) or value not in ("effect", "score"):
+            raise ValueError(f"got value={value!r}, expected 'effect' or 'score'")
         cells = ["vectors", "layer", "multiplier"]
         return mean_with_interval(self.frame, cells, value, n_resamples=n_resamples, seed=seed)
 

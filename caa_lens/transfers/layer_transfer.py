@@ -20,6 +20,7 @@ import numpy as np
 from caa_lens.answers import Scores, score
 from caa_lens.arguments import (
     as_float,
+    as_multiplier,
     check_contrast_set,
     check_layers,
     check_model,
@@ -191,10 +192,12 @@ def transfer(
     check_contrast_set(test)
     check_vector_set(vectors)
     warn_of_training_pairs(test, vectors)
-    multiplier = as_float("multiplier", multiplier)
+    multiplier = as_multiplier(multiplier)
     size = size if isinstance(size, str) else as_float("size", size)
     if not (size in SIZES if isinstance(size, str) else size > 0):
         raise ValueError(f"unknown size {size!r}: expected one of {', '.join(SIZES)}, or a share of the residual norm")
+    if not isinstance(size, str) and size > 1e6:
+        raise ValueError(f"size={size:g} is a share of the residual norm: expected a number such as 0.1")
     check_measure(test, measure)
     if per not in UNITS:
         raise ValueError(f"effects per {per!r} are not understood: expected one of {', '.join(UNITS)}")

@@ -136,6 +136,8 @@ def fit_residual_map(
     test, fit = order[:n_held_out], order[n_held_out:]
     layers = targets[0].layers if layers is None else tuple(sorted(set(check_list("layers", layers, int))))
     source_layers = tuple(_matched(layer, targets[0], sources[0]) for layer in layers)
+    if not layers:
+        raise ValueError("no layers given: expected at least one")
     weights, rows = [], []
     matched = list(zip(layers, source_layers, strict=True))
     for layer, source_layer in tqdm(matched, desc="fit map", unit="layer", disable=not progress):

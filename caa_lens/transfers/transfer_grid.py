@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caa_lens.answers import score
-from caa_lens.arguments import as_float, check_contrast_set, check_layers, check_model, check_vector_set, describe
+from caa_lens.arguments import (
+    as_multiplier,
+    check_contrast_set,
+    check_count,
+    check_layers,
+    check_model,
+    check_vector_set,
+    describe,
+)
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import extract
 from caa_lens.geometry import behavior_cosines
@@ -145,8 +153,10 @@ def prompt_transfer(
     check_model(model)
     check_contrast_set(train)
     check_contrast_set(test)
-    check_layers(model, [layer])
-    multiplier = as_float("multiplier", multiplier)
+    (layer,) = check_layers(model, [layer])
+    multiplier = as_multiplier(multiplier)
+    if max_tokens is not None:
+        check_count("max_tokens", max_tokens)
     _check_settings(model, settings)
     vectors = {
         name: extract(
@@ -177,7 +187,7 @@ def _grid(
     import pandas as pd
 
     check_model(model)
-    multiplier = as_float("multiplier", multiplier)
+    multiplier = as_multiplier(multiplier)
     for test, _ in columns.values():
         check_contrast_set(test)
     if not columns:
