@@ -20,7 +20,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from caa_lens import prefix_cache
-from caa_lens.arguments import check_contrast_set, check_count, check_layers, check_model, check_width, describe
+from caa_lens.arguments import (
+    check_contrast_set,
+    check_count,
+    check_final_norm,
+    check_layers,
+    check_model,
+    check_width,
+    describe,
+)
 from caa_lens.contrast import ContrastSet
 from caa_lens.hooks import Intervention
 from caa_lens.overflow import check_scores, check_steps
@@ -96,6 +104,7 @@ def score(
         NotFiniteWarning: of conditions under which some scores are NaN.
     """
     check_model(model)
+    check_final_norm(model)
     check_contrast_set(pairs)
     if not isinstance(conditions, list | tuple):
         raise TypeError(f"expected a list of conditions, got {describe(conditions)}")

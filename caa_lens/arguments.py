@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from caa_lens.contrast import ContrastSet
+from caa_lens.model_check import check_final_norm as check_final_norm
 from caa_lens.model_check import check_model as check_model
 from caa_lens.number_checks import as_float as as_float
 from caa_lens.number_checks import as_multiplier as as_multiplier

@@ -36,6 +36,7 @@ from caa_lens.overflow import check_finite
 from caa_lens.prompts import Prompt, PromptFormat, encode_letters, left_pad, resolve_format
 from caa_lens.steering import as_interventions
 from caa_lens.vectors import Provenance, SteeringVector
+from caa_lens.words import is_unicode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -316,6 +317,8 @@ def _token_id(model: Any, token: str | int) -> int:
         if not 0 <= token < model.cfg.d_vocab:
             raise ValueError(f"token id {token} is out of range: {model.cfg.model_name} has {model.cfg.d_vocab} tokens")
         return token
+    if not is_unicode(token):
+        raise ValueError(f"got the token {token!r}, expected a text: half a surrogate pair is none")
     if model.tokenizer is None:
         raise TypeError("this model has no tokenizer: give token ids, or load it from a folder with tokenizer files")
     ids = model.tokenizer.encode(token, add_special_tokens=False)

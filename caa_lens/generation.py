@@ -16,7 +16,7 @@ from torch import Tensor
 
 from caa_lens import prefix_cache
 from caa_lens.answers import soft_capped
-from caa_lens.arguments import as_float, as_prompt, as_seed, check_count, check_model, check_prompt
+from caa_lens.arguments import as_float, as_prompt, as_seed, check_count, check_final_norm, check_model, check_prompt
 from caa_lens.hooks import Intervention
 from caa_lens.overflow import check_finite
 from caa_lens.prompts import Prompt, PromptBatch, PromptFormat, left_pad
@@ -119,6 +119,7 @@ def generate_tokens(
     Needs no tokenizer: `Prompt.from_tokens(ids)` makes a prompt of token ids.
     """
     check_model(model)
+    check_final_norm(model)
     max_new_tokens = check_count("max_new_tokens", max_new_tokens)
     temperature = as_float("temperature", temperature)
     if temperature < 0:

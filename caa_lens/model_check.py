@@ -62,5 +62,14 @@ def check_model(model: Any) -> None:
         raise ValueError("the model is in training mode and has dropout, which changes every number: call model.eval()")
 
 
+def check_final_norm(model: Any) -> None:
+    """Raises `ValueError` for a model without one (`normalization_type=None`), through which answers are unembedded."""
+    if not hasattr(model, "ln_final"):
+        raise ValueError(
+            f"the final norm of {model.cfg.model_name!r} is None, expected one, through which answers are scored and "
+            "written; extract and steer need none"
+        )
+
+
 def _drops(module: Any) -> bool:
     return isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.training and module.p > 0

@@ -79,7 +79,7 @@ def check_list(name: str, values: object, kind: type[int] | type[float]) -> list
     """
     wanted = "whole numbers" if kind is int else "numbers"
     one = _plain(values)
-    if isinstance(one, numbers.Real):
+    if isinstance(one, numbers.Real) and len(repr(one)) < 60:
         raise TypeError(f"{name} must be a list of {wanted}, got {one!r}: write {name}=[{one!r}]")
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must be a list of {wanted}, got {describe(values)}: write e.g. {name}=[1, 2]")

@@ -22,7 +22,7 @@ from caa_lens.algebra import expressions as write
 from caa_lens.algebra import rules, subspaces
 from caa_lens.algebra.combinations import normalize_across_behaviors as normalize_across_behaviors
 from caa_lens.algebra.methods import VectorAlgebra
-from caa_lens.number_checks import check_list
+from caa_lens.number_checks import check_list, describe
 from caa_lens.provenance import HOOK_POINT as HOOK_POINT
 from caa_lens.provenance import Provenance, hook_name_of, layer_ranges
 
@@ -209,8 +209,9 @@ class SteeringVectors(VectorAlgebra):
     def at(self, layers: Iterable[int]) -> "SteeringVectors":
         """The subset for some layers."""
         if not isinstance(layers, Iterable):
+            shown = repr(layers) if len(repr(layers)) < 60 else describe(layers)
             raise TypeError(
-                f"expected a list of layers, got {layers!r}: write .at([{layers!r}]), or [{layers!r}] for the vector"
+                f"expected a list of layers, got {shown}: write .at([{shown}]), or [{shown}] for the vector"
             )
         chosen = tuple(sorted(set(check_list("layers", layers, int))))
         if not chosen:
