@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa_lens import prefix_cache
-from caa_lens.arguments import check_count, check_layers, check_model, describe
+from caa_lens.arguments import check_count, check_layers, check_model, check_prompt
 from caa_lens.plain_runs import plain_runs
 from caa_lens.prompts import Prompt, left_pad
 
@@ -68,11 +68,10 @@ def _spans(
 ) -> Iterator[Float[Tensor, "batch layer size"]]:
     """The mean of `of_token(resid_post)` over each prompt's span, where it keeps `[... pos d_model]` but the last."""
     check_model(model)
-    check_count("batch_size", batch_size)
+    batch_size = check_count("batch_size", batch_size)
     layers = check_layers(model, layers)
     for prompt in prompts:
-        if not isinstance(prompt, Prompt):
-            raise TypeError(f"expected Prompts, got {describe(prompt)} among them: a PromptFormat encodes text to one")
+        check_prompt(model, prompt)
     at_once = batch_size if plain_runs(model).padded else 1
     for first in range(0, len(prompts), batch_size):
         some = prompts[first : first + batch_size]

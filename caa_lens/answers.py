@@ -22,8 +22,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from caa_lens import prefix_cache
-from caa_lens.arguments import check_contrast_set, check_layers, check_model, check_width
+from caa_lens.arguments import (
+    check_contrast_set,
+    check_count,
+    check_layers,
+    check_model,
+    check_width,
+    describe,
+)
 from caa_lens.contrast import ContrastSet
+from caa_lens.hooks import Intervention
+from caa_lens.overflow import check_scores, check_steps
 from caa_lens.prompts import (
     Prompt,
     PromptFormat,
@@ -100,18 +109,28 @@ def score(
 
     Raises:
         ValueError: for an empty set, no conditions, a vector that does not fit the model, or a pair longer than the
-            context.
+            context; a step beyond the model's dtype; or scores that are all NaN.
+
+    Warns:
+        NotFiniteWarning: of conditions under which some scores are NaN.
     """
     check_model(model)
     check_contrast_set(pairs)
+    if not isinstance(conditions, list | tuple):
+        raise TypeError(f"expected a list of conditions, got {describe(conditions)}")
     if not conditions:
         raise ValueError("no conditions given: expected at least one; () is the unsteered model")
     for condition in conditions:
+        if not isinstance(condition, tuple | list) or not all(isinstance(step, Intervention) for step in condition):
+            raise TypeError(f"expected tuples of Interventions as conditions, got {describe(condition)} among them")
         for intervention in condition:
             check_layers(model, [intervention.vector.layer])
             check_width(model, intervention.vector)
             if isinstance(intervention.multiplier, Tensor) and intervention.multiplier.ndim:
                 raise ValueError("a condition's multiplier must be one number: make one condition of each multiplier")
+    check_steps(model, [step for condition in conditions for step in condition])
+    if max_tokens is not None:
+        max_tokens = check_count("max_tokens", max_tokens)
     prompt_format = resolve_format(model, prompt_format)
     items = _encode(model, pairs, prompt_format, system)
     reason = prefix_cache.unsupported(model)
@@ -140,6 +159,7 @@ def score(
                 scored = _score_with_shared_prefix(model, some, staircases, max_tokens)
             logp[indices] = scored.float().cpu()
             bar.update(n)
+    check_scores(model, logp, conditions)
     positive, negative = logp.clone().unbind(-1)
     metric, values = ("p_matching", positive.exp()) if pairs.kind == "ab" else ("margin", positive - negative)
     settings = {

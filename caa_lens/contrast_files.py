@@ -87,6 +87,8 @@ def bundled_names() -> list[str]:
 
 def locate(name_or_path: str | Path, *, open_ended: bool = False) -> Traversable:
     """The file of a bundled name (its pairs, or its open-ended prompts), or else the file at that path."""
+    if not isinstance(name_or_path, str | Path):
+        raise TypeError(f"got a {type(name_or_path).__name__}, expected a bundled name or a file")
     names = bundled_names()
     if isinstance(name_or_path, str) and name_or_path in names:
         return files("caa_lens") / "data" / f"{name_or_path}{_OPEN_ENDED if open_ended else ''}.jsonl"

@@ -69,8 +69,8 @@ def logistic_probe(
     scale = features.std(axis=0) + 1e-8
     probe = LogisticRegression(C=1.0, max_iter=2000).fit((features - features.mean(axis=0)) / scale, labels)
     weights = torch.tensor(probe.coef_[0] / scale, dtype=positive.dtype, device=positive.device)
-    size = mean_difference(positive, negative).norm()
-    return weights * (size / weights.norm().clamp_min(torch.finfo(weights.dtype).tiny))  # of alike sides, zero
+    norm = weights.norm()
+    return weights * (mean_difference(positive, negative).norm() / norm) if norm > 0 else weights
 
 
 def extract(
@@ -90,7 +90,8 @@ def extract(
         model: a `HookedTransformer` with its tokenizer.
         pairs: what to contrast; a warning is given if its answer letters are unbalanced.
         layers: 0-based blocks; all by default.
-        estimator: how a layer's activations become a direction; the streaming mean difference by default.
+        estimator: how a layer's activations become a direction, a tensor `[d_model]` (an array or a list of numbers
+            becomes one); the streaming mean difference by default.
         prompt_format: a format or its name; by default the model's own, see `prompts.default_format`.
         system: a system prompt for every question; the paper extracts without.
         batch_size: pairs at a time.
@@ -100,7 +101,9 @@ def extract(
 
     Raises:
         ValueError: for an empty set, a layer out of range, a pair longer than the context, or activations that are not
-            finite (half precision can overflow: load the model in bfloat16 or float32).
+            finite (half precision can overflow: load the model in bfloat16 or float32); an estimator's direction that
+            has another shape, or is not finite.
+        TypeError: for an estimator that returns no numbers.
 
     Warns:
         ZeroVectorWarning: if the pairs cancel, so that a layer's vector is zero or no more than rounding.
@@ -109,7 +112,7 @@ def extract(
     """
     check_model(model)
     check_contrast_set(pairs)
-    check_count("batch_size", batch_size)
+    batch_size = check_count("batch_size", batch_size)
     if not callable(estimator):
         raise TypeError(
             f"estimator must be a function such as caa_lens.extraction.pca_of_differences, got {describe(estimator)}"
@@ -127,7 +130,8 @@ def extract(
             kept = _keep_all(batches, bar)
             _check_finite(kept, model)  # before an estimator fails on it in words of its own
             noise = _rounding(kept).mean(0) if estimator in _OURS else torch.zeros(len(layers))
-            directions = torch.stack([estimator(kept[:, 0, i], kept[:, 1, i]) for i in range(len(layers))])
+            rows = [_direction(estimator, kept[:, 0, i], kept[:, 1, i], layer) for i, layer in enumerate(layers)]
+            directions = torch.stack(rows)
     _check_finite(directions, model)
     _warn_of_zero(directions, noise, layers, pairs)
     return SteeringVectors(
@@ -200,6 +204,38 @@ def _keep_all(batches: Any, bar: Any) -> Float[Tensor, "pair side layer d_model"
         order.extend(indices)
         bar.update(len(indices))
     return torch.cat(kept)[torch.tensor(order).argsort()]
+
+
+def _direction(
+    estimator: Estimator, positive: Float[Tensor, "pair d_model"], negative: Float[Tensor, "pair d_model"], layer: int
+) -> Float[Tensor, " d_model"]:
+    """What an estimator makes of one layer, in float32; of numpy, or a list of numbers, too."""
+    name = getattr(estimator, "__name__", type(estimator).__name__)
+    given = estimator(positive, negative)
+    remedy = "try it on pair_activations(model, pairs)[layer], positive [:, 0] and negative [:, 1]"
+    try:
+        if given is None or isinstance(given, str):
+            raise TypeError
+        found = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"{name} returned {describe(given)} at layer {layer}, expected a tensor [d_model]: {remedy}"
+        ) from None
+    if tuple(found.shape) != (positive.shape[1],):
+        raise ValueError(
+            f"{name} returned shape {tuple(found.shape)} at layer {layer}, expected ({positive.shape[1]},), one "
+            f"direction: {remedy}"
+        )
+    if found.is_complex() or found.dtype == torch.bool:
+        raise TypeError(f"{name} returned {found.dtype} at layer {layer}, expected real numbers: {remedy}")
+    found = found.detach().to("cpu", torch.float32)
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError(f"{name} returned NaN or infinite numbers at layer {layer}: {remedy}")
+    if estimator not in (pca_of_differences, logistic_probe) and not bool(
+        found.any()
+    ):  # theirs are zero where pairs are
+        raise ValueError(f"{name} returned zeros at layer {layer}, which is no direction: {remedy}")
+    return found
 
 
 def _check_finite(values: Tensor, model: Any) -> None:

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from caa_lens.number_checks import as_float
 from caa_lens.vectors import SteeringVector
 
 Operator = Callable[
@@ -86,14 +87,16 @@ class Intervention:
             kind = type(self.vector).__name__
             raise TypeError(f"expected a SteeringVector, got {kind}: of a set choose a layer, as in vectors[13]")
         # Any real number: those of numpy and pandas are neither `int` nor `float`.
-        if not isinstance(self.multiplier, numbers.Real | Tensor):
+        if not isinstance(self.multiplier, numbers.Real | Tensor) or isinstance(self.multiplier, bool):
             kind = type(self.multiplier).__name__
             remedy = "; torch.tensor(...) makes one" if hasattr(self.multiplier, "__len__") else ""
             raise TypeError(
                 f"multiplier must be a number or a tensor [batch], got the {kind} {self.multiplier!r}{remedy}"
             )
-        if not isinstance(self.start, numbers.Integral | Tensor | None):
+        if not isinstance(self.start, numbers.Integral | Tensor | None) or isinstance(self.start, bool):
             raise TypeError(f"start must be a whole number or a tensor [batch], got {self.start!r}")
+        if isinstance(self.multiplier, int) and abs(self.multiplier) >= 2**63:  # too large for an integer of torch
+            object.__setattr__(self, "multiplier", as_float("multiplier", self.multiplier))
         multiplier = torch.as_tensor(self.multiplier)
         if multiplier.ndim > 1:
             raise ValueError(f"multiplier must be a number or [batch], got shape {tuple(multiplier.shape)}")
@@ -175,6 +178,11 @@ class _BlockHookNames:
             last_block, found = self._last_block, self._found
             self._last_block, self._found = -1, set()
             if len(found) != len(self.names):
+                if self.layer <= last_block:
+                    raise ValueError(
+                        f"the model has no hook points {' and '.join(self.names)}: expected a HookedTransformer, as "
+                        "caa_lens.load_model gives (a TransformerBridge is not supported yet)"
+                    )
                 raise ValueError(
                     f"the vector is for layer {self.layer}, but the model has layers 0 to {last_block}: "
                     "extract it from this model"

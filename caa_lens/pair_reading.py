@@ -114,7 +114,7 @@ def pair_activations(
     """
     check_model(model)
     check_contrast_set(pairs)
-    check_count("batch_size", batch_size)
+    batch_size = check_count("batch_size", batch_size)
     pairs.warn_if_unbalanced(stacklevel=3)
     layers = check_layers(model, layers)
     prompt_format = resolve_format(model, prompt_format)

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from caa_lens.chat_templates import is_llama2_template, llama2_base, llama2_chat, llama2_chat_meta, template_renderer
+from caa_lens.model_check import check_model
+from caa_lens.number_checks import check_count, check_list
 from caa_lens.prompt_batches import PromptBatch as PromptBatch
 from caa_lens.prompt_batches import check_fits as check_fits
 from caa_lens.prompt_batches import check_steered as check_steered
@@ -69,8 +71,33 @@ class Prompt:
         prompt = Prompt.of(model, "How was your day?")
         logits = model(torch.tensor([prompt.tokens]))
         """
+        check_model(model)
         chosen = resolve_format(model, prompt_format)
         return chosen.encode(model.tokenizer, question, answer, system=system)
+
+    @classmethod
+    def from_tokens(
+        cls, tokens: "Sequence[int] | Int[Tensor, ' pos'] | Int[Tensor, '1 pos']", *, start: int | None = None
+    ) -> "Prompt":
+        """A prompt of token ids as they are, also for a model without a tokenizer.
+
+        Args:
+            tokens: a list, or a tensor `[pos]` or `[1, pos]`, BOS included if the model wants one.
+            start: the first steered position; the last token by default, which predicts the answer's first.
+
+        Raises:
+            TypeError: for anything but whole numbers.
+            ValueError: for no tokens, a negative one, or a start outside of the prompt.
+        """
+        given = tokens[0] if getattr(tokens, "ndim", 1) == 2 and len(tokens) == 1 else tokens
+        ids = tuple(check_list("tokens", given, int))
+        if not ids or min(ids) < 0:
+            raise ValueError(f"expected token ids from 0 on, got {list(ids)[:8] or 'none'}")
+        n = len(ids)
+        start = n - 1 if start is None else check_count("start", start, least=0)
+        if start >= n:
+            raise ValueError(f"start={start} is outside of the prompt, which has positions 0 to {n - 1}")
+        return cls(text="", tokens=ids, steer_start=start, answer_start=n, read=(n - 1, n))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -337,7 +364,7 @@ def explain(prompt: Prompt, tokenizer: Any) -> str:
     for pos, token in enumerate(prompt.tokens):
         read = "read" if prompt.read[0] <= pos < prompt.read[1] and prompt.answer_start < len(prompt) else ""
         steered = "steered" if pos >= prompt.steer_start else ""
-        piece = repr(tokenizer.convert_ids_to_tokens(token))
+        piece = "" if tokenizer is None else repr(tokenizer.convert_ids_to_tokens(token))
         lines.append(f"{pos:>4} {token:>6}  {piece:<20} {read:<4} {steered}".rstrip())
     lines.append("and every generated token is steered")
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from caa_lens.arguments import as_prompt, check_layers, check_model, check_width, describe
 from caa_lens.hooks import Intervention
+from caa_lens.overflow import check_steps
 from caa_lens.prompts import Prompt, PromptBatch, explain, left_pad
 from caa_lens.vectors import SteeringVector, SteeringVectors
 
@@ -216,6 +217,7 @@ def as_interventions(
         check_layers(model, [made.vector.layer])
         check_width(model, made.vector)
         interventions.append(made)
+    check_steps(model, interventions)
     return interventions
 
 

@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "caa_lens"
 
 # Lowest first. A module may import (at its top level) modules of lower rows only.
 LEVELS = [
-    {"atomic_files", "provenance", "algebra.expressions", "algebra.subspaces", "model_structure"},
+    {"atomic_files", "provenance", "number_checks", "algebra.expressions", "algebra.subspaces", "model_structure"},
     {"formats.kinds", "formats.gguf_tensors"},
-    {"algebra.rules"},
+    {"algebra.rules", "model_check", "words"},
     {"algebra.methods"},
     {"algebra.combinations"},
     {"vectors", "algebra.expression_parser"},
@@ -29,10 +29,11 @@ LEVELS = [
     {"contrast", "prefix_cache", "staircase", "paper.downloads", "interchange"},
     {"loading.llama_config", "loading.fingerprint"},
     {"models", "paper.questions", "plain_runs", "unembedding"},
-    {"arguments", "paper.fetch"},
+    {"arguments", "overflow", "paper.fetch"},
     {"activations", "open_ended.text_measures"},
     {"extraction", "answers", "steering"},
     {"generation", "sweeps", "residual_lens"},
+    {"lens_in_context"},
     {"lens", "attribution", "pair_reading", "transfers.transfer_grid"},
     {"pair_geometry", "transfers.layer_transfer", "transfers.residual_map"},
     {"transfers.foreign_vectors"},

@@ -196,3 +196,25 @@ def test_pairs_of_the_extraction_among_those_scored_are_counted(tiny_chat):
         vectors, provenance=replace(vectors.provenance, details={})
     )  # of a file from before they were listed
     assert [count_training_pairs(some, bare) for some in (pairs[:5], pairs[3:])] == [5, 0]
+
+
+def test_a_sweep_in_which_no_layer_stands_out_has_no_best_one():
+    nothing = made_up({3: 0.0, 7: 0.0, 9: 0.0}, noise=0.0)
+    with pytest.raises(ValueError, match="no layer is the best: the effect at multiplier 1 is 0 at every layer"):
+        _ = nothing.best_layer
+    assert "no best layer" in repr(nothing)
+    broken = made_up({3: 0.1, 7: 0.5})
+    frame = broken.frame.copy()
+    frame.loc[(frame["layer"] == 7) & (frame["multiplier"] == 1) & (frame["question"] == 4), "margin"] = np.nan
+    with pytest.raises(ValueError, match="the effect at multiplier 1 is NaN at layer 7: sweep smaller multipliers"):
+        _ = replace(broken, frame=frame).best_layer
+    with pytest.raises(ValueError, match="the sweep has no rows"):
+        _ = replace(broken, frame=frame[:0]).best_layer
+
+
+def test_cells_without_the_same_questions_have_no_mean():
+    result = made_up({3: 0.1, 7: 0.5})
+    with pytest.raises(ValueError, match="have 29 to 30 rows for 30 questions, expected every question once in each"):
+        replace(result, frame=result.frame.drop(index=5)).summary()
+    with pytest.raises(ValueError, match="the frame has no rows"):
+        replace(result, frame=result.frame[:0]).summary()

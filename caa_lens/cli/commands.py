@@ -3,6 +3,7 @@
 Modules are imported inside the commands, so that `--help` answers at once.
 """
 
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -337,18 +338,22 @@ def parse_layers(text: str) -> tuple[int, ...]:
 def parse_numbers(name: str, text: str) -> tuple[float, ...]:
     """`-1,0,1.5` as (-1.0, 0.0, 1.5)."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        found = tuple(float(part) for part in text.split(","))
+        if not all(map(math.isfinite, found)):
+            raise ValueError
+        return found
     except ValueError:
         raise ValueError(f"{name} {text!r} are not understood: expected numbers, e.g. -1,0,1") from None
 
 
 def main() -> None:
-    """Run the command line; mistakes of the caller end in one line, not in a traceback."""
+    """Run the command line; mistakes of the caller end in one line and with exit code 2, not in a traceback."""
     import sys
 
     warnings.showwarning = lambda message, *_, **__: typer.echo(f"note: {message}", err=True)
     try:
         app()
     except (ValueError, TypeError, OSError, MemoryError, IndexError, ImportError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        # What the system could not read as text stands in messages as it does in `repr`.
+        typer.echo(f"error: {error}".encode(errors="backslashreplace").decode(), err=True)
+        sys.exit(2)

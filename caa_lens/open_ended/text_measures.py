@@ -24,8 +24,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from caa_lens.arguments import check_count
+from caa_lens.arguments import check_count, check_model, check_prompt
 from caa_lens.open_ended.answers import answers_frame
+from caa_lens.overflow import check_finite
 from caa_lens.prompts import Prompt, PromptFormat, left_pad, resolve_format, warn_of_words
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ def measure_texts(
         TypeError: for texts that are not text, or a model without a tokenizer.
         ValueError: for no texts, missing columns, or a text that does not fit into the context.
     """
+    batch_size = check_count("batch_size", batch_size)
+    if model is not None:
+        check_model(model)
+        if model.tokenizer is None:
+            raise TypeError("this model has no tokenizer: give model=None for the measures that need no model")
     names = ["sentiment", "repetition", "distinct_1", "distinct_2"]
     frame = answers_frame(texts, adds=[*names, "n_tokens", "mean_logp", "perplexity"])
     answers = list(frame["answer"])
@@ -71,7 +77,6 @@ def measure_texts(
     frame["distinct_2"] = [distinct(text, 2) for text in answers]
     if model is None:
         return frame
-    check_count("batch_size", batch_size)
     fmt = resolve_format(model, prompt_format)
     warn_of_words(fmt, model.tokenizer, list(frame["question"]), answers, system=system)
     prompts = [
@@ -126,6 +131,10 @@ def answer_logp(
     Raises:
         ValueError: if a prompt is longer than the context.
     """
+    check_model(model)
+    batch_size = check_count("batch_size", batch_size)
+    for prompt in prompts:
+        check_prompt(model, prompt)
     device = next(model.parameters()).device
     logp = [torch.empty(0) for _ in prompts]
     # Longest first: little padding, and a lack of memory shows at once.
@@ -144,4 +153,5 @@ def answer_logp(
             for i, of_answer in zip(indices, torch.cat(chosen).cpu().split(lengths), strict=True):
                 logp[i] = of_answer
             bar.update(len(indices))
+    check_finite(model, torch.cat(logp), "log-probabilities of the answers")
     return logp
