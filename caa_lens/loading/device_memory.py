@@ -32,8 +32,9 @@ def free_memory(device: torch.device | str) -> int:
 def make_room(device: torch.device | str, n_bytes: float | int) -> None:
     """Give up what nobody uses any more, if the device has not `n_bytes` free without that.
 
-    A model refers to itself, so after `del model` its weights stay until Python's collector comes by. What an
-    accelerator's allocator holds is cut to the sizes of old tensors: returned to the device it comes back whole.
+    A deleted model whose hooks refer to it, or that an exception's frames hold, stays until Python's collector comes
+    by. What an accelerator's allocator holds is cut to the sizes of old tensors: returned to the device it comes back
+    whole.
     """
     device = torch.device(device)
     if free_memory(device) < n_bytes:
