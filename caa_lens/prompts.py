@@ -330,13 +330,15 @@ def check_fits(prompt: Prompt, n_ctx: int, room: int = 0) -> None:
         )
 
 
-def explain(prompt: Prompt, tokenizer: Any) -> str:
-    """A table of a prompt's tokens that marks which are read and which are steered."""
+def explain(prompt: Prompt, tokenizer: Any, *, steered: Sequence[bool] | None = None) -> str:
+    """A table of a prompt's tokens that marks which are read and which are steered: all from the start on, or these."""
+    marked = [pos >= prompt.steer_start for pos in range(len(prompt))] if steered is None else steered
     lines = [f"{'pos':>4} {'id':>6}  {'token':<20} read steered"]
     for pos, token in enumerate(prompt.tokens):
         read = "read" if prompt.read[0] <= pos < prompt.read[1] and prompt.answer_start < len(prompt) else ""
-        steered = "steered" if pos >= prompt.steer_start else ""
+        mark = "steered" if marked[pos] else ""
         piece = repr(tokenizer.convert_ids_to_tokens(token))
-        lines.append(f"{pos:>4} {token:>6}  {piece:<20} {read:<4} {steered}".rstrip())
-    lines.append("and every generated token is steered")
+        lines.append(f"{pos:>4} {token:>6}  {piece:<20} {read:<4} {mark}".rstrip())
+    if steered is None:
+        lines.append("and every generated token is steered")
     return "\n".join(lines)

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "caa_lens"
 
 # Lowest first. A module may import (at its top level) modules of lower rows only.
 LEVELS = [
-    {"atomic_files", "provenance", "algebra.expressions", "algebra.subspaces"},
+    {"atomic_files", "provenance", "positions", "algebra.expressions", "algebra.subspaces"},
     {"algebra.rules"},
     {"algebra.methods"},
     {"algebra.combinations"},
@@ -23,8 +23,8 @@ LEVELS = [
     {"hooks", "contrast_pair", "storage", "geometry"},
     {"formats.caa_files", "formats.control_vectors", "formats.vllm_lens_files"},
     {"contrast", "prefix_cache", "staircase", "loading.llama_config", "paper.downloads", "interchange"},
-    {"models", "paper.questions"},
-    {"arguments", "paper.fetch"},
+    {"models", "paper.questions", "steered_runs"},
+    {"arguments", "paper.fetch", "open_blocks"},
     {"activations", "open_ended.text_measures"},
     {"extraction", "answers", "steering"},
     {"generation", "sweeps", "residual_lens"},
@@ -40,7 +40,18 @@ LEVELS = [
     {"__main__", "__init__"},
 ]
 LEVEL_OF = {module: level for level, modules in enumerate(LEVELS) for module in modules}
-PURE = ("vectors", "hooks", "geometry", "contrast", "contrast_pair", "contrast_files", "prompts", "storage", "report")
+PURE = (
+    "vectors",
+    "hooks",
+    "positions",
+    "geometry",
+    "contrast",
+    "contrast_pair",
+    "contrast_files",
+    "prompts",
+    "storage",
+    "report",
+)
 FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
