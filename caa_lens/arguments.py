@@ -17,19 +17,41 @@ from caa_lens.provenance import PAIR_HASHES
 from caa_lens.vectors import SteeringVector, SteeringVectors
 
 
-def check_model(model: Any) -> None:
-    """Raises `TypeError` for anything but a TransformerLens model, `ValueError` for one whose dtypes disagree."""
+def check_model(model: Any, *, may_be_compiled: bool = False) -> None:
+    """Raises `TypeError` for anything but a TransformerLens model, `ValueError` for one whose dtypes disagree.
+
+    Also `ValueError` for one that `torch.compile` compiled, whole or in part, which drops hooks without a word.
+    """
     if not (hasattr(model, "cfg") and hasattr(model, "hooks")):
         raise TypeError(
             f"expected a model from caa_lens.load_model, got {describe(model)}: the model is the first argument, and "
             "a model of transformers is loaded from its folder or hub id"
         )
+    if not may_be_compiled:
+        _check_uncompiled(model)
     if model.W_E.dtype != model.cfg.dtype:
         has, says = (str(dtype).removeprefix("torch.") for dtype in (model.W_E.dtype, model.cfg.dtype))
         raise ValueError(
             f"the model's weights are {has}, but its cfg.dtype says {says}: load it with dtype={has!r}, or convert it "
             f"with model.to(torch.{has}), which changes both"
         )
+
+
+def _check_uncompiled(model: Any) -> None:
+    drops = "torch.compile drops hooks without a word"
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(f"the model is compiled, and {drops}: give the model itself, compiled._orig_mod")
+    for module in model.modules():
+        its = vars(module)
+        if its.get("_compiled_call_impl") is not None:
+            remedy = "undo it with ._compiled_call_impl = None"
+        elif "_orig_mod" in its["_modules"] or hasattr(its.get("forward"), "_torchdynamo_orig_callable"):
+            remedy = "put the module or method back that was compiled"
+        else:
+            continue
+        name = next(name for name, one in model.named_modules() if one is module)
+        what = f"module {name!r} of the model" if name else "the model"
+        raise ValueError(f"{what} is compiled, and {drops}: {remedy}, or load the model anew")
 
 
 def check_contrast_set(pairs: object) -> None:

@@ -156,7 +156,7 @@ class Intervention:
             positions=positions if positions is None or isinstance(positions, tuple) else positions.to(device),
         )
 
-    def hook(self) -> "tuple[_BlockHookNames, Callable[[Tensor, Any], Tensor | None]]":
+    def hook(self) -> "tuple[_BlockHookNames, Callable[..., Tensor | None]]":
         """A `(name, function)` pair for TransformerLens' `fwd_hooks=[...]`, aware of the KV cache.
 
         Numbers are moved once to each device that the hook meets, except those that require grad: they are read anew

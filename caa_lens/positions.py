@@ -21,8 +21,8 @@ from torch import Tensor
 Positions = tuple[int | Tensor, int | Tensor | None] | Bool[Tensor, "batch pos"]
 
 
-def check_positions(positions: Any) -> None:
-    """Refuse what is neither a span nor a mask.
+def check_positions(positions: Any) -> Positions:
+    """The same, refused if it is neither a span nor a mask.
 
     Raises:
         TypeError: for anything else.
@@ -35,7 +35,7 @@ def check_positions(positions: Any) -> None:
                 f"a mask of positions must be bool [batch pos], got {kind} of shape {tuple(positions.shape)}: a span "
                 "is written (first, stop)"
             )
-        return
+        return positions
     if not isinstance(positions, tuple) or len(positions) != 2:
         remedy = ""
         if isinstance(positions, str):
@@ -55,6 +55,7 @@ def check_positions(positions: Any) -> None:
             raise ValueError(f"positions are counted from 0, got {end}: a span's end None means every token to come")
     if isinstance(first, numbers.Integral) and isinstance(stop, numbers.Integral) and stop <= first:
         raise ValueError(f"the span ({first}, {stop}) has no positions: expected the second behind the first")
+    return positions
 
 
 def chosen(

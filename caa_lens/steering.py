@@ -17,7 +17,7 @@ from caa_lens.hooks import Intervention
 from caa_lens.open_blocks import OpenBlock
 from caa_lens.positions import Positions, Reach, check_positions, chosen
 from caa_lens.prompts import Prompt, PromptBatch, explain, left_pad
-from caa_lens.steered_runs import NothingSteeredWarning, SteeredRuns
+from caa_lens.steered_runs import NothingSteeredWarning
 from caa_lens.steered_runs import OtherPromptWarning as OtherPromptWarning
 from caa_lens.steered_runs import VisiblePaddingWarning as VisiblePaddingWarning
 from caa_lens.vectors import SteeringVector, SteeringVectors
@@ -76,7 +76,7 @@ def steer(
         VisiblePaddingWarning: at the end of the block, if attention saw the padding of a batch.
         OverlappingBlocksWarning: if blocks of one model end in another order than they began.
     """
-    check_model(model)
+    check_model(model, may_be_compiled=True)
     batch, where = None, None
     if start is not None and (prompt is not None or positions is not None):
         other = "prompt" if prompt is not None else "positions"
@@ -99,8 +99,7 @@ def steer(
             for row, some in enumerate(prompts):
                 _show(explain(some, model.tokenizer) if where is None else _explain(some, model, where, batch, row))
     elif positions is not None:
-        check_positions(positions)
-        where = positions
+        where = check_positions(positions)
     if prompt is None and explain_positions:
         _show(f"every position from {start} on is steered" if where is None else f"steered {Reach.of(where)}")
     made = as_interventions(model, vectors, multiplier=multiplier, start=start, positions=where)
@@ -109,15 +108,16 @@ def steer(
 
 def _in_batch(positions: str | Positions | None, batch: PromptBatch) -> Positions | None:
     """A prompt's own positions in the coordinates of the left-padded batch."""
-    n_pos = batch.tokens.shape[1]
+    n_rows, n_pos = batch.tokens.shape
     if isinstance(positions, str) and positions == "last":
         return n_pos - 1, n_pos  # padding is on the left
-    if positions is not None:
-        check_positions(positions)
-    if isinstance(positions, tuple) and len(batch.tokens) > 1:
-        first, stop = (None if end is None else torch.as_tensor(end, device=batch.padding.device) for end in positions)
-        return first + batch.padding, None if stop is None else stop + batch.padding
-    return positions
+    checked = None if positions is None else check_positions(positions)
+    if not isinstance(checked, tuple) or n_rows == 1:
+        return checked
+    first, stop = checked
+    padding = batch.padding
+    moved = None if stop is None else torch.as_tensor(stop, device=padding.device) + padding
+    return torch.as_tensor(first, device=padding.device) + padding, moved
 
 
 def _explain(prompt: Prompt, model: Any, where: Positions, batch: PromptBatch, row: int) -> str:
