@@ -6,7 +6,6 @@ cache, or start at the layer where an earlier one stopped, are one run with it.
 """
 
 import threading
-import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -69,6 +68,7 @@ class SteeredRuns:
         self._passes: dict[int, _Pass] = {}  # of each thread, the latest
         self._embedded: dict[int, Tensor] = {}  # of each thread, tokens that were embedded and did not run yet
         self._stopped: dict[tuple, _Pass] = {}  # passes that stopped below the last block, by how they would go on
+        self._outputs: dict[int, tuple[weakref.ref, _Pass]] = {}  # of each block, the latest
         self._cached: dict[int, _Run] = {}  # runs by the id of their KV cache
         self._n_runs = 0
         self._missed: dict[tuple[str, int], list[int]] = {}  # (why, intervention) to a number of each run it missed
@@ -96,8 +96,9 @@ class SteeredRuns:
             self._end_run(run)
         self._passes, self._stopped, self._cached = {}, {}, {}
 
-    def warn(self, stacklevel: int) -> None:
+    def warnings(self) -> list[UserWarning]:
         """What happened, one warning for each kind."""
+        found: list[UserWarning] = []
         for why in ("removed", "stopped", "started", "past", "short"):
             numbers_of = {i: numbers for (reason, i), numbers in self._missed.items() if reason == why}
             if not numbers_of:
@@ -107,27 +108,27 @@ class SteeredRuns:
             what = "nothing was steered"
             if len(numbers_of) < len(self.interventions):
                 layers = sorted({self.interventions[i].vector.layer for i in numbers_of})
-                s, were = ("s", "were") if len(numbers_of) > 1 else ("", "was")
-                what = f"the vector{s} at layer {' and '.join(map(str, layers))} {were} not added"
+                subject = ("vectors at layers", "were") if len(layers) > 1 else ("vector at layer", "was")
+                what = f"the {subject[0]} {' and '.join(map(str, layers))} {subject[1]} not added"
             intervention, (number, *_) = next(iter(numbers_of.items()))
-            reason = self._because(why, intervention, number)
-            warnings.warn(f"{what}{of}: {reason}", NothingSteeredWarning, stacklevel=stacklevel + 1)
+            found.append(NothingSteeredWarning(f"{what}{of}: {self._because(why, intervention, number)}"))
         if self._other_prompt and not any(why == "short" for why, _ in self._missed):
-            warnings.warn(
-                "the model ran another text than the prompt that steer was told, so steering started elsewhere in it: "
-                "give every prompt a block of its own, or generate(..., vectors=[...]), which needs none",
-                OtherPromptWarning,
-                stacklevel=stacklevel + 1,
+            found.append(
+                OtherPromptWarning(
+                    "the model ran another text than the prompt that steer was told, so steering started elsewhere in "
+                    "it: give every prompt a block of its own, or generate(..., vectors=[...]), which needs none"
+                )
             )
         if self._padding_seen:
-            warnings.warn(
-                "the padding of the batch was not masked, so attention saw it and padded rows are not what their "
-                "prompts give alone; TransformerLens' generate masks only what it takes for padding itself "
-                "(TransformerLens#1005): use caa_lens.generate(model, prompts, vectors=[...]), or run the batch with "
-                "model(batch.tokens, attention_mask=batch.attention_mask)",
-                VisiblePaddingWarning,
-                stacklevel=stacklevel + 1,
+            found.append(
+                VisiblePaddingWarning(
+                    "the padding of the batch was not masked, so attention saw it and padded rows are not what their "
+                    "prompts give alone; TransformerLens' generate masks only what it takes for padding itself "
+                    "(TransformerLens#1005): use caa_lens.generate(model, prompts, vectors=[...]), or run the batch "
+                    "with model(batch.tokens, attention_mask=batch.attention_mask)"
+                )
             )
+        return found
 
     def _because(self, why: str, intervention: int, number: int) -> str:
         layer, reach = self.interventions[intervention].vector.layer, self._reach[intervention]
@@ -163,9 +164,8 @@ class SteeredRuns:
                 resid = given[0] if given else keywords["resid_pre"]
                 self._enter_block(index, resid, keywords.get("past_kv_cache_entry"), keywords.get("attention_mask"))
 
-            def leave(module: Any, given: tuple, resid: Any) -> None:
-                if (here := self._passes.get(threading.get_ident())) is not None:
-                    here.whole = True
+            def leave(module: Any, given: tuple, resid: Any, index: int = index) -> None:
+                self._leave_block(index, resid)
 
             block = getattr(block, "_orig_mod", block)  # of one that torch.compile wraps
             handles += [block.register_forward_pre_hook(enter, with_kwargs=True), block.register_forward_hook(leave)]
@@ -174,24 +174,32 @@ class SteeredRuns:
     def _enter_block(self, index: int, resid: Tensor, cache: Any, mask: Tensor | None) -> None:
         thread = threading.get_ident()
         here = self._passes.get(thread)
-        if here is not None and here.whole and index == here.last + 1:
+        output, of_pass = self._outputs.get(index - 1, (None, None))
+        goes_on = output is not None and output() is resid
+        if here is not None and here.whole and goes_on and of_pass is here and index == here.last + 1:
             here.last, here.whole = index, False
             return
         if here is not None:
             self._end_pass(here)
         n_rows, n_pos = resid.shape[:2]
         behind = 0 if cache is None else cache.past_keys.shape[1]
-        earlier = self._stopped.get((index, n_rows, n_pos, behind)) if index else None
+        earlier = of_pass if goes_on else self._stopped.get((index, n_rows, n_pos, behind))
         run = earlier.run if earlier is not None and cache is not None else self._run_of(cache, behind)
         here = _Pass(run=run, behind=behind, until=behind + n_pos, first=index, last=index, n_rows=n_rows)
         if earlier is not None:
             earlier.continued = True
-            here.first, here.acted = earlier.first, set(earlier.acted)
+            here.first = earlier.first
+            here.acted = {i for i in earlier.acted if self.interventions[i].vector.layer < index}
         self._passes[thread] = here
         run.length = max(run.length, here.until)
         tokens = self._embedded.pop(thread, None)
         if earlier is None:
             self._look(here, n_pos, tokens if index == 0 else None, mask)
+
+    def _leave_block(self, index: int, resid: Any) -> None:
+        if (here := self._passes.get(threading.get_ident())) is not None:
+            here.whole = True
+            self._outputs[index] = weakref.ref(resid), here
 
     def _run_of(self, cache: Any, behind: int) -> _Run:
         if cache is None:

@@ -151,7 +151,8 @@ class SteeredBlock:
         overlapping = entered.leave()
         if error[0] is not None or entered.runs is None:
             return
-        entered.runs.warn(stacklevel=2)
+        for warning in entered.runs.warnings():
+            warnings.warn(warning, stacklevel=2)
         if overlapping:
             warnings.warn(
                 "a block that was opened later on this model is still open, and what ran since then had the vectors of "
