@@ -80,9 +80,7 @@ def steer(
     batch, where = None, None
     if start is not None and (prompt is not None or positions is not None):
         other = "prompt" if prompt is not None else "positions"
-        raise ValueError(
-            f"say where steering starts: either prompt=..., positions=... or start=..., not both ({other})"
-        )
+        raise ValueError(f"say where steering starts: either {other}=..., or start=..., not both")
     if prompt is None and start is None and positions is None:
         raise ValueError(
             "say where steering starts: either prompt=..., or start=... (start=0 steers every position), or "

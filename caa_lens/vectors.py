@@ -64,7 +64,7 @@ class SteeringVector(VectorAlgebra):
         """A vector built by hand, e.g. from a probe's weights or an unembedding direction.
 
         The tensor is copied, unless it requires grad: then it is kept itself, so that gradients reach it and what an
-        optimiser does to it changes the vector.
+        optimiser does to it changes the vector; a probe that goes on being trained is given as `weight.detach()`.
 
         Raises:
             TypeError: for anything but a tensor.

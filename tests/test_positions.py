@@ -210,7 +210,7 @@ def test_positions_that_do_not_fit_together_are_refused(tiny, tiny_chat):
         Intervention(vector=v, start=3, positions=(3, 5))
     with pytest.raises(ValueError, match="the mask of positions has 3 rows for a batch of 2: give one row, or as many"):
         logits_of(tiny, some_tokens(), [v.hook(positions=torch.ones(3, 4, dtype=torch.bool))])
-    with pytest.raises(ValueError, match=r"not both \(positions\)"):
+    with pytest.raises(ValueError, match=r"either positions=..., or start=..., not both"):
         steer(tiny, v, start=3, positions=(3, 5))
     with pytest.raises(TypeError, match="positions='last'"):
         steer(tiny, v, positions="last")
