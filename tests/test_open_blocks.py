@@ -124,6 +124,8 @@ def test_blocks_that_end_out_of_order_take_away_their_own_hooks_only(tiny):
         first.__enter__()
         second.__enter__()
         first.__exit__(None, None, None)  # nothing ran while both were open
+        point = tiny.hook_dict["blocks.2.hook_resid_post"]
+        assert [one.hook.id for one in point.fwd_hooks] == list(point._forward_hooks)  # the second's alone
         assert torch.equal(logits_of(tiny), with_w)
     assert torch.equal(logits_of(tiny), with_w)
     second.__exit__(None, None, None)

@@ -99,6 +99,15 @@ def test_a_run_in_two_halves_is_one_run(tiny):
 
     assert told(tiny, the_same_half_thrice, vectors[1], vectors[4], start=0) == []
 
+    def reset_between():
+        half = tiny(TOKENS, stop_at_layer=2)
+        tiny(half, start_at_layer=2)
+        tiny.reset_hooks()
+        tiny(half, start_at_layer=2)  # the vector below is in it, the one above is not
+
+    ((_, text),) = told(tiny, reset_between, vectors[1], vectors[4], start=0)
+    assert text.startswith("the vector at layer 4 was not added in 1 of 2 runs: the block's hooks did not run")
+
     def thirds():
         tiny(tiny(tiny(TOKENS, stop_at_layer=1), start_at_layer=1, stop_at_layer=3), start_at_layer=3)
 
