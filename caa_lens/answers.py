@@ -104,7 +104,7 @@ def score(
 
     Args:
         conditions: tuples of interventions with plain-number multipliers; their `start` is ignored, as steering starts
-            at the instruction's last token.
+            at the instruction's last token, and other `positions` are refused.
         max_tokens: suffix tokens in flight at once; worked out from the free memory by default.
 
     Raises:
@@ -128,6 +128,11 @@ def score(
             check_width(model, intervention.vector)
             if isinstance(intervention.multiplier, Tensor) and intervention.multiplier.ndim:
                 raise ValueError("a condition's multiplier must be one number: make one condition of each multiplier")
+            if intervention.positions is not None:
+                raise ValueError(
+                    "a condition steers from the instruction's last token on, so it takes no positions: score the "
+                    "model's logits inside `with steer(model, v, positions=...)` instead"
+                )
     check_steps(model, [step for condition in conditions for step in condition])
     if max_tokens is not None:
         max_tokens = check_count("max_tokens", max_tokens)

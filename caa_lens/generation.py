@@ -21,6 +21,7 @@ from caa_lens import prefix_cache
 from caa_lens.arguments import as_float, as_prompt, as_seed, check_count, check_model, check_prompt
 from caa_lens.hooks import Intervention
 from caa_lens.model_structure import structure_of
+from caa_lens.overflow import check_finite
 from caa_lens.plain_runs import new_cache, plain_runs
 from caa_lens.prompts import Prompt, PromptBatch, PromptFormat, left_pad
 from caa_lens.steering import Steering, as_interventions

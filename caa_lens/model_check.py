@@ -23,22 +23,23 @@ _OTHER = {
     ("transformers", "PreTrainedModel"): (
         "a model of transformers: give load_model its hub id, or the folder that save_pretrained(folder) writes"
     ),
-    ("torch", "OptimizedModule"): (
-        "what torch.compile made, in which hooks may not run: give the model that was compiled"
-    ),
     ("torch", "DataParallel"): "a DataParallel wrapper: give the model inside, wrapper.module",
     ("torch", "DistributedDataParallel"): "a DistributedDataParallel wrapper: give the model inside, wrapper.module",
     ("nnsight", "NNsight"): "a model of nnsight: load the same one with caa_lens.load_model(its hub id or folder)",
 }
 
 
-def check_model(model: Any) -> None:
+def check_model(model: Any, *, may_be_compiled: bool = False) -> None:
     """Refuses what is no loaded `HookedTransformer` in evaluation mode, before anything runs.
 
     Raises:
         TypeError: for anything but a `HookedTransformer`, by its name and with what to give instead.
-        ValueError: for one whose dtypes disagree, whose weights are not loaded, or whose dropout is switched on.
+        ValueError: for one whose dtypes disagree, whose weights are not loaded, whose dropout is switched on, or that
+            `torch.compile` compiled, whole or in part, which drops hooks without a word.
     """
+    if not may_be_compiled:
+        _check_uncompiled(model)
+    model = getattr(model, "_orig_mod", model)
     kinds = [(cls.__module__.partition(".")[0], cls.__name__) for cls in type(model).__mro__]
     if ("transformer_lens", "HookedTransformer") not in kinds:
         for kind in kinds:
@@ -60,6 +61,22 @@ def check_model(model: Any) -> None:
         )
     if model.training and any(_drops(module) for module in model.modules()):
         raise ValueError("the model is in training mode and has dropout, which changes every number: call model.eval()")
+
+
+def _check_uncompiled(model: Any) -> None:
+    drops = "torch.compile drops hooks without a word"
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(f"the model is compiled, and {drops}: give the model itself, compiled._orig_mod")
+    for name, module in model.named_modules() if isinstance(model, torch.nn.Module) else ():
+        its = vars(module)
+        if its.get("_compiled_call_impl") is not None:
+            remedy = "undo it with ._compiled_call_impl = None"
+        elif "_orig_mod" in its["_modules"] or hasattr(its.get("forward"), "_torchdynamo_orig_callable"):
+            remedy = "put the module or method back that was compiled"
+        else:
+            continue
+        what = f"module {name!r} of the model" if name else "the model"
+        raise ValueError(f"{what} is compiled, and {drops}: {remedy}, or load the model anew")
 
 
 def _drops(module: Any) -> bool:

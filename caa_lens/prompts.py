@@ -19,6 +19,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from jaxtyping import Int
+from torch import Tensor
+
 from caa_lens.chat_templates import is_llama2_template, llama2_base, llama2_chat, llama2_chat_meta, template_renderer
 from caa_lens.model_check import check_model
 from caa_lens.number_checks import check_count, check_list
@@ -358,13 +361,15 @@ def encode_letters(
     return opened, tuple(ids)
 
 
-def explain(prompt: Prompt, tokenizer: Any) -> str:
-    """A table of a prompt's tokens that marks which are read and which are steered, headed by its format's name."""
+def explain(prompt: Prompt, tokenizer: Any, *, steered: Sequence[bool] | None = None) -> str:
+    """A table of a prompt's tokens, headed by its format's name: which are read, which steered (by default its own)."""
+    marked = [pos >= prompt.steer_start for pos in range(len(prompt))] if steered is None else steered
     lines = [f"format: {prompt.format_name}", f"{'pos':>4} {'id':>6}  {'token':<20} read steered"]
     for pos, token in enumerate(prompt.tokens):
         read = "read" if prompt.read[0] <= pos < prompt.read[1] and prompt.answer_start < len(prompt) else ""
-        steered = "steered" if pos >= prompt.steer_start else ""
+        mark = "steered" if marked[pos] else ""
         piece = "" if tokenizer is None else repr(tokenizer.convert_ids_to_tokens(token))
-        lines.append(f"{pos:>4} {token:>6}  {piece:<20} {read:<4} {steered}".rstrip())
-    lines.append("and every generated token is steered")
+        lines.append(f"{pos:>4} {token:>6}  {piece:<20} {read:<4} {mark}".rstrip())
+    if steered is None:
+        lines.append("and every generated token is steered")
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from caa_lens.activations import reading
 from caa_lens.arguments import as_prompt, check_count, check_layers, check_list, check_model, describe
 from caa_lens.hooks import Intervention
 from caa_lens.overflow import check_finite
+from caa_lens.positions import Reach
 from caa_lens.prompts import Prompt, PromptFormat, check_fits, check_steered
 from caa_lens.steering import Steering, as_interventions
 from caa_lens.unembedding import device_behind, final_logits
@@ -144,7 +145,7 @@ def stream_lens(
     interventions = as_interventions(model, vectors, start=prompt.steer_start)
     for one in interventions:
         for name, value in (("multiplier", one.multiplier), ("start", one.start)):
-            if torch.as_tensor(value).numel() != 1:
+            if value is not None and torch.as_tensor(value).numel() != 1:
                 raise ValueError(f"{name} must be one number, got {value}: call once for each")
 
     runs = {False: _run(model, prompt, (), where)}
@@ -183,7 +184,7 @@ def stream_lens(
         prompt=prompt,
         vectors=tuple(_in_words(one) for one in interventions),
         steered_layers=tuple(sorted({one.vector.layer for one in interventions})),
-        steer_start=min((int(torch.as_tensor(one.start)) for one in interventions), default=None),
+        steer_start=min((at for one in interventions if (at := Reach.of(one.where).first) is not None), default=None),
         settings={
             "model": str(model.cfg.model_name),
             "dtype": str(model.cfg.dtype).removeprefix("torch."),

@@ -23,6 +23,7 @@ from caa_lens.algebra import rules, subspaces
 from caa_lens.algebra.combinations import normalize_across_behaviors as normalize_across_behaviors
 from caa_lens.algebra.methods import VectorAlgebra
 from caa_lens.number_checks import check_list, describe
+from caa_lens.positions import Positions
 from caa_lens.provenance import HOOK_POINT as HOOK_POINT
 from caa_lens.provenance import Provenance, hook_name_of, layer_ranges
 
@@ -62,7 +63,10 @@ class SteeringVector(VectorAlgebra):
         behavior: str = "by hand",
         model: str = "unknown",
     ) -> "SteeringVector":
-        """A vector built by hand, e.g. from a probe's weights or an unembedding direction; the tensor is copied.
+        """A vector built by hand, e.g. from a probe's weights or an unembedding direction.
+
+        The tensor is copied, unless it requires grad: then it is kept itself, so that gradients reach it and what an
+        optimiser does to it changes the vector; a probe that goes on being trained is given as `weight.detach()`.
 
         Raises:
             TypeError: for anything but a tensor.
@@ -72,7 +76,7 @@ class SteeringVector(VectorAlgebra):
                 f"got a {type(direction).__name__}, expected a tensor [d_model]: torch.as_tensor(...) makes one"
             )
         return cls(
-            direction=direction.detach().clone(),
+            direction=direction if direction.requires_grad else direction.clone(),
             layer=layer,
             provenance=Provenance(model=model, behavior=behavior, expression=f"{behavior}[{layer}]"),
         )
@@ -89,7 +93,7 @@ class SteeringVector(VectorAlgebra):
     @property
     def norm(self) -> float:
         """Euclidean norm, in units of the residual stream."""
-        return float(subspaces.length(self._wide))
+        return float(subspaces.length(self._wide.detach()))
 
     def at_layer(self, layer: int) -> "SteeringVector":
         """The same direction declared to belong to another layer, on purpose; the expression records the move."""
@@ -109,11 +113,14 @@ class SteeringVector(VectorAlgebra):
         multiplier: float | int | Tensor = 1.0,
         start: "int | Tensor | None" = None,
         operator: str = "add",
+        positions: Positions | None = None,
     ) -> tuple:
-        """A `(name, function)` pair for TransformerLens' own `fwd_hooks=[...]`; see `caa_lens.hooks`."""
+        """A `(name, function)` pair for TransformerLens' own `fwd_hooks=[...]`; see `caa_lens.hooks.Intervention`."""
         from caa_lens.hooks import Intervention  # hooks stands above vectors
 
-        return Intervention(vector=self, multiplier=multiplier, start=start, operator=operator).hook()
+        return Intervention(
+            vector=self, multiplier=multiplier, start=start, operator=operator, positions=positions
+        ).hook()
 
     # ---- bookkeeping ------------------------------------------------------------------------------------------
 

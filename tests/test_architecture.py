@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "caa_lens"
 # Lowest first. A module may import (at its top level) modules of lower rows only.
 LEVELS = [
     {"atomic_files", "provenance", "number_checks", "algebra.expressions", "algebra.subspaces", "model_structure"},
-    {"formats.kinds", "formats.gguf_tensors"},
+    {"formats.kinds", "formats.gguf_tensors", "positions"},
     {"algebra.rules", "model_check", "words"},
     {"algebra.methods"},
     {"algebra.combinations"},
@@ -28,8 +28,8 @@ LEVELS = [
     {"formats.caa_files"},
     {"contrast", "prefix_cache", "staircase", "paper.downloads", "interchange"},
     {"loading.llama_config", "loading.fingerprint"},
-    {"models", "paper.questions", "plain_runs", "unembedding"},
-    {"arguments", "overflow", "paper.fetch"},
+    {"models", "paper.questions", "plain_runs", "unembedding", "steered_runs"},
+    {"arguments", "overflow", "paper.fetch", "open_blocks"},
     {"activations", "open_ended.text_measures"},
     {"extraction", "answers", "steering"},
     {"generation", "sweeps", "residual_lens"},
@@ -46,7 +46,18 @@ LEVELS = [
     {"__main__", "__init__"},
 ]
 LEVEL_OF = {module: level for level, modules in enumerate(LEVELS) for module in modules}
-PURE = ("vectors", "hooks", "geometry", "contrast", "contrast_pair", "contrast_files", "prompts", "storage", "report")
+PURE = (
+    "vectors",
+    "hooks",
+    "positions",
+    "geometry",
+    "contrast",
+    "contrast_pair",
+    "contrast_files",
+    "prompts",
+    "storage",
+    "report",
+)
 FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)

@@ -121,7 +121,11 @@ WRONG = {
     "encoder": (encoder, TypeError, "got a HookedEncoder, which writes no text"),
     "encoder and decoder": (encoder_decoder, TypeError, "got a HookedEncoderDecoder, whose prompt and answer are two"),
     "wrapper": (lambda: Wrapper(tiny_model()), TypeError, "a HookedTransformer itself"),
-    "compiled": (lambda: torch.compile(tiny_model()), TypeError, "torch.compile made, in which hooks may not run"),
+    "compiled": (
+        lambda: torch.compile(tiny_model()),
+        ValueError,
+        "the model is compiled, and torch.compile drops hooks",
+    ),
     "parallel": (lambda: torch.nn.DataParallel(tiny_model()), TypeError, "give the model inside, wrapper.module"),
     "class": (lambda: type(tiny_model()), TypeError, "expected a model from caa_lens.load_model, got type"),
     "name": (lambda: "demo", TypeError, "got the str 'demo'"),
