@@ -23,6 +23,7 @@ from caa_lens.hooks import Intervention
 from caa_lens.model_structure import structure_of
 from caa_lens.overflow import check_finite
 from caa_lens.plain_runs import new_cache, plain_runs
+from caa_lens.positions import of_row
 from caa_lens.prompts import Prompt, PromptBatch, PromptFormat, left_pad
 from caa_lens.steering import Steering, as_interventions
 from caa_lens.unembedding import final_logits
@@ -197,11 +198,10 @@ def _of_row(interventions: Sequence[Intervention], row: int, n_padding: int) -> 
     """What is done to one row of a padded batch, in the coordinates of its prompt by itself."""
     found = []
     for one in interventions:
-        multiplier, start = torch.as_tensor(one.multiplier), torch.as_tensor(one.start)
-        start = (start[row] if start.ndim else start) - n_padding
-        found.append(
-            replace(one, multiplier=multiplier[row] if multiplier.ndim else multiplier, start=start.clamp_min(0))
-        )
+        multiplier = torch.as_tensor(one.multiplier)
+        positions = None if one.where is None else of_row(one.where, row, n_padding)
+        multiplier = multiplier[row] if multiplier.ndim else multiplier
+        found.append(replace(one, multiplier=multiplier, start=None, positions=positions))
     return found
 
 

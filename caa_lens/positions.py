@@ -58,6 +58,19 @@ def check_positions(positions: Any) -> Positions:
     return positions
 
 
+def of_row(positions: Positions, row: int, n_padding: int) -> Positions:
+    """The positions of one row of a batch, counted without its padding."""
+    if isinstance(positions, Tensor):
+        return positions[row if len(positions) > 1 else 0, n_padding:][None]
+
+    def end_of(end: int | Tensor) -> Tensor:
+        end = torch.as_tensor(end)
+        return ((end[row] if end.ndim else end) - n_padding).clamp_min(0)
+
+    first, stop = positions
+    return end_of(first), None if stop is None else end_of(stop)
+
+
 def chosen(
     positions: Positions, *, behind: int, n_rows: int, n_pos: int, device: torch.device
 ) -> Bool[Tensor, "rows n_pos"]:

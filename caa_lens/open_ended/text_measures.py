@@ -27,7 +27,9 @@ from tqdm.auto import tqdm
 from caa_lens.arguments import check_count, check_model, check_prompt
 from caa_lens.open_ended.answers import answers_frame
 from caa_lens.overflow import check_finite
+from caa_lens.plain_runs import plain_runs
 from caa_lens.prompts import Prompt, PromptFormat, left_pad, resolve_format, warn_of_words
+from caa_lens.unembedding import token_logp
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,16 +142,16 @@ def answer_logp(
     # Longest first: little padding, and a lack of memory shows at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     order = [i for i in order if prompts[i].answer_start < len(prompts[i])]
+    batch_size = batch_size if plain_runs(model).padded else 1
     with tqdm(total=len(order), desc="perplexity", unit="text", disable=not progress) as bar:
         for first in range(0, len(order), batch_size):
             indices = order[first : first + batch_size]
             batch = left_pad([prompts[i] for i in indices], n_ctx=model.cfg.n_ctx, device=device)
-            logits = model(batch.tokens, attention_mask=batch.attention_mask)  # [batch pos d_vocab]
+            resid = model(batch.tokens, attention_mask=batch.attention_mask, stop_at_layer=model.cfg.n_layers)
             lengths = [len(prompts[i]) - prompts[i].answer_start for i in indices]
             chosen = []
             for row, n in enumerate(lengths):
-                before = logits[row, -n - 1 : -1].float().log_softmax(-1)
-                chosen.append(before.gather(-1, batch.tokens[row, -n:, None].to(before.device))[:, 0])
+                chosen.append(token_logp(model, resid[row, -n - 1 : -1], batch.tokens[row, -n:]))
             for i, of_answer in zip(indices, torch.cat(chosen).cpu().split(lengths), strict=True):
                 logp[i] = of_answer
             bar.update(len(indices))
