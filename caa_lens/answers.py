@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from caa_lens import prefix_cache
-from caa_lens.arguments import check_contrast_set, check_layers, check_model, check_width
+from caa_lens.arguments import check_contrast_set, check_hook_points, check_layers, check_model, check_width
 from caa_lens.contrast import ContrastSet
 from caa_lens.prompts import (
     Prompt,
@@ -109,6 +109,7 @@ def score(
         for intervention in condition:
             check_layers(model, [intervention.vector.layer])
             check_width(model, intervention.vector)
+            check_hook_points(model, intervention.vector.layer)
             if isinstance(intervention.multiplier, Tensor) and intervention.multiplier.ndim:
                 raise ValueError("a condition's multiplier must be one number: make one condition of each multiplier")
     prompt_format = resolve_format(model, prompt_format)

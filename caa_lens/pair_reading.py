@@ -15,13 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from caa_lens.activations import read_pairs, read_residuals
+from caa_lens.activations import read_pairs, read_residuals, reading
 from caa_lens.arguments import check_contrast_set, check_count, check_layers, check_model
 from caa_lens.atomic_files import write_atomically
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import encode_pairs
 from caa_lens.prompts import Prompt, PromptFormat, resolve_format
-from caa_lens.vectors import Provenance, hook_name_of, layer_ranges
+from caa_lens.vectors import Provenance, layer_ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -158,12 +158,12 @@ def _token_norms(
 ) -> Float[Tensor, "pair side layer"]:
     """Mean of the tokens' norms over each prompt's read span; this takes another pass."""
     prompts = [prompt for pair in pairs for prompt in pair]
-    seen: dict[str, list[Tensor]] = {hook_name_of(layer): [] for layer in layers}
+    seen: dict[int, list[Tensor]] = {layer: [] for layer in layers}
 
-    def keep(resid: Tensor, hook: Any) -> None:
-        seen[hook.name].extend(resid.float().norm(dim=-1).cpu())  # [pos] a row
+    def keep(layer: int, resid: Tensor) -> None:
+        seen[layer].extend(resid.float().norm(dim=-1).cpu())  # [pos] a row
 
-    with model.hooks(fwd_hooks=[(name, keep) for name in seen]):
+    with reading(model, layers, keep):
         for _ in read_residuals(model, prompts, layers=layers, batch_size=batch_size):
             pass
     # Rows are padded on the left: counted from the end, a prompt's positions need no padding.

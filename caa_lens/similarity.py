@@ -29,11 +29,12 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from caa_lens.activations import reading
 from caa_lens.arguments import as_vector_set, check_layers, check_model, check_width, describe
 from caa_lens.atomic_files import write_atomically
 from caa_lens.lens import show_token
 from caa_lens.prompts import Prompt, PromptFormat, check_fits, resolve_format
-from caa_lens.vectors import Provenance, SteeringVector, SteeringVectors, hook_name_of
+from caa_lens.vectors import Provenance, SteeringVector, SteeringVectors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -275,17 +276,16 @@ def token_similarity(
     prompt, format_name = _encode(model, text, answer, prompt_format, system, raw_text)
     check_fits(prompt, model.cfg.n_ctx)
     device = model.W_E.device
-    dots: dict[str, Tensor] = {}
-    cosines: dict[str, Tensor] = {}
+    dots: dict[int, Tensor] = {}
+    cosines: dict[int, Tensor] = {}
 
-    def keep(resid: Tensor, hook: Any) -> None:
+    def keep(layer: int, resid: Tensor) -> None:
         h = resid[0].float()  # [pos d_model]
-        v = vectors[hook.layer()].direction.to(h.device).float()
-        dots[hook.name] = (h @ v).cpu()
-        cosines[hook.name] = torch.cosine_similarity(h, v[None], dim=-1).cpu()
+        v = vectors[layer].direction.to(h.device).float()
+        dots[layer] = (h @ v).cpu()
+        cosines[layer] = torch.cosine_similarity(h, v[None], dim=-1).cpu()
 
-    names = [hook_name_of(layer) for layer in layers]
-    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
+    with reading(model, layers, keep):
         model(torch.tensor([prompt.tokens], device=device), stop_at_layer=layers[-1] + 1)
     shown = [show_token(model.tokenizer, token) for token in prompt.tokens]
     frames = [
@@ -295,11 +295,11 @@ def token_similarity(
                 "token": shown,
                 "token_id": prompt.tokens,
                 "layer": layer,
-                "cosine": cosines[name].numpy(),
-                "dot": dots[name].numpy(),
+                "cosine": cosines[layer].numpy(),
+                "dot": dots[layer].numpy(),
             }
         )
-        for layer, name in zip(layers, names, strict=True)
+        for layer in layers
     ]
     return TokenSimilarity(
         frame=pd.concat(frames, ignore_index=True),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caa_lens.arguments import as_prompt, check_layers, check_model, check_width, describe
+from caa_lens.arguments import as_prompt, check_hook_points, check_layers, check_model, check_width, describe
 from caa_lens.hooks import Intervention
 from caa_lens.prompts import Prompt, PromptBatch, explain, left_pad
 from caa_lens.vectors import SteeringVector, SteeringVectors
@@ -215,6 +215,7 @@ def as_interventions(
             )
         check_layers(model, [made.vector.layer])
         check_width(model, made.vector)
+        check_hook_points(model, made.vector.layer)
         interventions.append(made)
     return interventions
 

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from caa_lens.arguments import check_count
 from caa_lens.open_ended.answers import answers_frame
+from caa_lens.plain_runs import plain_runs
 from caa_lens.prompts import Prompt, PromptFormat, left_pad, resolve_format
 
 if TYPE_CHECKING:
@@ -118,14 +119,15 @@ def answer_logp(
 ) -> list[Float[Tensor, " pos"]]:
     """Log-probability of each token of each answer given all before it, in nats; float32 on the CPU.
 
-    Runs the model's own `forward`, with no hooks of ours. Tokens are those of the text as it stands, which may differ
-    from the ones it was generated as; one that spans the prompt's end and the answer's beginning is the answer's. The
-    end-of-sequence token is no part of the text.
+    Runs the model's own `forward`, with no hooks of ours; text by text where it might not bear padding (`plain_runs`).
+    Tokens are those of the text as it stands, which may differ from the ones it was generated as; one that spans the
+    prompt's end and the answer's beginning is the answer's. The end-of-sequence token is no part of the text.
 
     Raises:
         ValueError: if a prompt is longer than the context.
     """
     device = next(model.parameters()).device
+    batch_size = batch_size if plain_runs(model).padded else 1
     logp = [torch.empty(0) for _ in prompts]
     # Longest first: little padding, and a lack of memory shows at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
