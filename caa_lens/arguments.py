@@ -133,10 +133,10 @@ def check_hook_points(model: Any, layer: int) -> None:
         for part in place.split("."):
             found = getattr(found, part, None)
         if type(found).__name__ != "HookPoint":
-            instead = "is missing" if found is None else f"is a {type(found).__name__} instead of a HookPoint"
+            what = f"{name} is missing" if found is None else f"{type(found).__name__} stands in the place of {name}"
             raise ValueError(
-                f"{name} {instead}, so that nothing can be steered at layer {layer}: steer at another layer, or take "
-                "the module away that was put there (of SAELens: model.reset_saes())"
+                f"{what}, so that nothing can be steered at layer {layer}: steer at another layer, or take the module "
+                "away that was put there (of SAELens: model.reset_saes())"
             )
         if model.hook_dict.get(name) is not found:
             raise ValueError(

@@ -38,9 +38,10 @@ class Told(torch.nn.Module):
 
     def __init__(self, tokenizer, follows):
         super().__init__()
-        self.nothing = torch.nn.Parameter(torch.zeros(len(tokenizer)))
+        self.nothing = self.W_E = torch.nn.Parameter(torch.zeros(len(tokenizer)))
         self.tokenizer, self.follows = tokenizer, follows
-        self.cfg = type("Config", (), {"model_name": "told", "n_ctx": 512})()
+        # With rotary tables that follow the length, nothing is tried out on it.
+        self.cfg = type("Config", (), {"model_name": "told", "n_ctx": 512, "use_dynamic_ntk_rope": True})()
 
     def forward(self, tokens, *, attention_mask):
         logits = self.nothing.repeat(*tokens.shape, 1)
