@@ -21,14 +21,19 @@ from caa_lens.prompts import Prompt, left_pad
 
 
 @contextmanager
-def reading(model: Any, layers: Sequence[int], keep: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """`keep(layer, resid_post)` for every run of these layers' blocks in the `with` block, `[batch pos d_model]`."""
+def reading(
+    model: Any, layers: Sequence[int], keep: Callable[[int, Tensor], None], *, at: str = "hook_resid_post"
+) -> Iterator[None]:
+    """`keep(layer, resid_post)` for every run of these layers' blocks in the `with` block, `[batch pos d_model]`.
 
-    def read(module: Any, given: Any, resid: Tensor, layer: int) -> None:
-        keep(layer, resid)
+    `at` is another hook point of the blocks. Whatever module stands in its place, its output is what is read.
+    """
+
+    def read(module: Any, given: Any, out: Tensor, layer: int) -> None:
+        keep(layer, out)
 
     # A block that somebody put into a module of their own has no such attribute: there it is the whole's output.
-    points = [getattr(model.blocks[layer], "hook_resid_post", model.blocks[layer]) for layer in layers]
+    points = [getattr(model.blocks[layer], at, model.blocks[layer]) for layer in layers]
     handles = [
         point.register_forward_hook(partial(read, layer=layer)) for layer, point in zip(layers, points, strict=True)
     ]

@@ -25,6 +25,7 @@ from caa_lens import prefix_cache
 from caa_lens.arguments import (
     check_contrast_set,
     check_count,
+    check_hook_points,
     check_layers,
     check_model,
     check_width,
@@ -126,6 +127,7 @@ def score(
         for intervention in condition:
             check_layers(model, [intervention.vector.layer])
             check_width(model, intervention.vector)
+            check_hook_points(model, intervention.vector.layer)
             if isinstance(intervention.multiplier, Tensor) and intervention.multiplier.ndim:
                 raise ValueError("a condition's multiplier must be one number: make one condition of each multiplier")
             if intervention.positions is not None:

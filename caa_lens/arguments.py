@@ -153,6 +153,29 @@ def check_width(model: Any, vectors: SteeringVector | SteeringVectors) -> None:
         )
 
 
+def check_hook_points(model: Any, layer: int) -> None:
+    """Raises `ValueError` where TransformerLens' hooks do not reach the two hook points that a layer's vector needs.
+
+    Another module may stand in a hook point's place, as sparse autoencoders are attached; and where nobody called
+    `model.setup()` afterwards, hooks would still be added to the point that was taken out, and change nothing.
+    """
+    for place in ("attn.hook_pattern", "hook_resid_post"):
+        name, found = f"blocks.{layer}.{place}", model.blocks[layer]
+        for part in place.split("."):
+            found = getattr(found, part, None)
+        if type(found).__name__ != "HookPoint":
+            what = f"{name} is missing" if found is None else f"{type(found).__name__} stands in the place of {name}"
+            raise ValueError(
+                f"{what}, so that nothing can be steered at layer {layer}: steer at another layer, or take the module "
+                "away that was put there (of SAELens: model.reset_saes())"
+            )
+        if model.hook_dict.get(name) is not found:
+            raise ValueError(
+                f"the model does not know its hook point {name}, so that hooks would change nothing at layer {layer}: "
+                "call model.setup() after putting a module in a hook point's place or taking it away"
+            )
+
+
 def check_layers(model: Any, layers: Sequence[int] | None) -> tuple[int, ...]:
     """Layers as distinct block ids in order; all of the model's by default.
 

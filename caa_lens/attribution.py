@@ -21,7 +21,9 @@ wrote differently; that includes what earlier steered blocks and earlier steered
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,10 +31,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from caa_lens.activations import reading
 from caa_lens.arguments import as_multiplier, check_count, check_model, check_prompt
 from caa_lens.contrast import ContrastSet
 from caa_lens.intervals import bootstrap_interval
 from caa_lens.overflow import check_finite
+from caa_lens.plain_runs import plain_runs
 from caa_lens.prefix_cache import rounding
 from caa_lens.prompts import (
     Prompt,
@@ -157,7 +161,7 @@ def attribute(
             `(prompt, positive token, negative token)` for any prompt's next token, with tokens as ids, or as text that
             is one token (mind leading blanks: `" Yes"`).
         multiplier: v is multiplied by it; steering starts at the instruction's last token.
-        batch_size: questions at a time; each runs steered and unsteered.
+        batch_size: questions at a time; each runs steered and unsteered. One where the model might not bear padding.
 
     Raises:
         TypeError: for anything but one layer's vector.
@@ -170,6 +174,7 @@ def attribute(
     multiplier = as_multiplier(multiplier)
     _check_linear(model)
     as_interventions(model, [vector], multiplier=multiplier)
+    batch_size = batch_size if plain_runs(model).padded else 1
     chosen = resolve_format(model, prompt_format) if _needs_format(pairs) else None
     prompts, tokens = _encode(model, pairs, chosen, system)
     for prompt in prompts:
@@ -244,24 +249,24 @@ def _run(
     batch = left_pad([*prompts, *prompts], n_ctx=model.cfg.n_ctx, device=model.W_E.device)
     runs = torch.tensor([0.0] * n + [multiplier] * n, device=u.device)
     (steering,) = as_interventions(model, [vector], multiplier=runs, start=batch.steer_start)
-    written: dict[str, Tensor] = {}
+    written: dict[tuple[int, str], Tensor] = {}
 
-    def keep(out: Tensor, hook: Any) -> None:
+    def keep(layer: int, out: Tensor, kind: str) -> None:
         last = out[:, -1].float().to(u.device).unflatten(0, (2, n))
-        written[hook.name] = ((last[1] - last[0]) * u).sum(-1)
+        written[layer, kind] = ((last[1] - last[0]) * u).sum(-1)
 
-    names = [
-        f"blocks.{layer}.hook_{kind}_out"
-        for layer in range(vector.layer + 1, model.cfg.n_layers)
-        for kind in _kinds(model)
-    ]
-    with model.hooks(fwd_hooks=[steering.hook(), *((name, keep) for name in names)]):
+    above = range(vector.layer + 1, model.cfg.n_layers)
+    with ExitStack() as open_ones:
+        open_ones.enter_context(model.hooks(fwd_hooks=[steering.hook()]))
+        for kind in _kinds(model):
+            open_ones.enter_context(reading(model, above, partial(keep, kind=kind), at=f"hook_{kind}_out"))
         resid = model(batch.tokens, attention_mask=batch.attention_mask, stop_at_layer=model.cfg.n_layers)
     final = resid[:, -1].to(u.device).unflatten(0, (2, n))  # [run question d_model]
     scale = (final.float().pow(2).mean(-1) + model.cfg.eps).sqrt()  # [run question]
     direct = multiplier * (vector.direction.to(u.device).float() * u).sum(-1)
     unsteered = (final[0].float() * u).sum(-1)
-    split = torch.stack([direct, *(written[name] for name in names)], dim=1) / scale[1, :, None]
+    parts = [written[layer, kind] for layer in above for kind in _kinds(model)]
+    split = torch.stack([direct, *parts], dim=1) / scale[1, :, None]
     rescaled = unsteered * (1 / scale[1] - 1 / scale[0])
     return torch.cat([split, rescaled[:, None]], dim=1), final
 

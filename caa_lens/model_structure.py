@@ -11,8 +11,10 @@ questions are answered here from the modules themselves, without running them:
 Neither is proof by itself: `prefix_cache.unsupported` also compares numbers.
 """
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -56,6 +58,9 @@ _IN_BLOCK = {"attn.q_norm": {"RMSNorm"}, "attn.k_norm": {"RMSNorm"}}
 _MODEL = {"embed": {"Embed"}, "blocks": {"ModuleList", "TypedModuleList"}}
 _BEHIND = ("ln_final", "unembed")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+# SAELens' model differs from TransformerLens' own in what stands in its hook points' places, and in a hook point that
+# its MLPs have in front; see `_replaced_methods`.
+_SAE_MODEL = ("sae_lens.analysis.hooked_sae_transformer", "HookedSAETransformer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,10 +161,12 @@ def _is_transformer_lens(kind: type) -> bool:
 
 
 def _is_own(kind: type) -> bool:
-    """A class of TransformerLens or torch, or one made from it, as SAELens' model is, that runs as it does."""
+    """A class of TransformerLens or torch, SAELens' model, or one made from these that runs as they do."""
     for base in kind.__mro__:
         if base.__module__.partition(".")[0] in ("transformer_lens", "torch"):
             return True
+        if (base.__module__, base.__qualname__) == _SAE_MODEL:
+            continue
         if {"forward", "__call__", "_call_impl", "input_to_embed", "get_residual", "__getattr__"} & vars(base).keys():
             return False
     return False
@@ -168,7 +175,29 @@ def _is_own(kind: type) -> bool:
 def _replaced_methods(module: nn.Module) -> list[str]:
     """Methods of a module's class that an attribute of the instance hides, as in `block.forward = ...`."""
     kind = type(module)
-    return [key for key, value in vars(module).items() if callable(value) and callable(getattr(kind, key, None))]
+    hidden = [key for key, value in vars(module).items() if callable(value) and callable(getattr(kind, key, None))]
+    return [key for key in hidden if not (key == "forward" and _is_sae_lens_mlp(module))]
+
+
+def _is_sae_lens_mlp(module: nn.Module) -> bool:
+    """Whether a module's `forward` is what SAELens makes of it: its own behind a hook point, of this very module.
+
+    A copy of the model has the `forward` of the original's module, with the original's weights.
+    """
+    forward = module.forward
+    code = getattr(forward, "__code__", None)
+    if code is None or (forward.__module__, code.co_qualname) != (
+        _SAE_MODEL[0],
+        "add_hook_in_to_mlp.<locals>.<lambda>",
+    ):
+        return False
+    inside = dict(zip(code.co_freevars, (cell.cell_contents for cell in forward.__closure__ or ()), strict=True))
+    own = inside.get("original_forward")
+    return (
+        inside.keys() == {"mlp", "original_forward"}
+        and inside["mlp"] is module
+        and own == MethodType(type(module).forward, module)
+    )
 
 
 def _plain_values(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -176,7 +205,15 @@ def _plain_values(module: nn.Module) -> Iterator[tuple[str, Any]]:
         if isinstance(value, str | int | float | bool):
             yield key, value
         elif callable(value):
-            yield key, id(value)
+            yield key, _identity(value)
+
+
+def _identity(value: Any) -> Any:
+    """Equal only for the same object: an `id` may be that of another one, once the first is gone."""
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return id(value)
 
 
 def _some(names: list[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caa_lens.arguments import as_prompt, check_layers, check_model, check_width, describe
+from caa_lens.arguments import as_prompt, check_hook_points, check_layers, check_model, check_width, describe
 from caa_lens.hooks import Intervention
 from caa_lens.open_blocks import OpenBlock
 from caa_lens.overflow import check_steps
@@ -218,6 +218,7 @@ def as_interventions(
             )
         check_layers(model, [made.vector.layer])
         check_width(model, made.vector)
+        check_hook_points(model, made.vector.layer)
         interventions.append(made)
     check_steps(model, interventions)
     return interventions

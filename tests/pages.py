@@ -14,7 +14,7 @@ RUN = {"python", "bash"}
 SHOWN = {"text", "bibtex", "json"}  # what is no code of ours
 
 _FENCE = re.compile(
-    r"(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?"
+    r"(?:<!-- (?P<how>not run|run by `make interop`): (?P<reason>[^\n]+?) -->\n)?"
     r"^(?P<indent> *)(?P<fence>```+|~~~+)(?P<info>[^\n]*)\n(?P<body>.*?)^(?P=indent)(?P=fence) *$",
     re.MULTILINE | re.DOTALL,
 )
@@ -27,6 +27,7 @@ class Block:
     Attributes:
         line: of the page, counted from 1, where its code begins.
         reason: why it is not run: `<!-- not run: REASON -->` stands on the line above it. Else None.
+        interop: `<!-- run by `make interop`: REASON -->` stands there: run in that environment only.
         follows: whether nothing stands between it and the block before it, as between code and its output.
     """
 
@@ -34,6 +35,7 @@ class Block:
     language: str
     code: str
     reason: str | None
+    interop: bool
     follows: bool
 
 
@@ -47,6 +49,7 @@ def blocks(page: Path) -> list[Block]:
             language=found["info"].strip(),
             code=textwrap.dedent(found["body"]),
             reason=found["reason"],
+            interop=(found["how"] or "").startswith("run by"),
             follows=bool(read) and not text[end : found.start()].strip(),
         )
         read.append(block)

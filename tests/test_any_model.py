@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from helpers import random_vectors
-from shapes import CHANGES, OTHER, PLAIN, model_of
+from shapes import CHANGES, OTHER, PLAIN, Rescaled, model_of
 from torch.testing import assert_close
 
 import caa_lens as cl
@@ -15,6 +15,9 @@ from caa_lens.answers import score
 from caa_lens.contrast import ContrastSet
 from caa_lens.generation import generate_tokens
 from caa_lens.hooks import Intervention
+from caa_lens.model_structure import structure_of
+from caa_lens.open_ended.text_measures import answer_logp
+from caa_lens.pair_reading import pair_activations
 from caa_lens.plain_runs import plain_runs
 from caa_lens.prefix_cache import SharedPrefixWarning
 from caa_lens.prompts import Prompt, encode_answer, encode_letters, resolve_format
@@ -291,3 +294,122 @@ def test_one_warning_says_why_text_is_generated_more_slowly(tokenizer):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cl.generate(model, "Why?", max_new_tokens=2, use_cache=False)  # asked for
+
+
+# ---- hook points that hooks do not reach ---------------------------------------------------------------------------
+
+
+def steer_and_run(model, v):
+    with cl.steer(model, v, start=0):
+        model(torch.tensor([[1, 2, 3]]))
+
+
+def run_with_one_vector_at_layer_1(entry, model):
+    v = random_vectors(model)[1]
+    match entry:
+        case "score":
+            score(model, LETTERS, [(), (Intervention(vector=v),)], progress=False)
+        case "sweep":
+            cl.sweep(model, TEXTS, random_vectors(model), layers=[1], multipliers=[1], progress=False)
+        case "transfer":
+            cl.transfer(model, TEXTS, random_vectors(model, layers=[2]), targets=[1], progress=False)
+        case "generate":
+            cl.generate(model, "Why?", [v], max_new_tokens=2)
+        case "stream":
+            list(cl.stream(model, "Why?", [v], max_new_tokens=2))
+        case "steer":
+            steer_and_run(model, v)
+        case "stream_lens":
+            cl.stream_lens(model, "Why?", vectors=[v])
+        case "attribute":
+            cl.attribute(model, LETTERS, v, progress=False)
+
+
+ENTRIES = ("score", "sweep", "transfer", "generate", "stream", "steer", "stream_lens", "attribute")
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_vector_whose_hook_point_was_replaced_is_refused_and_never_passed_over(entry, tokenizer):
+    """TransformerLens would still add the hook to the point that was taken out, where nobody called `setup()`."""
+    model = model_of("llama", tokenizer)
+    for place, name in ((model.blocks[1], "hook_resid_post"), (model.blocks[1].attn, "hook_pattern")):
+        own = getattr(place, name)
+        setattr(place, name, Rescaled())
+        with pytest.raises(
+            ValueError, match=rf"Rescaled stands in the place of blocks\.1\..*{name}, .*steer at another layer"
+        ):
+            run_with_one_vector_at_layer_1(entry, model)
+        model.setup()
+        with pytest.raises(
+            ValueError, match=rf"Rescaled stands in the place of blocks\.1\..*{name}, .*steer at another layer"
+        ):
+            run_with_one_vector_at_layer_1(entry, model)
+        setattr(place, name, type(own)())
+        with pytest.raises(ValueError, match=rf"does not know its hook point .*{name}, .*call model\.setup\(\)"):
+            run_with_one_vector_at_layer_1(entry, model)
+        model.setup()
+    run_with_one_vector_at_layer_1(entry, model)
+
+
+def test_a_block_inside_of_another_module_is_not_steered(tokenizer):
+    """Extraction reads what the whole writes, and a hook would add a vector inside of it."""
+    model = model_of("llama", tokenizer)
+    CHANGES["wrapped block"](model)
+    with pytest.raises(ValueError, match=r"blocks\.1\.attn\.hook_pattern is missing"):
+        steer_and_run(model, random_vectors(model)[1])
+    steer_and_run(model, random_vectors(model)[2])
+
+
+@pytest.mark.parametrize("setup", [True, False])
+def test_what_stands_in_a_hook_points_place_is_what_is_read(setup, tokenizer):
+    model = model_of("llama", tokenizer)
+    model.blocks[1].hook_resid_post, model.blocks[3].hook_mlp_out = Rescaled(), Rescaled()
+    if setup:
+        model.setup()
+    vectors, prompt = random_vectors(model, scale=2.0), Prompt.of(model, "How was your day?")
+    dots = torch.tensor(cl.token_similarity(model, prompt, vectors).table("dot").to_numpy())  # [pos layer]
+    expected = torch.einsum("lpd,ld->pl", streams(model, prompt.tokens), vectors.directions)
+    assert_close(dots, expected.to(dots.dtype), atol=1e-4, rtol=1e-4)
+
+    with pytest.warns(SharedPrefixWarning):
+        found = pair_activations(model, TEXTS, progress=False).norms  # [pair side layer]
+    fmt = resolve_format(model, None)
+    for row, pair in zip(found, TEXTS, strict=True):
+        for norms, answer in zip(row, (pair.positive, pair.negative), strict=True):
+            text = encode_answer(fmt, model.tokenizer, pair.question, answer)
+            means = streams(model, text.tokens)[:, slice(*text.read)].norm(dim=-1).mean(-1)
+            assert_close(norms, means, atol=1e-4, rtol=1e-4)
+
+    split = cl.attribute(model, [(prompt, 5, 9)], vectors[2], progress=False)
+    steered = plain_forward(model, prompt.tokens, [(2, vectors[2].direction, prompt.steer_start)])
+    change = (steered - unsteered(model, prompt.tokens))[-1]
+    assert split.total == pytest.approx(float(change[5] - change[9]), abs=2e-4)
+    assert split.explained == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("shape", ["dynamic rotary", "llama"])
+def test_attribution_and_perplexity_pad_only_where_the_model_bears_it(shape, tokenizer):
+    """Dynamic rotary scales with the length of what runs, padding included."""
+    model = model_of(shape, tokenizer)
+    v, fmt = random_vectors(model, scale=2.0)[1], resolve_format(model, None)
+    questions = [(Prompt.of(model, text), 5, 9) for text in ("Why?", "How was your long day at work, or at home?")]
+    split = cl.attribute(model, questions, v, progress=False)
+    for row, (prompt, good, bad) in zip(split.changes.itertuples(), questions, strict=True):
+        steered = plain_forward(model, prompt.tokens, [(1, v.direction, prompt.steer_start)])
+        change = (steered - unsteered(model, prompt.tokens))[-1]
+        assert row.change == pytest.approx(float(change[good] - change[bad]), abs=2e-4)
+    prompts = [encode_answer(fmt, tokenizer, pair.question, pair.positive) for pair in TEXTS]
+    for prompt, found in zip(prompts, answer_logp(model, prompts, progress=False), strict=True):
+        logp = unsteered(model, prompt.tokens).log_softmax(-1)
+        expected = [logp[pos - 1, prompt.tokens[pos]] for pos in range(prompt.answer_start, len(prompt))]
+        assert_close(found, torch.stack(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_another_object_in_the_place_of_one_that_is_gone_is_another_structure():
+    """An `id` may come again: what was compared with one autoencoder attached must not hold for the next."""
+    model, signatures = model_of("llama"), []
+    for _ in range(20):
+        model.blocks[1].mlp.act_fn = lambda x: x.relu()
+        signatures.append(structure_of(model).signature)
+    assert all(one != other for i, one in enumerate(signatures) for other in signatures[:i])
+    assert signatures[-1] == structure_of(model).signature

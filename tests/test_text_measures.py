@@ -39,14 +39,12 @@ def one_token_at_a_time(model, question, answer, prompt_format=None, system=None
 def told(tokenizer, follows):
     """A model that after the tokens of `follows` is sure, and otherwise knows nothing."""
     model = tiny_model(d_vocab=len(tokenizer), n_ctx=512, n_layers=1, tokenizer=tokenizer)
-
-    def forward(tokens, *, attention_mask):
-        logits = torch.zeros(*tokens.shape, len(tokenizer))
-        for before, after in follows.items():
-            logits[..., after] += 50 * (tokens == before)
-        return logits
-
-    model.forward = forward
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    model.ln_final.w.data += 1
+    for i, (before, after) in enumerate(follows.items()):  # a direction for each
+        model.W_E.data[before, i] = 1
+        model.W_U.data[i, after] = 50 / model.cfg.d_model**0.5
     return model
 
 

@@ -126,9 +126,9 @@ def answer_logp(
 ) -> list[Float[Tensor, " pos"]]:
     """Log-probability of each token of each answer given all before it, in nats; float32 on the CPU.
 
-    Runs the model's own `forward`, with no hooks of ours. Tokens are those of the text as it stands, which may differ
-    from the ones it was generated as; one that spans the prompt's end and the answer's beginning is the answer's. The
-    end-of-sequence token is no part of the text.
+    Runs the model's own `forward`, with no hooks of ours; text by text where it might not bear padding (`plain_runs`).
+    Tokens are those of the text as it stands, which may differ from the ones it was generated as; one that spans the
+    prompt's end and the answer's beginning is the answer's. The end-of-sequence token is no part of the text.
 
     Raises:
         ValueError: if a prompt is longer than the context.
