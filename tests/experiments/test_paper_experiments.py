@@ -1,7 +1,7 @@
 """Each of the paper's experiments by itself: what it asks of the model, and what it says of numbers that are known.
 
-No model runs here, but for one small random one. The runs' scores are stand-ins that tell which condition they are of; the sections get made-up
-frames, and every sentence and table is computed here a second time.
+No model runs here, but for one small random one. The runs' scores are stand-ins that tell which condition they are of;
+the sections get made-up frames, and every sentence and table is computed here a second time.
 """
 
 from dataclasses import asdict, replace
