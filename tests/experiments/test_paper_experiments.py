@@ -188,6 +188,41 @@ def test_system_prompts_are_put_before_all_multipliers(context, asked):
     assert [call.system is None for call in asked] == [False, True]
 
 
+def test_the_positive_system_prompt_asks_for_the_behavior_and_the_negative_one_against_it():
+    words = {
+        "sentiment": ("cheerful", "bitter"),
+        "formality": ("formally", "casually"),
+        "refusal": ("decline every", "fulfil every"),
+        "sycophancy": ("agree", "what is true"),
+    }
+    assert set(words) == set(system_prompts.OF_BUNDLED)
+    for behavior, (for_it, against_it) in words.items():
+        assert for_it in system_prompts.system_prompt(CONFIG, behavior, "positive")
+        assert against_it in system_prompts.system_prompt(CONFIG, behavior, "negative")
+
+
+def test_a_taught_model_is_scored_and_answers_at_three_multipliers(context, asked, generated, monkeypatch):
+    monkeypatch.setattr(finetuning, "taught", lambda context, unit: f"taught {unit['finetune']}")
+    unit = Unit.of(behavior="refusal", finetune="negative")
+    frame = finetuning.run(unit, context)
+    (call,) = asked
+    assert (call.model, call.test, call.system) == ("taught negative", context.sets("refusal").test, None)
+    assert conditions_by_cell(context, call, frame, ["layer", "multiplier"]) == {
+        (3, m): [("refusal", "", "normalised", 3, 3, m)] if m else [] for m in (-1.0, 0.0, 1.0)
+    }
+    texts = pd.read_parquet(finetuning.answers_file(context.folder, unit))
+    prompts = list(context.sets("refusal").open_ended)
+    assert texts["multiplier"].tolist() == [m for m in (-1.0, 0.0, 1.0) for _ in prompts]
+    assert texts["question"].tolist() == 3 * prompts
+    assert texts["answer"].tolist() == 3 * [prompt[::-1] for prompt in prompts]
+    assert {model for model, *_ in generated} == {"taught negative"}
+    assert [[m for _, m in vectors] for _, _, vectors, _ in generated] == [[-1.0], [], [1.0]]
+    context.changed["refusal"] = replace(context.sets("refusal"), open_ended=())
+    other = Unit.of(behavior="refusal", finetune="positive")
+    finetuning.run(other, context)
+    assert not finetuning.answers_file(context.folder, other).exists()
+
+
 def test_knowledge_is_asked_with_each_questions_own_category(context, asked, monkeypatch):
     pairs = ContrastSet.from_pairs([(f"Question {n}?", "yes", "no") for n in range(3)], name="facts")
     monkeypatch.setattr("caa_lens.paper.questions.load_paper_questions", lambda name: (pairs, ("a", "b", "a")))
@@ -400,6 +435,13 @@ def cell_text(frame, digits=3, **cell):
     return f"{mean:.{digits}f} [{low:.{digits}f},{NBSP}{high:.{digits}f}]"
 
 
+def section_of(name, frames, config):
+    """An experiment's section, which has the experiment's own heading."""
+    section = BY_NAME[name].section(frames, config)
+    assert (section.title, section.source) == (BY_NAME[name].title, BY_NAME[name].source)
+    return section
+
+
 def tables_of(section):
     return dict(section.captioned_tables())
 
@@ -415,7 +457,7 @@ def swept(best, n_layers=5, metric="margin", scale=1.0):
 
 def test_the_layer_sweep_names_each_behaviors_best_layer_with_its_interval():
     frames = {Unit.of(behavior="z"): swept(3), Unit.of(behavior="a"): swept(1, metric="p_matching", scale=0.1)}
-    section = layer_sweep.section(frames, CONFIG.model_copy(update={"layer": 4}))
+    section = section_of("layer_sweep", frames, CONFIG.model_copy(update={"layer": 4}))
     (table,) = tables_of(section).values()
     assert table["behavior"].tolist() == ["z", "a"]
     assert table["best layer"].tolist() == [3, 1]
@@ -433,7 +475,7 @@ def test_the_layer_sweep_names_each_behaviors_best_layer_with_its_interval():
         "Largest effect over all behaviors, in standard deviations of the unsteered scores: layer "
         f"{best} ({best / 4:.0%} of the depth). Single-layer experiments of this run steer at layer 4."
     )
-    chosen = layer_sweep.section(frames, CONFIG)
+    chosen = section_of("layer_sweep", frames, CONFIG)
     assert chosen.found[0].endswith(f"steer at layer {best}.")
     assert len(section.figures) == 4  # effects and levels, of margins and of probabilities
 
@@ -459,7 +501,7 @@ def test_multipliers_are_shown_with_intervals_and_whether_they_rise():
         Unit.of(behavior="z"): scores_of({(2, m): x for m, x in levels.items()}, ["layer", "multiplier"]),
         Unit.of(behavior="a"): scores_of({(2, m): rising[m] for m in (0.5, -1.0, 0.0, 1.0)}, ["layer", "multiplier"]),
     }
-    section = multipliers.section(frames, CONFIG)
+    section = section_of("multipliers", frames, CONFIG)
     assert section.text.startswith("The layer-2 vector")
     assert section.found == [
         "z: the score does not rise at the steps to 0, 1; 0.100 at -1, 0.350 at +1.",
@@ -483,7 +525,7 @@ def test_a_moved_vectors_effect_is_told_at_its_own_and_at_the_best_layer():
     frames = {}
     for behavior, best in (("z", 4), ("a", 1)):
         frames[Unit.of(behavior=behavior)] = swept(best).query("layer >= 0").assign(source=2)
-    section = vector_transfer.section(frames, CONFIG)
+    section = section_of("vector_transfer", frames, CONFIG)
     assert section.text.startswith("The layer-2 vector added")
     for (unit, frame), best, said in zip(frames.items(), (4, 1), section.found, strict=True):
         (own, low, high), (most, from_, to) = effect_of(frame, layer=2), effect_of(frame, layer=best)
@@ -495,7 +537,7 @@ def test_a_moved_vectors_effect_is_told_at_its_own_and_at_the_best_layer():
 
 def test_base_vectors_best_layer_is_told_with_its_interval():
     frames = {Unit.of(behavior="z"): swept(3).query("layer >= 0"), Unit.of(behavior="a"): swept(1).query("layer >= 0")}
-    section = base_to_chat.section_transfer(frames, CONFIG)
+    section = section_of("base_transfer", frames, CONFIG)
     expected = []
     for (unit, frame), best in zip(frames.items(), (3, 1), strict=True):
         mean, low, high = effect_of(frame, layer=best)
@@ -508,7 +550,7 @@ def test_base_cosines_are_told_at_their_peak_and_at_the_end():
     base, chat = Provenance(model="base"), Provenance(model="chat")
     frame = pd.DataFrame({"layer": [0, 1, 2], "cosine": [0.2, 0.9, 0.4]})
     frame.attrs |= {"d_model": 8, "vectors": [asdict(base), asdict(chat)]}
-    section = base_to_chat.section_cosines({Unit.of(behavior="b"): frame}, CONFIG)
+    section = section_of("base_cosines", {Unit.of(behavior="b"): frame}, CONFIG)
     assert section.found == ["b: largest at layer 1 (0.90), 0.40 at the last layer."]
     (figure,) = section.figures
     assert figure.to_json() == ModelCosines(frame=frame, d_model=8, vectors=(base, chat)).plot().to_json()
@@ -516,7 +558,7 @@ def test_base_cosines_are_told_at_their_peak_and_at_the_end():
 
 def test_the_base_vectors_section_is_the_norms_under_its_own_title():
     norms = pd.DataFrame({"layer": [0, 1], "norm": [1.0, 2.0], "n_pairs": 7})
-    section = base_to_chat.section_vectors({Unit.of(behavior="b"): norms}, CONFIG)
+    section = section_of("base_vectors", {Unit.of(behavior="b"): norms}, CONFIG)
     assert (section.title, section.source) == ("Steering vectors of the base model", "Section 7")
     (table,) = tables_of(section).values()
     assert table.to_dict("records") == [{"behavior": "b", "n_pairs": 7}]
@@ -528,7 +570,7 @@ def test_effects_are_told_by_system_prompt():
         for i, side in enumerate(system_prompts.SIDES):
             levels = {(2, m): shift + 0.1 * i + 0.05 * (i + 1) * m for m in (-1.0, 0.0, 1.0)}
             frames[Unit.of(behavior=behavior, system=side)] = scores_of(levels, ["layer", "multiplier"])
-    section = system_prompts.section(frames, CONFIG)
+    section = section_of("system_prompts", frames, CONFIG)
     assert "with the layer-2 vector at -1, 0 and +1" in section.text
     for behavior, said in zip(("z", "a"), section.found, strict=True):
         parts = []
@@ -562,24 +604,24 @@ def paper_scores(table, columns):
 
 
 @pytest.mark.parametrize(
-    ("table", "columns", "section"),
+    ("table", "columns", "name"),
     [
-        ("ab", ["behavior"], multipliers.section),
-        ("system_prompt", ["behavior", "system"], system_prompts.section),
-        ("layer_transfer", ["behavior"], vector_transfer.section),
-        ("base_to_chat_transfer", ["behavior"], base_to_chat.section_transfer),
-        ("mmlu", ["behavior"], knowledge.section_mmlu),
-        ("truthful_qa", ["behavior"], knowledge.section_truthful_qa),
-        ("finetune_ab", ["behavior", "finetune"], finetuning.section),
+        ("ab", ["behavior"], "multipliers"),
+        ("system_prompt", ["behavior", "system"], "system_prompts"),
+        ("layer_transfer", ["behavior"], "vector_transfer"),
+        ("base_to_chat_transfer", ["behavior"], "base_transfer"),
+        ("mmlu", ["behavior"], "mmlu"),
+        ("truthful_qa", ["behavior"], "truthful_qa"),
+        ("finetune_ab", ["behavior", "finetune"], "finetuning"),
     ],
 )
-def test_each_section_meets_every_cell_of_the_papers_own_table(table, columns, section):
+def test_each_section_meets_every_cell_of_the_papers_own_table(table, columns, name):
     frames, n_cells = paper_scores(table, columns)
-    beside = tables_of(section(frames, PAPER_7B))["Beside the paper's, cell by cell"]
+    beside = tables_of(section_of(name, frames, PAPER_7B))["Beside the paper's, cell by cell"]
     assert len(beside) == n_cells
     assert beside["difference"].abs().max() < 1e-4
     assert set(beside["paper within interval"]) == {"yes"}
-    assert "Beside the paper's, cell by cell" not in tables_of(section(frames, CONFIG))
+    assert "Beside the paper's, cell by cell" not in tables_of(section_of(name, frames, CONFIG))
 
 
 def test_nothing_stands_beside_the_paper_where_it_has_no_table_or_there_are_no_cells():
@@ -666,7 +708,7 @@ def test_text_is_told_by_its_mean_measures_at_the_ends_and_unsteered():
             rows["distinct_2"], rows["n_tokens"] = 0.5, [3, 4, 8]
             rows["mean_logp"] = [np.nan] * 3 if m == 2.0 else [-1.0, -2.0, -4.5]
             parts[Unit.of(behavior=behavior, multiplier=m)] = rows
-    section = open_ended.section(parts, CONFIG)
+    section = section_of("open_ended", parts, CONFIG)
     assert section.text.startswith("Greedy answers with the layer-2 vector.")
     assert section.found == [
         "z: sentiment -0.05 at -2, +0.20 unsteered, +0.45 at +2; mean log-probability -2.50, -2.50, nothing to count; "
@@ -695,7 +737,7 @@ def test_separation_is_told_by_layer_and_depth():
         told = parts.copy()
         told.attrs |= {"n_layers": 5, "activations": asdict(about), "emergence": emergence, "chance": 0.55}
         frames |= {Unit.of(behavior=behavior, what="pca"): drawn, Unit.of(behavior=behavior, what="separability"): told}
-    section = contrast_pca.section(frames, CONFIG)
+    section = section_of("contrast_pca", frames, CONFIG)
     best = "best held-out accuracy 0.90 [0.70, 1.00] at layer 1, chance 0.55."
     assert section.found == [
         f"z: the sides become separable at layer 1 (25% of the depth); {best}",
@@ -720,7 +762,7 @@ def test_decay_is_told_by_half_at_the_largest_distance():
         cosines["cosine"] = 1 - (cosines["other_layer"] - cosines["layer"]).abs() * rate
         cosines.attrs["vectors"] = asdict(Provenance(behavior=behavior))
         frames[Unit.of(behavior=behavior)] = cosines
-    section = cross_layer_cosines.section(frames, CONFIG)
+    section = section_of("cross_layer_cosines", frames, CONFIG)
     assert section.found == [
         "z: similarity decays more slowly in the second half (mean cosine of layers 3 apart: 0.70 in the first half, "
         "0.97 in the second).",
@@ -754,7 +796,7 @@ def test_similar_tokens_are_told_by_side_and_shown_on_one_scale():
         }
     )
     frames = {Unit.of(behavior="b", texts="answers"): own, Unit.of(behavior="b", texts="pairs"): pd.DataFrame(rows)}
-    section = token_similarities.section(frames, CONFIG)
+    section = section_of("token_similarities", frames, CONFIG)
     assert section.text.startswith("Cosine of each token's residual stream after layer 2 ")
     apart = np.array([0.15, -0.2, 0.1])
     (low,), (high,) = bootstrap_interval(apart[:, None], seed=3)
@@ -788,11 +830,11 @@ def test_words_are_shown_side_by_side_from_the_last_layer_down():
         for i in range(2)
     ]
     unit = Unit.of(behavior="b", reading="in_context")
-    ((caption, table),) = vector_words.section({unit: pd.DataFrame(rows)}, CONFIG).tables
+    ((caption, table),) = section_of("vector_words", {unit: pd.DataFrame(rows)}, CONFIG).tables
     assert caption == "b, in context"
     assert table["layer"].tolist() == [1, 3, 5, 7, 9, 11, 13]
     assert table.iloc[0].to_dict() == {"layer": 1, "promoted": "p10  p11", "suppressed": "s10  s11"}
-    ((_, few),) = vector_words.section({unit: pd.DataFrame(rows[:12])}, CONFIG).tables
+    ((_, few),) = section_of("vector_words", {unit: pd.DataFrame(rows[:12])}, CONFIG).tables
     assert few["layer"].tolist() == [0, 1, 2]
 
 
@@ -801,7 +843,7 @@ def test_knowledge_is_told_unsteered_and_at_one():
     for behavior, shift in (("z", 0.0), ("a", 0.1)):
         levels = {(2, m): 0.5 + shift * abs(m) + 0.02 * m for m in knowledge.MULTIPLIERS}
         frames[Unit.of(behavior=behavior)] = scores_of(levels, ["layer", "multiplier"]).assign(category="c")
-    section = knowledge.section_mmlu(frames, CONFIG)
+    section = section_of("mmlu", frames, CONFIG)
     assert section.found == ["Unsteered 0.500; at -1 and +1 between 0.480 and 0.620."]
     (table,) = tables_of(section).values()
     assert table["behavior"].tolist() == ["z", "a"]
@@ -813,7 +855,7 @@ def test_truthfulness_is_told_as_the_mean_over_categories():
     frame = scores_of(levels, ["layer", "multiplier"])
     frame["category"] = np.where(frame["question"] < 2, "few", "many")
     frame.loc[frame["category"] == "few", "score"] += 0.3
-    section = knowledge.section_truthful_qa({Unit.of(behavior="sycophancy"): frame}, CONFIG)
+    section = section_of("truthful_qa", {Unit.of(behavior="sycophancy"): frame}, CONFIG)
 
     def level(m):
         rows = frame[frame["multiplier"] == m]
@@ -838,7 +880,7 @@ def taught_frames():
 @pytest.mark.parametrize("how", ["full", "lora"])
 def test_taught_letters_are_told_by_side_steered_and_unsteered(how):
     frames = taught_frames()
-    section = finetuning.section(frames, CONFIG.model_copy(update={"finetune": how}))
+    section = section_of("finetuning", frames, CONFIG.model_copy(update={"finetune": how}))
     assert section.found == [
         "z: p(matching) taught the positive letters 0.600, steered 0.550 at -1 and 0.650 at +1; taught the negative "
         "letters 0.400, steered 0.350 at -1 and 0.450 at +1.",
@@ -859,7 +901,9 @@ def test_taught_letters_are_told_by_side_steered_and_unsteered(how):
 
 def test_only_full_finetuning_stands_beside_the_papers():
     frames, _ = paper_scores("finetune_ab", ["behavior", "finetune"])
-    full, lora = (finetuning.section(frames, PAPER_7B.model_copy(update={"finetune": how})) for how in ("full", "lora"))
+    full, lora = (
+        section_of("finetuning", frames, PAPER_7B.model_copy(update={"finetune": how})) for how in ("full", "lora")
+    )
     right = "Share of held-out questions answered as taught, unsteered, 95 % Wilson interval"
     assert set(tables_of(full)) == {
         "Mean p(matching) and 95 % interval",
@@ -880,7 +924,7 @@ def test_taught_text_is_told_by_side():
                 rows["repetition"] = rows["distinct_2"] = rows["mean_logp"] = 0.5
                 rows["n_tokens"] = [3, 5]
                 parts[Unit.of(behavior=behavior, finetune=side, multiplier=m)] = rows
-    section = finetuned_text.section(parts, CONFIG)
+    section = section_of("finetuned_text", parts, CONFIG)
     assert section.found == [
         "z: sentiment of the text taught the positive letters +0.10, steered +0.00 at -1 and +0.20 at +1; taught the "
         "negative letters -0.10, steered -0.20 at -1 and +0.00 at +1.",
@@ -987,12 +1031,12 @@ def test_behaviors_without_system_prompts_are_left_out(monkeypatch):
     assert {unit["behavior"] for unit in system_prompts.units(PAPER_7B)} == {"refusal", "hallucination"}
 
 
-def test_what_needs_a_base_model_is_skipped_without_one_and_held_to_it():
-    with_base = CONFIG.model_copy(update={"base_model": "b"})
+def test_what_needs_a_base_model_is_skipped_without_one_and_held_to_it(models):
+    with_base = CONFIG.model_copy(update={"base_model": str(models / "base")})
     for name in ("base_vectors", "base_cosines", "base_transfer"):
         assert BY_NAME[name].skip(with_base) is None
         assert BY_NAME[name].skip(CONFIG) == "needs the base model: give it with --base-model"
-        assert BY_NAME[name].own(with_base) == {"base_model": "b"}
+        assert BY_NAME[name].own(with_base)["base_model"] == str(models / "base")
 
 
 @pytest.mark.parametrize("layer", [None, 3])
