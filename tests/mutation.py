@@ -39,31 +39,34 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# For each module its test files in stages: a stage runs only if the mutant survived the ones before.
+# For each module its test files in stages: a stage runs only if the mutant survived the ones before. The first are quick.
 PAPER = "tests/experiments/test_paper_experiments.py"
 WHOLE_RUN = "tests/experiments/test_experiments.py"
 FINETUNING = "tests/experiments/test_finetuning.py"
+SLOW = [  # the real model; left to the last stage
+    "tests/test_sweeps.py::test_sentiment_steers_the_real_model_in_a_dose_dependent_way",
+    "tests/test_foreign_vectors.py::"
+    "test_a_short_finetune_of_the_real_model_turns_its_vectors_a_little_and_they_still_steer_it",
+    "tests/test_extraction.py::test_vectors_are_those_of_hugging_faces_hidden_states",
+    "tests/test_extraction.py::test_with_unbalanced_letters_the_vector_is_mostly_the_letter",
+    "tests/test_answers.py::test_scores_on_the_real_model_equal_one_full_forward_a_condition",
+]
 TESTS: dict[str, list[list[str]]] = {
     "caa_lens/transfers/foreign_vectors.py": [["tests/test_foreign_vectors.py"]],
     "caa_lens/transfers/layer_transfer.py": [["tests/test_layer_transfer.py"]],
-    "caa_lens/transfers/residual_map.py": [["tests/test_residual_map.py"], ["tests/test_foreign_vectors.py"]],
+    "caa_lens/transfers/residual_map.py": [["tests/test_residual_map.py"]],
     "caa_lens/transfers/transfer_grid.py": [["tests/test_transfer_grid.py"]],
     "caa_lens/sweeps.py": [["tests/test_sweeps.py"], ["tests/test_demo.py", "tests/test_cli.py"]],
-    "experiments/measures.py": [[PAPER], [WHOLE_RUN]],
-    "experiments/comparison.py": [[PAPER], ["tests/experiments/test_shown.py", WHOLE_RUN]],
-    "experiments/base_to_chat.py": [[PAPER], [WHOLE_RUN]],
-    "experiments/system_prompts.py": [[PAPER], [WHOLE_RUN]],
-    "experiments/layer_sweep.py": [[PAPER], [WHOLE_RUN]],
-    "experiments/multipliers.py": [[PAPER], [WHOLE_RUN]],
-    "experiments/open_ended.py": [[PAPER], ["tests/experiments/test_shown.py", WHOLE_RUN]],
     "experiments/finetuning.py": [[PAPER], [FINETUNING]],
     "experiments/finetuned_text.py": [[PAPER], [FINETUNING]],
-    "experiments/cross_layer_cosines.py": [[PAPER], [WHOLE_RUN]],
-    "experiments/contrast_pca.py": [[PAPER], [WHOLE_RUN]],
-    "experiments/token_similarities.py": [[PAPER], [WHOLE_RUN]],
-    "experiments/vector_transfer.py": [[PAPER], [WHOLE_RUN]],
-    "experiments/knowledge.py": [[PAPER], [WHOLE_RUN]],
-    "experiments/vector_words.py": [[PAPER], [WHOLE_RUN]],
+    **{
+        f"experiments/{name}.py": [[PAPER], [WHOLE_RUN]]
+        for name in (
+            *("measures", "comparison", "base_to_chat", "system_prompts", "layer_sweep", "multipliers", "open_ended"),
+            *("cross_layer_cosines", "contrast_pca", "token_similarities", "vector_transfer", "knowledge"),
+            "vector_words",
+        )
+    },
     "caa_lens/extraction.py": [["tests/test_extraction.py"], ["tests/test_pair_geometry.py", "tests/test_storage.py"]],
     "caa_lens/staircase.py": [["tests/test_prefix_cache.py"], ["tests/test_answers.py"], ["tests/test_sweeps.py"]],
     "caa_lens/prompts.py": [["tests/test_prompts.py"], ["tests/test_answers.py", "tests/test_extraction.py"]],
@@ -356,15 +359,17 @@ class Copy:
         self._second += 1
         os.utime(self.root / module, (self._second, self._second))
 
-    def passes(self, files: list[str], limit: float) -> tuple[bool, str]:
-        """Run test files in a fork; whether they pass, and who failed."""
+    def passes(self, files: list[str], limit: float, *, slow: bool) -> tuple[bool, str]:
+        """Run test files in a fork, or only their slow tests; whether they pass, and who failed."""
         files = [file for file in files if (self.root / file).exists()]
-        if not files:
+        of_these = [test for test in SLOW if test.split("::")[0] in files]
+        words = of_these if slow else [*files, *(f"--deselect={test}" for test in of_these)]
+        if not words:
             return True, ""
         log = self.root.parent / "log"
         child = os.fork()
         if child == 0:
-            self._run_tests(files, log)
+            self._run_tests(words, log)
         deadline = time.monotonic() + limit
         while time.monotonic() < deadline:
             done, status = os.waitpid(child, os.WNOHANG)
@@ -379,7 +384,7 @@ class Copy:
         failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))] or lines[-1:]
         return status == 0, failed[0][:200] if failed else ""
 
-    def _run_tests(self, files: list[str], log: Path) -> None:
+    def _run_tests(self, chosen: list[str], log: Path) -> None:
         code = 70
         try:
             os.setsid()
@@ -391,7 +396,7 @@ class Copy:
             os.environ["PYTHONPATH"] = str(self.root)
             here = {"", str(ROOT), str(ROOT / "tests")}
             sys.path[:] = [str(self.root), *(path for path in sys.path if path not in here)]
-            sys.argv[:] = ["pytest", *files]
+            sys.argv[:] = ["pytest", *chosen]
             import pytest
 
             words = ["-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider"]
@@ -458,19 +463,21 @@ def main() -> None:
     verdicts = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         tree = Copy(Path(folder))
-        stages = {tuple(stage) for module in modules for stage in TESTS[module]}
-        limits: dict[tuple[str, ...], float] = {}
+        limits: dict[tuple[tuple[str, ...], bool], float] = {}
         for mutant in chosen:
             began, verdict, by = time.monotonic(), "survived", ""
-            for stage in map(tuple, TESTS[mutant.module][: 1 if given.quick else None]):
+            stages = [(tuple(files), False) for files in TESTS[mutant.module]]
+            stages.append((tuple(file for files in TESTS[mutant.module] for file in files), True))
+            for stage in stages[: 1 if given.quick else None]:
+                files, slow = stage
                 if stage not in limits:
                     tree.write(mutant.module, None)
                     start = time.monotonic()
-                    fine, failed = tree.passes(list(stage), 900)
-                    assert fine, f"{stage} fails without a mutant: {failed}"
+                    fine, failed = tree.passes(list(files), 1800, slow=slow)
+                    assert fine, f"{files} fail without a mutant: {failed}"
                     limits[stage] = 60 + 4 * (time.monotonic() - start)
                 tree.write(mutant.module, mutant.source)
-                fine, by = tree.passes(list(stage), limits[stage])
+                fine, by = tree.passes(list(files), limits[stage], slow=slow)
                 if not fine:
                     verdict = "killed"
                     break
@@ -482,7 +489,6 @@ def main() -> None:
             if given.out:
                 slim = [{k: v for k, v in one.items() if k != "source"} for one in verdicts]
                 given.out.write_text(json.dumps(slim, indent=1))
-        assert stages
 
     print()
     counts = Counter((one["module"], one["verdict"]) for one in verdicts)

@@ -188,6 +188,24 @@ def test_system_prompts_are_put_before_all_multipliers(context, asked):
     assert [call.system is None for call in asked] == [False, True]
 
 
+def test_taught_text_is_the_units_own_multiplier_measured_by_the_untaught_model(context, monkeypatch):
+    calls = []
+
+    def measure_texts(model, frame, **_):
+        calls.append(model)
+        return frame
+
+    monkeypatch.setattr("caa_lens.open_ended.text_measures.measure_texts", measure_texts)
+    unit = {"behavior": "refusal", "finetune": "positive"}
+    texts = pd.DataFrame(
+        {"prompt": [0, 1] * 3, "multiplier": [-1.0, -1.0, 0.0, 0.0, 1.0, 1.0], "answer": list("abcdef")}
+    )
+    context.folder.write_frame(finetuning.answers_file(context.folder, Unit.of(**unit)), texts)
+    frame = finetuned_text.run(Unit.of(**unit, multiplier=1.0), context)
+    assert frame["answer"].to_dict() == {0: "e", 1: "f"}
+    assert calls == ["chat"]
+
+
 def test_the_positive_system_prompt_asks_for_the_behavior_and_the_negative_one_against_it():
     words = {
         "sentiment": ("cheerful", "bitter"),
