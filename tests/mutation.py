@@ -39,7 +39,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# For each module its test files in stages: a stage runs only if the mutant survived the ones before. The first are quick.
+# For each module its test files in stages, quick ones first: a stage runs only if the mutant survived those before.
 PAPER = "tests/experiments/test_paper_experiments.py"
 WHOLE_RUN = "tests/experiments/test_experiments.py"
 FINETUNING = "tests/experiments/test_finetuning.py"
