@@ -794,6 +794,17 @@ def test_decay_is_told_by_half_at_the_largest_distance():
     assert len(section.figures) == 2
 
 
+@pytest.mark.parametrize("n_layers", [8, 9])
+def test_layers_of_different_halves_are_no_part_of_the_decay(n_layers):
+    cosines = pd.DataFrame([(a, b) for a in range(n_layers) for b in range(n_layers)], columns=["layer", "other_layer"])
+    first = cosines < n_layers / 2
+    cosines["cosine"] = np.where(first.all(axis=1), 0.25, np.where(~first.any(axis=1), 0.75, np.nan))
+    cosines["cosine"] = cosines["cosine"].fillna(-99)
+    table = cross_layer_cosines.decay(cosines).set_index("half")
+    assert table.loc["first", ["1 apart", "3 apart"]].tolist() == [0.25, 0.25]
+    assert table.loc["second", ["1 apart", "3 apart"]].tolist() == [0.75, 0.75]
+
+
 def test_similar_tokens_are_told_by_side_and_shown_on_one_scale():
     cosines = {"matching": [[0.1, 0.3], [0.5, 0.5], [0.2, 0.0]], "not matching": [[0.0, 0.1], [0.6, 0.8], [0.0, 0.0]]}
     rows = [
@@ -881,7 +892,8 @@ def test_truthfulness_is_told_as_the_mean_over_categories():
 
     assert section.found == [f"p(correct) {level(-1.0):.3f} at -1, {level(0.0):.3f} unsteered, {level(1.0):.3f} at +1."]
     (table,) = tables_of(section).values()
-    mean, low, high = knowledge.category_mean(frame[frame["multiplier"] == -2.0])
+    mean, low, high = knowledge.category_mean(frame[frame["multiplier"] == -2.0], n_resamples=2000, seed=0)
+    assert (mean, low, high) == knowledge.category_mean(frame[frame["multiplier"] == -2.0])
     assert mean == pytest.approx(level(-2.0))
     assert table["-2"].tolist() == [f"{mean:.3f} [{low:.3f},{NBSP}{high:.3f}]"]
 
@@ -1037,6 +1049,18 @@ def test_behaviors_without_prompts_have_no_units_of_text(monkeypatch):
 )
 def test_an_experiment_without_units_is_skipped_with_the_reason(name, behaviors, reason):
     assert BY_NAME[name].skip(RunConfig.of("demo", behaviors=behaviors)) == reason
+
+
+def test_taught_text_is_judged_where_there_are_a_judge_and_a_rubric(monkeypatch):
+    with_judge = RunConfig.of("demo", behaviors=LETTERED, judge="j", judge_url="http://h/v1")
+    skip = BY_NAME["finetuned_judged"].skip
+    assert skip(with_judge) is None
+    assert "no judge was given" in skip(ALL)
+    assert "answered by letter" in skip(with_judge.model_copy(update={"behaviors": ("sentiment",)}))
+    monkeypatch.setattr("caa_lens.open_ended.rubrics.RUBRICS", {"refusal": "a rubric"})
+    assert {unit["behavior"] for unit in finetuned_text.judged_units(with_judge)} == {"refusal"}
+    monkeypatch.setattr("caa_lens.open_ended.rubrics.RUBRICS", {})
+    assert skip(with_judge) == "none of the behaviors has a rubric"
 
 
 def test_behaviors_without_system_prompts_are_left_out(monkeypatch):
