@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import random_vectors, tiny_model
 
+from caa_lens.answers import score
 from caa_lens.arguments import TrainingPairsWarning
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import extract
@@ -13,6 +14,7 @@ from caa_lens.models import load_model
 from caa_lens.pair_reading import PairActivations, pair_activations
 from caa_lens.prompts import default_format, encode_answer
 from caa_lens.sweeps import sweep
+from caa_lens.transfers import foreign_vectors
 from caa_lens.transfers.foreign_vectors import model_transfer
 from caa_lens.transfers.residual_map import fit_residual_map
 from caa_lens.vectors import SteeringVectors
@@ -181,3 +183,17 @@ def test_the_margin_of_letters_can_be_asked_for(tiny_chat):
     margin = model_transfer(tiny_chat, letters, own, foreign, measure="margin", progress=False)
     np.testing.assert_allclose(margin.frame["score"], np.log(p.frame["score"] / (1 - p.frame["score"])), atol=1e-5)
     assert (p.metric, margin.metric) == ("p_matching", "margin")
+
+
+def test_the_budget_and_the_default_multipliers_are_those_of_the_signature(tiny_chat, monkeypatch):
+    budgets = []
+
+    def recorded(*given, max_tokens, **how):
+        budgets.append(max_tokens)
+        return score(*given, max_tokens=max_tokens, **how)
+
+    monkeypatch.setattr(foreign_vectors, "score", recorded)
+    vectors = random_vectors(tiny_chat, layers=[2])
+    result = model_transfer(tiny_chat, TEXTS, vectors, vectors, max_tokens=17, progress=False)
+    assert budgets == [17]
+    assert result.frame["multiplier"].unique().tolist() == [-1, 1]

@@ -5,10 +5,12 @@ import pandas as pd
 import pytest
 from helpers import random_vectors
 
+from caa_lens.answers import score
 from caa_lens.contrast import ContrastSet
 from caa_lens.intervals import bootstrap_interval
 from caa_lens.pair_reading import pair_activations
 from caa_lens.sweeps import sweep
+from caa_lens.transfers import layer_transfer
 from caa_lens.transfers.layer_transfer import LayerTransfer, transfer
 from caa_lens.vectors import Provenance
 
@@ -221,3 +223,15 @@ def test_decay_counts_sources_of_a_matrix_that_is_not_square(tiny_chat):
     best = result.best_targets().set_index("source")
     assert np.isnan(best.loc[0, "own_effect"])  # not added at its own layer
     assert result.reach()["source"].tolist() == [2]
+
+
+def test_the_budget_reaches_the_scores(tiny_chat, monkeypatch):
+    budgets = []
+
+    def recorded(*given, max_tokens, **how):
+        budgets.append(max_tokens)
+        return score(*given, max_tokens=max_tokens, **how)
+
+    monkeypatch.setattr(layer_transfer, "score", recorded)
+    transfer(tiny_chat, PAIRS, random_vectors(tiny_chat, layers=[2]), max_tokens=17, progress=False)
+    assert budgets == [17]

@@ -241,3 +241,18 @@ def test_the_best_layer_is_judged_at_the_smallest_multiplier_from_one_on():
     small = frame.assign(multiplier=frame["multiplier"] / 4)  # 0.25 and 0.5: then the largest
     assert Sweep(frame=small, **sweep_of).best_layer == 4
     assert Sweep(frame=frame, **sweep_of).paired_multipliers == [1.0, 2.0]
+
+
+def test_the_budget_and_the_default_multipliers_are_those_of_the_signature(tiny_chat, monkeypatch):
+    from caa_lens import sweeps
+
+    budgets = []
+
+    def recorded(*given, max_tokens, **how):
+        budgets.append(max_tokens)
+        return score(*given, max_tokens=max_tokens, **how)
+
+    monkeypatch.setattr(sweeps, "score", recorded)
+    result = sweep(tiny_chat, PAIRS, random_vectors(tiny_chat, layers=[2]), max_tokens=17, progress=False)
+    assert budgets == [17]
+    assert result.frame["multiplier"].unique().tolist() == [-1, 0, 1]

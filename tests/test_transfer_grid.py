@@ -9,6 +9,7 @@ from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import extract
 from caa_lens.hooks import Intervention
 from caa_lens.intervals import bootstrap_interval
+from caa_lens.transfers import transfer_grid
 from caa_lens.transfers.transfer_grid import PromptSetting, behavior_transfer, prompt_transfer
 
 LETTERS = ContrastSet.from_pairs(
@@ -147,3 +148,21 @@ def test_the_summary_has_the_interval_of_each_cell_in_the_given_order(tiny_chat)
     matrix = result.matrix()
     assert (list(matrix.index), list(matrix.columns)) == (list(vectors), list(TESTS))
     assert matrix.loc["days", "numbers"] == pytest.approx(cell.mean())
+
+
+def test_the_budget_and_one_multiplier_are_those_of_the_signature(tiny_chat, monkeypatch):
+    budgets = []
+
+    def recorded(*given, max_tokens, **how):
+        budgets.append(max_tokens)
+        return score(*given, max_tokens=max_tokens, **how)
+
+    monkeypatch.setattr(transfer_grid, "score", recorded)
+    vectors, how = sets_for(tiny_chat), {"layer": 2, "max_tokens": 17, "progress": False}
+    assert behavior_transfer(tiny_chat, {"days": TEXTS}, vectors, **how).settings["days"]["multiplier"] == "1"
+    settings = {"plain": PromptSetting()}
+    assert prompt_transfer(tiny_chat, TEXTS, LETTERS, settings, **how).settings["plain"]["multiplier"] == "1"
+    assert (
+        prompt_transfer(tiny_chat, TEXTS, LETTERS, settings, multiplier=2, **how).settings["plain"]["multiplier"] == "2"
+    )
+    assert budgets == [17, 17, 17]
