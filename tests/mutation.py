@@ -401,7 +401,7 @@ class Copy:
 
             words = ["-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider"]
             words += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
-            code = int(pytest.main([*words, f"--basetemp={self.root.parent / 'scratch'}", *files]))
+            code = int(pytest.main([*words, f"--basetemp={self.root.parent / 'scratch'}", *chosen]))
         except BaseException:
             traceback.print_exc()
         finally:
