@@ -68,7 +68,11 @@ TESTS: dict[str, list[list[str]]] = {
         )
     },
     "caa_lens/extraction.py": [["tests/test_extraction.py"], ["tests/test_pair_geometry.py", "tests/test_storage.py"]],
-    "caa_lens/staircase.py": [["tests/test_prefix_cache.py"], ["tests/test_answers.py"], ["tests/test_sweeps.py"]],
+    "caa_lens/staircase.py": [
+        ["tests/test_staircase.py", "tests/test_prefix_cache.py"],
+        ["tests/test_answers.py"],
+        ["tests/test_sweeps.py"],
+    ],
     "caa_lens/prompts.py": [["tests/test_prompts.py"], ["tests/test_answers.py", "tests/test_extraction.py"]],
     "caa_lens/hooks.py": [["tests/test_hooks.py"], ["tests/test_steering.py"], ["tests/test_generation.py"]],
     "caa_lens/answers.py": [["tests/test_answers.py"], ["tests/test_sweeps.py", "tests/test_prefix_cache.py"]],
