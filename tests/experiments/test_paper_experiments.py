@@ -220,11 +220,17 @@ def test_the_positive_system_prompt_asks_for_the_behavior_and_the_negative_one_a
 
 
 def test_a_taught_model_is_scored_and_answers_at_three_multipliers(context, asked, generated, monkeypatch):
-    monkeypatch.setattr(finetuning, "taught", lambda context, unit: f"taught {unit['finetune']}")
+    model, taught = SimpleNamespace(tokenizer=None), []
+    monkeypatch.setattr("caa_lens.prompts.resolve_format", lambda *_: "the format")
+    monkeypatch.setattr(finetuning, "letters_of", lambda _, pairs, side, *more: [(side, n) for n in range(len(pairs))])
+    monkeypatch.setattr(finetuning, "teach", lambda *given, rate: taught.append((*given, rate)))
+    context.load, context.release = lambda name, **_: model if name == "demo" else None, lambda: None
     unit = Unit.of(behavior="refusal", finetune="negative")
     frame = finetuning.run(unit, context)
+    order = np.random.default_rng(CONFIG.seed).permutation(len(context.sets("refusal").generate))
+    assert taught == [(model, [("negative", n) for n in order], 1e-4)]
     (call,) = asked
-    assert (call.model, call.test, call.system) == ("taught negative", context.sets("refusal").test, None)
+    assert (call.model, call.test, call.system) == (model, context.sets("refusal").test, None)
     assert conditions_by_cell(context, call, frame, ["layer", "multiplier"]) == {
         (3, m): [("refusal", "", "normalised", 3, 3, m)] if m else [] for m in (-1.0, 0.0, 1.0)
     }
@@ -233,7 +239,7 @@ def test_a_taught_model_is_scored_and_answers_at_three_multipliers(context, aske
     assert texts["multiplier"].tolist() == [m for m in (-1.0, 0.0, 1.0) for _ in prompts]
     assert texts["question"].tolist() == 3 * prompts
     assert texts["answer"].tolist() == 3 * [prompt[::-1] for prompt in prompts]
-    assert {model for model, *_ in generated} == {"taught negative"}
+    assert all(each is model for each, *_ in generated)
     assert [[m for _, m in vectors] for _, _, vectors, _ in generated] == [[-1.0], [], [1.0]]
     context.changed["refusal"] = replace(context.sets("refusal"), open_ended=())
     other = Unit.of(behavior="refusal", finetune="positive")
@@ -258,7 +264,7 @@ def generated(monkeypatch):
     """Calls of `generate`: (model, prompts, vectors, max_new_tokens); the answers are the prompts turned round."""
     calls = []
 
-    def generate(model, prompts, *, vectors=(), max_new_tokens):
+    def generate(model, prompts, *, vectors=(), max_new_tokens, **_):
         calls.append((model, list(prompts), [(v, float(m)) for v, m in vectors], max_new_tokens))
         return [prompt[::-1] for prompt in prompts]
 
@@ -579,7 +585,7 @@ def test_the_base_vectors_section_is_the_norms_under_its_own_title():
     section = section_of("base_vectors", {Unit.of(behavior="b"): norms}, CONFIG)
     assert (section.title, section.source) == ("Steering vectors of the base model", "Section 7")
     (table,) = tables_of(section).values()
-    assert table.to_dict("records") == [{"behavior": "b", "n_pairs": 7}]
+    assert table[["behavior", "n_pairs"]].to_dict("records") == [{"behavior": "b", "n_pairs": 7}]
 
 
 def test_effects_are_told_by_system_prompt():
@@ -1122,13 +1128,6 @@ def test_questions_that_have_not_been_fetched_are_stood_in_for_in_a_plan(monkeyp
     fewer = planned.model_copy(update={"n_questions": 5})
     assert len(knowledge.questions("truthfulqa", fewer)[0]) == 5
     assert len(knowledge.questions("truthfulqa", planned.model_copy(update={"n_questions": 817}))[0]) == 817
-
-
-def test_weights_are_held_twice_to_train_them_all_and_in_float32_to_train_adapters():
-    weights = BY_NAME["finetuning"].weights
-    assert weights(CONFIG) == 2
-    for dtype, times in (("float32", 1), ("float16", 2)):
-        assert weights(CONFIG.model_copy(update={"finetune": "lora", "dtype": dtype})) == times
 
 
 def test_costs_are_of_what_a_unit_runs(context, monkeypatch):
