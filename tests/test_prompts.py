@@ -199,6 +199,12 @@ def test_of_a_completion_every_token_is_read_and_no_other(name, llama, pieces):
             assert prompt.read[1] == len(prompt)
 
 
+def test_of_a_prompt_without_an_answer_the_last_token_is_read(demo_tokenizer):
+    prompt = chat_template_format(demo_tokenizer).encode(demo_tokenizer, "How was your day?")
+    assert prompt.read == (len(prompt) - 1, len(prompt))
+    assert prompt.answer_start == len(prompt)
+
+
 def test_three_characters_in_brackets_alone_are_a_letter(llama):
     for answer in ["(A) ", "(AB)", "[A]", "A", "A))"]:
         prompt = encode_answer(LLAMA2_CHAT, llama, "Which?", answer)
