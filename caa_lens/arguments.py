@@ -129,7 +129,7 @@ def check_prompt(model: Any, prompt: object) -> None:
     n_pos, (first, last) = len(prompt), prompt.read
     if not n_pos:
         raise ValueError("the prompt has no tokens: expected at least one")
-    if not (0 <= prompt.steer_start < n_pos and 0 <= prompt.answer_start <= n_pos and 0 <= first < last <= n_pos):
+    if not (0 <= prompt.steer_start <= n_pos and 0 <= prompt.answer_start <= n_pos and 0 <= first < last <= n_pos):
         raise ValueError(
             f"the prompt has {n_pos} tokens, but steer_start={prompt.steer_start}, answer_start={prompt.answer_start} "
             f"and read={prompt.read}: positions count from 0, and read is a span such as ({n_pos - 1}, {n_pos})"

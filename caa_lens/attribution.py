@@ -48,7 +48,7 @@ from caa_lens.prompts import (
     warn_of_words,
 )
 from caa_lens.steering import as_interventions
-from caa_lens.unembedding import is_linear_behind_the_norm, token_logits
+from caa_lens.unembedding import token_logits
 from caa_lens.vectors import Provenance, SteeringVector
 from caa_lens.words import is_unicode
 
@@ -281,11 +281,6 @@ def _check_linear(model: Any) -> None:
         raise ValueError(
             f"{cfg.model_name} has final norm {cfg.normalization_type!r}: attribution is written for RMS norms "
             "(the Llama family and its kin)"
-        )
-    if not is_linear_behind_the_norm(model) and cfg.output_logits_soft_cap <= 0:
-        raise ValueError(
-            f"the final norm or the unembedding of {cfg.model_name} has your own hooks, so that no sum of components "
-            "gives its logits: remove them"
         )
     if cfg.output_logits_soft_cap > 0:
         raise ValueError(

@@ -166,13 +166,13 @@ def _chosen_forward(
     reason = prefix_cache.unsupported(model) if use_cache else None
     if use_cache and reason is None:
         return _in_place(model, batch, interventions, max_new_tokens)
-    runs = plain_runs(model)
-    if reason is not None:
+    runs, structure = plain_runs(model), structure_of(model)
+    if reason is not None and not (structure.hooked and structure.only_ours):
         how = "through the model's own forward" + ("" if runs.cached else ", the whole text for every token")
         prefix_cache.warn_unshared(reason, what=f"text is generated {how},")
     make = _cached if use_cache and runs.cached else _uncached
-    # Hooks of the caller's may be made for the batch, as those of steer with a prompt list are: they see it whole.
-    if runs.padded or not batch.padding.any() or structure_of(model).hooked:
+    # Hooks may be made for the batch, as those of steer with several prompts are: they see it whole.
+    if runs.padded or not batch.padding.any() or structure.hooked:
         return make(model, batch, interventions)
     forwards = []
     for row, n_padding in enumerate(batch.padding.tolist()):

@@ -37,9 +37,9 @@ def check_model(model: Any, *, may_be_compiled: bool = False) -> None:
         ValueError: for one whose dtypes disagree, whose weights are not loaded, whose dropout is switched on, or that
             `torch.compile` compiled, whole or in part, which drops hooks without a word.
     """
-    if not may_be_compiled:
-        _check_uncompiled(model)
-    model = getattr(model, "_orig_mod", model)
+    given = model
+    if type(model).__name__ == "OptimizedModule":  # what torch.compile wraps a model into
+        model = model._orig_mod
     kinds = [(cls.__module__.partition(".")[0], cls.__name__) for cls in type(model).__mro__]
     if ("transformer_lens", "HookedTransformer") not in kinds:
         for kind in kinds:
@@ -49,6 +49,8 @@ def check_model(model: Any, *, may_be_compiled: bool = False) -> None:
             f"expected a model from caa_lens.load_model, got {describe(model)}: the model is the first argument, a "
             "HookedTransformer itself, and a model of transformers is loaded from its folder or hub id"
         )
+    if not may_be_compiled:
+        _check_uncompiled(given)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(
             "the model's weights are not loaded (they are on the device 'meta'): load it with caa_lens.load_model(...)"
@@ -65,9 +67,9 @@ def check_model(model: Any, *, may_be_compiled: bool = False) -> None:
 
 def _check_uncompiled(model: Any) -> None:
     drops = "torch.compile drops hooks without a word"
-    if hasattr(model, "_orig_mod"):
+    if type(model).__name__ == "OptimizedModule":
         raise ValueError(f"the model is compiled, and {drops}: give the model itself, compiled._orig_mod")
-    for name, module in model.named_modules() if isinstance(model, torch.nn.Module) else ():
+    for name, module in model.named_modules():
         its = vars(module)
         if its.get("_compiled_call_impl") is not None:
             remedy = "undo it with ._compiled_call_impl = None"

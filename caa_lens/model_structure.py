@@ -69,11 +69,13 @@ class Structure:
 
     Attributes:
         hooked: forward hooks somebody registered, in words; None if there are none.
+        only_ours: whether all hooks are this library's, those of an open `steer` block.
         altered: a module, method or configuration that is not TransformerLens' own, in words; None if there is none.
         signature: equal only for the same structure; numbers in the weights do not count.
     """
 
     hooked: str | None
+    only_ours: bool
     altered: str | None
     signature: tuple
 
@@ -81,12 +83,14 @@ class Structure:
 def structure_of(model: Any) -> Structure:
     """Look at every module of a model; nothing is run."""
     hooked: list[str] = []
+    only_ours = True
     altered: list[str] = []
     signature: list[Any] = [id(type(model)), *((key, repr(value)) for key, value in sorted(vars(model.cfg).items()))]
     for name, module in model.named_modules():
         kind = type(module)
         if any(getattr(module, hooks) for hooks in _HOOKS):
             hooked.append(name or "the model itself")
+            only_ours = only_ours and _hooks_are_ours(module)
         if name.rpartition(".")[2].startswith("hook_"):
             if kind.__name__ != "HookPoint" or not _is_transformer_lens(kind):
                 altered.append(f"{name} is a {kind.__name__} instead of a HookPoint")
@@ -104,8 +108,10 @@ def structure_of(model: Any) -> Structure:
     everywhere = torch.nn.modules.module
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
         hooked.append("every module of torch")
+        only_ours = False
     return Structure(
         hooked=f"the model has hooks of your own at {_some(hooked)}" if hooked else None,
+        only_ours=only_ours,
         altered=_some(altered) if altered else None,
         signature=(*signature, *hooked, *altered),
     )
@@ -133,6 +139,17 @@ def not_a_plain_llama(model: Any) -> str | None:
     if len({(table.shape, table.dtype) for table in tables.values()}) != 1:
         return f"{what} (its blocks have different rotary tables)"
     return None
+
+
+def _hooks_are_ours(module: nn.Module) -> bool:
+    """Whether every forward hook of a module is a function of this library; TransformerLens wraps those it is given."""
+    given = [handle.user_hook for handle in getattr(module, "fwd_hooks", ())]
+    raw = [hook for hooks in _HOOKS for hook in getattr(module, hooks).values()]
+    wrapped = [hook for hook in raw if getattr(hook, "__module__", "") == "transformer_lens.hook_points"]
+    if len(wrapped) != len(given):
+        return False
+    mine = [*given, *(hook for hook in raw if hook not in wrapped)]
+    return all(str(getattr(hook, "__module__", "")).partition(".")[0] == "caa_lens" for hook in mine)
 
 
 def untouched(module: nn.Module) -> bool:

@@ -31,7 +31,7 @@ def check_steps(model: Any, interventions: Sequence[Intervention]) -> None:
     largest = torch.stack([one.to(components[0].device) for one in components]).tolist()
     holds, formed_in = torch.finfo(model.cfg.dtype).max, torch.finfo(torch.float32).max
     for one, component in zip(interventions, largest, strict=True):
-        m = float(torch.as_tensor(one.multiplier, dtype=torch.float64).abs().max())
+        m = float(torch.as_tensor(one.multiplier).detach().double().abs().max())
         # "set" forms m ||v|| first, and "ablate" m times a component of the stream.
         norm = component * math.sqrt(one.vector.d_model) if one.operator == "set" else 0.0
         step = m if one.operator == "ablate" else m * component

@@ -9,7 +9,6 @@ from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import extract
 from caa_lens.generation import generate, generate_tokens, stream
 from caa_lens.hooks import Intervention
-from caa_lens.lens import logit_lens
 from caa_lens.open_ended.text_measures import measure_texts
 from caa_lens.prefix_cache import SharedPrefixWarning
 from caa_lens.prompts import Prompt
@@ -88,7 +87,7 @@ def normless(demo_tokenizer):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_model_without_a_final_norm_has_its_own_numbers_or_is_refused_by_name(normless):
+def test_a_model_without_a_final_norm_has_its_own_numbers(normless):
     with pytest.warns(SharedPrefixWarning):
         vectors = extract(normless, PAIRS, layers=[1], progress=False)
     (pair, other) = PAIRS
@@ -101,11 +100,14 @@ def test_a_model_without_a_final_norm_has_its_own_numbers_or_is_refused_by_name(
         sides.append(cache["resid_post", 1][0, slice(*prompt.read)].mean(0))
     expected = (sides[0] - sides[1] + sides[2] - sides[3]) / 2
     torch.testing.assert_close(vectors[1].direction, expected, atol=1e-5, rtol=1e-4)
-    for run in (
-        lambda: score(normless, PAIRS, [()], progress=False),
-        lambda: list(generate_tokens(normless, [PROMPT])),
-        lambda: logit_lens(normless, vectors),
-        lambda: stream_lens(normless, PROMPT),
-    ):
-        with pytest.raises(ValueError, match="final norm of 'tiny-random-llama' is None, expected"):
-            run()
+    with pytest.warns(SharedPrefixWarning, match="normalization_type=None"):
+        tokens = torch.stack(list(generate_tokens(normless, [PROMPT], max_new_tokens=3)), dim=1)[0].tolist()
+    text = list(PROMPT.tokens)
+    for token in tokens:
+        with torch.no_grad():
+            assert token == int(normless(torch.tensor([text]))[0, -1].argmax())
+        text.append(token)
+    with torch.no_grad():
+        last = normless(torch.tensor([PROMPT.tokens]))[0].softmax(-1).max(-1).values
+    lens = stream_lens(normless, PROMPT, layers=[normless.cfg.n_layers - 1])
+    assert list(lens.frame["probability"]) == pytest.approx(last.tolist(), abs=1e-5)

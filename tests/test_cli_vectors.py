@@ -38,7 +38,7 @@ def error(*words, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["caa-lens", "vectors", *words])
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    assert stop.value.code == 1
+    assert stop.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert "Traceback" not in said

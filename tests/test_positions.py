@@ -157,7 +157,7 @@ def test_what_is_steered_is_told(tiny_chat, capsys):
     ):
         with steer(tiny_chat, v, prompt=prompt, positions=positions, explain_positions=True):
             pass
-        *rows, last = capsys.readouterr().out.strip().splitlines()[1:]
+        *rows, last = capsys.readouterr().out.strip().splitlines()[2:]
         assert [pos for pos, row in enumerate(rows) if row.endswith("steered")] == steered
         assert last == f"and {after}"
     with steer(tiny_chat, v, positions=(3, 4), explain_positions=True) as _:
