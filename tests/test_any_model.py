@@ -398,7 +398,9 @@ def test_attribution_and_perplexity_pad_only_where_the_model_bears_it(shape, tok
         steered = plain_forward(model, prompt.tokens, [(1, v.direction, prompt.steer_start)])
         change = (steered - unsteered(model, prompt.tokens))[-1]
         assert row.change == pytest.approx(float(change[good] - change[bad]), abs=2e-4)
-    prompts = [encode_answer(fmt, tokenizer, pair.question, pair.positive) for pair in TEXTS]
+    answers = ("It was fine.", "It rained all day. " * 8)  # the tables change at 64 tokens
+    prompts = [encode_answer(fmt, tokenizer, "How was it?", answer) for answer in answers]
+    assert len(prompts[0]) < 64 < len(prompts[1])
     for prompt, found in zip(prompts, answer_logp(model, prompts, progress=False), strict=True):
         logp = unsteered(model, prompt.tokens).log_softmax(-1)
         expected = [logp[pos - 1, prompt.tokens[pos]] for pos in range(prompt.answer_start, len(prompt))]

@@ -294,5 +294,8 @@ def test_the_demo_model_with_an_autoencoder(demo_model):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.interop for block in blocks(page))], ids=name_of)
 def test_a_page_of_the_docs_runs_with_the_blocks_that_need_saelens(page, stand_ins, tmp_path, monkeypatch, capsys):  # noqa: F811
+    own, made = sae_lens.StandardSAE, []
+    monkeypatch.setattr(sae_lens, "StandardSAE", lambda cfg: made.append(cfg) or own(cfg))
     monkeypatch.setattr(test_docs, "INTEROP", True)
     test_docs.test_the_code_of_a_page_runs_in_order(page, stand_ins, tmp_path, monkeypatch, capsys)
+    assert made  # the block was run
