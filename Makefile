@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 INTEROP := $(VENV)/interop
 WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/caa_lens/wheels
 
-.PHONY: demo test interop wheel notebooks docs check format bench clean
+.PHONY: demo test mutants interop wheel notebooks docs check format bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("caa_lens needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -25,6 +25,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+# Small faults planted in the sources, one at a time, which the tests must notice: 12 a module, unless ARGS say otherwise.
+mutants: $(READY)
+	$(BIN)/python tests/mutation.py $(ARGS)
 
 # Other steering tools' own code against ours. llama.cpp is compiled once (4 minutes on 2 idle cores), into a wheel in the
 # user's cache that is not tuned to this one processor.

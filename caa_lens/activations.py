@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa_lens import prefix_cache
-from caa_lens.arguments import check_count, check_layers, check_model, describe
+from caa_lens.arguments import check_count, check_layers, check_model, check_prompt
 from caa_lens.plain_runs import plain_runs
 from caa_lens.prompts import Prompt, left_pad
 
@@ -53,20 +53,40 @@ def read_residuals(
     Runs the model itself, so the caller's own hooks are felt, those of torch too. Where these, or the model, might not
     bear padding, every prompt runs by itself (see `plain_runs`).
     """
+    yield from _spans(model, prompts, layers, batch_size, lambda resid: resid)
+
+
+def read_norms(
+    model: Any, prompts: Sequence[Prompt], *, layers: Sequence[int] | None = None, batch_size: int = 8
+) -> Iterator[Float[Tensor, "batch layer"]]:
+    """Mean over each prompt's `read` span of ||resid_post||, otherwise as `read_residuals`."""
+    for norms in _spans(model, prompts, layers, batch_size, lambda resid: resid.norm(dim=-1, keepdim=True)):
+        yield norms[..., 0]
+
+
+def _spans(
+    model: Any,
+    prompts: Sequence[Prompt],
+    layers: Sequence[int] | None,
+    batch_size: int,
+    of_token: Callable[[Tensor], Tensor],
+) -> Iterator[Float[Tensor, "batch layer size"]]:
+    """The mean of `of_token(resid_post)` over each prompt's span, where it keeps `[... pos d_model]` but the last."""
     check_model(model)
-    check_count("batch_size", batch_size)
+    batch_size = check_count("batch_size", batch_size)
     layers = check_layers(model, layers)
     for prompt in prompts:
-        if not isinstance(prompt, Prompt):
-            raise TypeError(f"expected Prompts, got {describe(prompt)} among them: a PromptFormat encodes text to one")
+        check_prompt(model, prompt)
     at_once = batch_size if plain_runs(model).padded else 1
     for first in range(0, len(prompts), batch_size):
         some = prompts[first : first + batch_size]
-        parts = [_read_batch(model, some[i : i + at_once], layers) for i in range(0, len(some), at_once)]
+        parts = [_read_batch(model, some[i : i + at_once], layers, of_token) for i in range(0, len(some), at_once)]
         yield torch.cat(parts)
 
 
-def _read_batch(model: Any, prompts: Sequence[Prompt], layers: Sequence[int]) -> Float[Tensor, "batch layer d_model"]:
+def _read_batch(
+    model: Any, prompts: Sequence[Prompt], layers: Sequence[int], of_token: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "batch layer size"]:
     device = model.W_E.device
     batch = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=device)
     spans = [
@@ -76,7 +96,7 @@ def _read_batch(model: Any, prompts: Sequence[Prompt], layers: Sequence[int]) ->
     kept: dict[int, Tensor] = {}
 
     def keep(layer: int, resid: Tensor) -> None:
-        means = [row[start:stop].float().mean(0) for row, (start, stop) in zip(resid, spans, strict=True)]
+        means = [of_token(row[start:stop].float()).mean(0) for row, (start, stop) in zip(resid, spans, strict=True)]
         kept[layer] = torch.stack(means).to(device)
 
     with torch.no_grad(), reading(model, layers, keep):

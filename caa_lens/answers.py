@@ -22,8 +22,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from caa_lens import prefix_cache
-from caa_lens.arguments import check_contrast_set, check_hook_points, check_layers, check_model, check_width
+from caa_lens.arguments import (
+    check_contrast_set,
+    check_count,
+    check_hook_points,
+    check_layers,
+    check_model,
+    check_width,
+    describe,
+)
 from caa_lens.contrast import ContrastSet
+from caa_lens.hooks import Intervention
+from caa_lens.overflow import check_scores, check_steps
 from caa_lens.prompts import (
     Prompt,
     PromptFormat,
@@ -31,8 +41,9 @@ from caa_lens.prompts import (
     encode_answer,
     encode_letters,
     resolve_format,
+    warn_of_words,
 )
-from caa_lens.staircase import Condition, Staircase
+from caa_lens.staircase import Condition, Staircases
 from caa_lens.unembedding import device_behind, token_logits, token_logp
 
 
@@ -94,29 +105,45 @@ def score(
 
     Args:
         conditions: tuples of interventions with plain-number multipliers; their `start` is ignored, as steering starts
-            at the instruction's last token.
+            at the instruction's last token, and other `positions` are refused.
         max_tokens: suffix tokens in flight at once; worked out from the free memory by default.
 
     Raises:
         ValueError: for an empty set, no conditions, a vector that does not fit the model, or a pair longer than the
-            context.
+            context; a step beyond the model's dtype; or scores that are all NaN.
+
+    Warns:
+        NotFiniteWarning: of conditions under which some scores are NaN.
     """
     check_model(model)
     check_contrast_set(pairs)
+    if not isinstance(conditions, list | tuple):
+        raise TypeError(f"expected a list of conditions, got {describe(conditions)}")
     if not conditions:
         raise ValueError("no conditions given: expected at least one; () is the unsteered model")
     for condition in conditions:
+        if not isinstance(condition, tuple | list) or not all(isinstance(step, Intervention) for step in condition):
+            raise TypeError(f"expected tuples of Interventions as conditions, got {describe(condition)} among them")
         for intervention in condition:
             check_layers(model, [intervention.vector.layer])
             check_width(model, intervention.vector)
             check_hook_points(model, intervention.vector.layer)
             if isinstance(intervention.multiplier, Tensor) and intervention.multiplier.ndim:
                 raise ValueError("a condition's multiplier must be one number: make one condition of each multiplier")
+            if intervention.positions is not None:
+                raise ValueError(
+                    "a condition steers from the instruction's last token on, so it takes no positions: score the "
+                    "model's logits inside `with steer(model, v, positions=...)` instead"
+                )
+    check_steps(model, [step for condition in conditions for step in condition])
+    if max_tokens is not None:
+        max_tokens = check_count("max_tokens", max_tokens)
     prompt_format = resolve_format(model, prompt_format)
     items = _encode(model, pairs, prompt_format, system)
     reason = prefix_cache.unsupported(model)
     if reason is not None:
         prefix_cache.warn_unshared(reason)
+    staircases = Staircases(conditions, len(items[0].branches), model.W_E.device)
     logp = torch.empty(len(items), len(conditions), 2)
     whole = [i for i, item in enumerate(items) if item.whole]
     if whole and reason is None:
@@ -133,9 +160,13 @@ def score(
             n = 1 if reason else _batch_size(model, [items[i] for i in order], len(conditions), max_tokens)
             indices, order = order[:n], order[n:]
             some = [items[i] for i in indices]
-            run = _score_plainly if reason else _score_with_shared_prefix
-            logp[indices] = run(model, some, conditions, max_tokens).float().cpu()
+            if reason:
+                scored = _score_plainly(model, some, conditions, max_tokens)
+            else:
+                scored = _score_with_shared_prefix(model, some, staircases, max_tokens)
+            logp[indices] = scored.float().cpu()
             bar.update(n)
+    check_scores(model, logp, conditions)
     positive, negative = logp.clone().unbind(-1)
     metric, values = ("p_matching", positive.exp()) if pairs.kind == "ab" else ("margin", positive - negative)
     settings = {
@@ -150,6 +181,8 @@ def score(
 
 
 def _encode(model: Any, pairs: ContrastSet, prompt_format: PromptFormat, system: str | None) -> list[_Item]:
+    words = [answer for pair in pairs for answer in (pair.positive, pair.negative)]
+    warn_of_words(prompt_format, model.tokenizer, [pair.question for pair in pairs], words, system=system)
     items = []
     for pair in pairs:
         letters = None
@@ -161,19 +194,21 @@ def _encode(model: Any, pairs: ContrastSet, prompt_format: PromptFormat, system:
                 pair.question,
                 (pair.positive[1], pair.negative[1]),
                 system=system,
+                warn=False,
             )
             branches, letters = (opened,), (ids[0], ids[1])
         else:
             branches = tuple(
-                encode_answer(prompt_format, model.tokenizer, pair.question, answer, system=system)
+                encode_answer(prompt_format, model.tokenizer, pair.question, answer, system=system, warn=False)
                 for answer in (pair.positive, pair.negative)
             )
         for prompt in branches:
             check_fits(prompt, model.cfg.n_ctx)
         if letters:
-            items.append(_Item(branches=branches, letters=letters))
+            # A format may say that steering starts later than at the instruction's last token.
+            items.append(_Item(branches=branches, letters=letters, whole=opened.steer_start >= len(opened)))
             continue
-        alone = prompt_format.encode(model.tokenizer, pair.question, system=system).tokens
+        alone = prompt_format.encode(model.tokenizer, pair.question, system=system, warn=False).tokens
         firsts = tuple(min(prompt.answer_start, _n_common(alone, prompt.tokens)) for prompt in branches)
         if min(firsts) == 0:
             answer = pair.positive if firsts[0] == 0 else pair.negative
@@ -212,7 +247,7 @@ def _batch_size(model: Any, items: Sequence[_Item], n_conditions: int, max_token
 
 
 def _score_with_shared_prefix(
-    model: Any, items: Sequence[_Item], conditions: Sequence[Condition], max_tokens: int | None
+    model: Any, items: Sequence[_Item], staircases: Staircases, max_tokens: int | None
 ) -> Float[Tensor, "pair condition side"]:
     """Prefill each prompt once; run the suffixes of as many conditions at a time as fit."""
     starts = [item.branches[0].steer_start for item in items]
@@ -225,16 +260,12 @@ def _score_with_shared_prefix(
     n_pos = max(_suffix_length(item) for item in items)
     budget = max_tokens or prefix_cache.token_budget(model, prefix.keys[0].shape[-1], n_pos)
     at_once = max(1, budget // (n_pos * len(items) * len(items[0].branches)))
-    by_layer = sorted(range(len(conditions)), key=lambda i: [step.vector.layer for step in conditions[i]])
-    logp = torch.empty(len(items), len(conditions), 2, device=model.W_E.device)
-    for first in range(0, len(conditions), at_once):
-        chunk = by_layer[first : first + at_once]
-        stairs = Staircase([conditions[i] for i in chunk], len(items[0].branches), model.W_E.device)
+    read = _letter_logp if items[0].letters else _completion_logp
+    logp = torch.empty(len(items), len(staircases.conditions), 2, device=model.W_E.device)
+    for chunk, stairs in staircases.at_most(at_once):
         resid = prefix_cache.run_suffixes(model, prefix, suffixes, stairs)
         resid = resid.unflatten(1, (len(stairs.groups), -1))  # [pair group branch pos d_model]
-        read = _letter_logp if items[0].letters else _completion_logp
-        groups = torch.tensor(stairs.condition_groups(), device=resid.device)
-        logp[:, torch.tensor(chunk, device=resid.device)] = read(model, resid, items)[:, groups]
+        logp[:, chunk] = read(model, resid, items)[:, stairs.condition_groups()]
     return logp
 
 

@@ -4,32 +4,21 @@ Python is told the types by annotations and does not look at them; without these
 place of the set, or one layer in the place of a list, would fail somewhere inside, in words about something else.
 """
 
-import operator
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from caa_lens.contrast import ContrastSet
+from caa_lens.model_check import check_model as check_model
+from caa_lens.number_checks import as_float as as_float
+from caa_lens.number_checks import as_multiplier as as_multiplier
+from caa_lens.number_checks import as_seed as as_seed
+from caa_lens.number_checks import check_count as check_count
+from caa_lens.number_checks import check_list as check_list
+from caa_lens.number_checks import describe as describe
 from caa_lens.prompts import Prompt, PromptFormat
 from caa_lens.provenance import PAIR_HASHES
 from caa_lens.vectors import SteeringVector, SteeringVectors
-
-
-def check_model(model: Any) -> None:
-    """Raises `TypeError` for anything but a TransformerLens model, `ValueError` for one whose dtypes disagree."""
-    if not (hasattr(model, "cfg") and hasattr(model, "hooks")):
-        raise TypeError(
-            f"expected a model from caa_lens.load_model, got {describe(model)}: the model is the first argument, and "
-            "a model of transformers is loaded from its folder or hub id"
-        )
-    if model.W_E.dtype != model.cfg.dtype:
-        has, says = (str(dtype).removeprefix("torch.") for dtype in (model.W_E.dtype, model.cfg.dtype))
-        raise ValueError(
-            f"the model's weights are {has}, but its cfg.dtype says {says}: load it with dtype={has!r}, or convert it "
-            f"with model.to(torch.{has}), which changes both"
-        )
 
 
 def check_contrast_set(pairs: object) -> None:
@@ -52,21 +41,28 @@ class TrainingPairsWarning(UserWarning):
     """Vectors are scored on pairs that they were extracted from, which flatters them."""
 
 
-def count_training_pairs(test: ContrastSet, vectors: SteeringVectors) -> int:
-    """How many pairs of a test set vectors were extracted from; of vectors that do not list theirs, all or none."""
-    provenance = vectors.provenance
-    if listed := provenance.details.get(PAIR_HASHES):
-        trained = set(listed.split())
-        return sum(pair in trained for pair in test.pair_hashes)
-    return len(test) if test.content_hash == provenance.dataset_hash else 0
+def count_training_pairs(test: ContrastSet, *vectors: SteeringVectors) -> int:
+    """How many pairs of a test set any of the vectors were extracted from; of vectors that list none, all or none."""
+    trained: set[str] = set()
+    for one in vectors:
+        if listed := one.provenance.details.get(PAIR_HASHES):
+            trained |= set(listed.split())
+        elif test.content_hash == one.provenance.dataset_hash:
+            return len(test)
+    return sum(pair in trained for pair in test.pair_hashes)
 
 
-def warn_of_training_pairs(test: ContrastSet, vectors: SteeringVectors) -> None:
-    """Warns where pairs of the test set are among those that the vectors were extracted from."""
-    if n_pairs := count_training_pairs(test, vectors):
+def warn_of_training_pairs(test: ContrastSet, *vectors: SteeringVectors, name: str = "") -> None:
+    """Warns where pairs of the test set are among those that any of the vectors were extracted from.
+
+    Args:
+        name: which test set, where there are several.
+    """
+    if n_pairs := count_training_pairs(test, *vectors):
         warnings.warn(
-            f"{n_pairs} of the {len(test)} pairs scored are among those that the vectors were extracted from, which "
-            "flatters them: extract from train and score test of train, test = pairs.split(test=0.2)",
+            f"{n_pairs} of the {len(test)} pairs scored{f' in {name!r}' if name else ''} are among those that the "
+            "vectors were extracted from, which flatters them: extract from train and score test of train, test = "
+            "pairs.split(test=0.2)",
             TrainingPairsWarning,
             stacklevel=3,
         )
@@ -103,6 +99,12 @@ def as_prompt(
 ) -> Prompt:
     """A prompt, also of a question in words. Raises `TypeError` for anything else."""
     if isinstance(prompt, Prompt):
+        if system is not None and not isinstance(system, str):
+            raise TypeError(f"expected a system prompt in words, got {describe(system)}")
+        if system or prompt_format is not None:
+            what = "a system prompt" if system else "a prompt format"
+            raise ValueError(f"got {what} for a Prompt, which is taken as it is: give a question, or leave it out")
+        check_prompt(model, prompt)
         return prompt
     if not isinstance(prompt, str):
         raise TypeError(
@@ -110,6 +112,35 @@ def as_prompt(
             "in a list"
         )
     return Prompt.of(model, prompt, prompt_format=prompt_format, system=system)
+
+
+def check_prompt(model: Any, prompt: object) -> None:
+    """Refuses what is no `Prompt`, and one made by hand that the model cannot run.
+
+    Raises:
+        TypeError: for anything but a `Prompt`.
+        ValueError: for no tokens, a token that the model does not have, or a position outside of the prompt.
+    """
+    if not isinstance(prompt, Prompt):
+        raise TypeError(
+            f"expected Prompts, got {describe(prompt)} among them: Prompt.of(model, question) makes one of words, "
+            "Prompt.from_tokens(ids) one of token ids"
+        )
+    n_pos, (first, last) = len(prompt), prompt.read
+    if not n_pos:
+        raise ValueError("the prompt has no tokens: expected at least one")
+    if not (0 <= prompt.steer_start < n_pos and 0 <= prompt.answer_start <= n_pos and 0 <= first < last <= n_pos):
+        raise ValueError(
+            f"the prompt has {n_pos} tokens, but steer_start={prompt.steer_start}, answer_start={prompt.answer_start} "
+            f"and read={prompt.read}: positions count from 0, and read is a span such as ({n_pos - 1}, {n_pos})"
+        )
+    lowest, highest = min(prompt.tokens), max(prompt.tokens)
+    if lowest < 0 or highest >= model.cfg.d_vocab:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(
+            f"the prompt has token id {wrong}, but {model.cfg.model_name} has ids 0 to {model.cfg.d_vocab - 1}: make "
+            "it with this model's tokenizer"
+        )
 
 
 def check_width(model: Any, vectors: SteeringVector | SteeringVectors) -> None:
@@ -166,45 +197,3 @@ def check_layers(model: Any, layers: Sequence[int] | None) -> tuple[int, ...]:
     if not layers:
         raise ValueError("no layers given: expected at least one")
     return tuple(sorted(set(layers)))
-
-
-def check_count(name: str, value: object) -> None:
-    """Raises `TypeError` for anything but a whole number, `ValueError` for one below 1."""
-    if not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a whole number, got {describe(value)}")
-    if operator.index(value) < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def check_list(name: str, values: object, kind: type[int] | type[float]) -> list:
-    """A list of numbers, as plain numbers of Python.
-
-    Raises:
-        TypeError: for one number, a text, or a list with anything but numbers (with `int`: whole numbers) in it.
-    """
-    wanted = "whole numbers" if kind is int else "numbers"
-    if isinstance(values, int | float):
-        raise TypeError(f"{name} must be a list of {wanted}, got {values!r}: write {name}=[{values!r}]")
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be a list of {wanted}, got {describe(values)}: write e.g. {name}=[1, 2]")
-    found = []
-    for value in values:
-        try:
-            number = None if isinstance(value, str) else kind(value)
-        except (TypeError, ValueError):
-            number = None
-        if number is None or (kind is int and number != value):
-            raise TypeError(f"{name} must be {wanted}, got {describe(value)} among them")
-        found.append(number)
-    return found
-
-
-def describe(value: object) -> str:
-    """A value as an error message shows it: its type, and itself where that is short; never a tensor's numbers."""
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    kind = type(value).__name__
-    if isinstance(value, tuple | list):
-        return f"a {kind} of {', '.join(type(one).__name__ for one in value[:4])}{', ...' if value[4:] else ''}"
-    shown = repr(value)
-    return f"the {kind} {shown}" if len(shown) <= 60 and isinstance(value, str | int | float) else kind

@@ -32,15 +32,25 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from caa_lens.activations import reading
-from caa_lens.arguments import check_count, check_model
+from caa_lens.arguments import as_multiplier, check_count, check_model, check_prompt
 from caa_lens.contrast import ContrastSet
 from caa_lens.intervals import bootstrap_interval
+from caa_lens.overflow import check_finite
 from caa_lens.plain_runs import plain_runs
 from caa_lens.prefix_cache import rounding
-from caa_lens.prompts import Prompt, PromptFormat, encode_letters, left_pad, resolve_format
+from caa_lens.prompts import (
+    Prompt,
+    PromptFormat,
+    check_steered,
+    encode_letters,
+    left_pad,
+    resolve_format,
+    warn_of_words,
+)
 from caa_lens.steering import as_interventions
 from caa_lens.unembedding import is_linear_behind_the_norm, token_logits
 from caa_lens.vectors import Provenance, SteeringVector
+from caa_lens.words import is_unicode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +86,7 @@ class Attribution:
         """Mean over questions of the measured change of the logit difference."""
         return float(self.changes["change"].mean())
 
-    def total_interval(self, n_resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    def total_interval(self, n_resamples: int = 2000, seed: int | None = 0) -> tuple[float, float]:
         """95 % bootstrap interval of `total`; NaN with one question."""
         values = self.changes["change"].to_numpy()[:, None]
         low, high = bootstrap_interval(values, n_resamples=n_resamples, seed=seed)
@@ -98,7 +108,7 @@ class Attribution:
         summed = self.frame["contribution"].sum() / len(self.changes)
         return float(summed) / self.total if self.total else float("nan")
 
-    def summary(self, n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
+    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
         """Mean over questions with its 95 % bootstrap interval: `component, layer, kind, mean, low, high`, by depth."""
         import pandas as pd
 
@@ -160,12 +170,15 @@ def attribute(
             its final norm.
     """
     check_model(model)
-    check_count("batch_size", batch_size)
+    batch_size = check_count("batch_size", batch_size)
+    multiplier = as_multiplier(multiplier)
     _check_linear(model)
     as_interventions(model, [vector], multiplier=multiplier)
     batch_size = batch_size if plain_runs(model).padded else 1
     chosen = resolve_format(model, prompt_format) if _needs_format(pairs) else None
     prompts, tokens = _encode(model, pairs, chosen, system)
+    for prompt in prompts:
+        check_steered(prompt)
     device = model.W_E.device
     w = getattr(model.ln_final, "w", None)  # absent where it was folded into W_U
     columns = torch.tensor(tokens, device=device)  # [question 2]
@@ -187,6 +200,7 @@ def attribute(
             both = token_logits(model, final, columns[rows])  # [run question 2]
             differences[some] = (both[..., 0] - both[..., 1]).T.cpu()
             bar.update(len(some))
+    check_finite(model, differences, "logit differences")
     import pandas as pd
 
     names, layers, kinds = zip(*components, strict=True)
@@ -315,16 +329,21 @@ def _encode(
                 "(prompt, positive token, negative token) for the tokens that tell the answers apart"
             )
         assert prompt_format is not None
+        tokenizer = model.tokenizer
+        warn_of_words(prompt_format, tokenizer, [pair.question for pair in pairs], system=system)
         for pair in pairs:
             letters = (pair.positive[1], pair.negative[1])
-            prompt, ids = encode_letters(prompt_format, model.tokenizer, pair.question, letters, system=system)
+            prompt, ids = encode_letters(prompt_format, tokenizer, pair.question, letters, system=system, warn=False)
             prompts.append(prompt)
             tokens.append((ids[0], ids[1]))
         return prompts, tokens
     for text, positive, negative in pairs:
+        if isinstance(text, Prompt) and system:
+            raise ValueError("got a system prompt for a Prompt, which is taken as it is: give a question")
         if isinstance(text, str):
             assert prompt_format is not None
             text = prompt_format.encode(model.tokenizer, text, system=system)
+        check_prompt(model, text)
         chosen = (_token_id(model, positive), _token_id(model, negative))
         if chosen[0] == chosen[1]:
             raise ValueError(f"{positive!r} and {negative!r} are the same token, {chosen[0]}: expected two")
@@ -334,10 +353,13 @@ def _encode(
 
 
 def _token_id(model: Any, token: str | int) -> int:
-    if isinstance(token, int):
+    if not isinstance(token, str):
+        token = check_count("a token", token, least=0)
         if not 0 <= token < model.cfg.d_vocab:
             raise ValueError(f"token id {token} is out of range: {model.cfg.model_name} has {model.cfg.d_vocab} tokens")
         return token
+    if not is_unicode(token):
+        raise ValueError(f"got the token {token!r}, expected a text: half a surrogate pair is none")
     if model.tokenizer is None:
         raise TypeError("this model has no tokenizer: give token ids, or load it from a folder with tokenizer files")
     ids = model.tokenizer.encode(token, add_special_tokens=False)

@@ -10,6 +10,7 @@ positive and negative activations is mostly the direction from one letter to the
 import hashlib
 import inspect
 import json
+import numbers
 import random
 import warnings
 from collections import Counter, defaultdict
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Literal, overload
 from caa_lens import contrast_files
 from caa_lens.contrast_files import FieldError, bundled_names
 from caa_lens.contrast_pair import ContrastPair
+from caa_lens.number_checks import as_seed
+from caa_lens.words import is_unicode
 
 if TYPE_CHECKING:
     import pandas
@@ -56,6 +59,8 @@ class ContrastSet(Sequence[ContrastPair]):
         return object.__new__(cls)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not is_unicode(self.name):
+            raise TypeError(f"a contrast set's name must be a text, got {self.name!r}")
         if other := [type(pair).__name__ for pair in self.pairs if not isinstance(pair, ContrastPair)]:
             raise TypeError(f"got a {other[0]} among the pairs: make a set of texts with ContrastSet.from_pairs(...)")
         if not self.pairs:
@@ -91,7 +96,7 @@ class ContrastSet(Sequence[ContrastPair]):
             stem, source = path.stem, str(path)
             if stem in _SAME_IN_EVERY_FOLDER:
                 stem = path.absolute().parent.name
-        loaded = cls(name=name or stem, pairs=pairs, source=source)
+        loaded = cls(name=stem if name is None else name, pairs=pairs, source=source)
         loaded.warn_if_unbalanced(stacklevel=3)
         return loaded
 
@@ -152,7 +157,7 @@ class ContrastSet(Sequence[ContrastPair]):
                 )
                 return
 
-    def balance_letters(self, seed: int = 0) -> "ContrastSet":
+    def balance_letters(self, seed: int | None = 0) -> "ContrastSet":
         """The set with as few pairs swapped as make the letters even, drawn with `seed`; the order stays.
 
         Each two letters are balanced among the pairs that oppose just these: afterwards (A) is positive
@@ -163,7 +168,7 @@ class ContrastSet(Sequence[ContrastPair]):
         where: dict[tuple[str, str], list[int]] = defaultdict(list)  # (positive, negative): indices of the pairs
         for i, pair in enumerate(self.pairs):
             where[pair.positive, pair.negative].append(i)
-        generator = random.Random(seed)
+        generator = random.Random(as_seed(seed))
         swap: set[int] = set()
         for (positive, negative), indices in sorted(where.items()):
             surplus = len(indices) - len(where.get((negative, positive), ()))
@@ -171,13 +176,15 @@ class ContrastSet(Sequence[ContrastPair]):
                 swap.update(generator.sample(indices, surplus // 2))
         return replace(self, pairs=tuple(p.swapped() if i in swap else p for i, p in enumerate(self.pairs)))
 
-    def split(self, *, test: int | float, seed: int = 0) -> "tuple[ContrastSet, ContrastSet]":
-        """(train, test), shuffled with `seed`: disjoint, and together every pair.
+    def split(self, *, test: int | float, seed: int | None = 0) -> "tuple[ContrastSet, ContrastSet]":
+        """(train, test), shuffled with `seed` (None: a fresh one): disjoint, and together every pair.
 
         `test` is a number of pairs (`int`) or a share of them (`float` between 0 and 1).
         """
-        number = isinstance(test, int | float) and not isinstance(test, bool)
-        n_test = test if isinstance(test, int) else round(test * len(self)) if number and 0 < test < 1 else 0
+        seed = as_seed(seed)
+        number = isinstance(test, numbers.Real) and not isinstance(test, bool)
+        whole = isinstance(test, numbers.Integral)
+        n_test = int(test) if whole else round(float(test) * len(self)) if number and 0 < test < 1 else 0
         if not number or not 0 < n_test < len(self):
             raise ValueError(
                 f"got test={test!r} for the {len(self)} pairs of {self.name!r}, expected a number of pairs "
@@ -186,11 +193,12 @@ class ContrastSet(Sequence[ContrastPair]):
         order = random.Random(seed).sample(self.pairs, len(self))
         return replace(self, pairs=tuple(order[n_test:])), replace(self, pairs=tuple(order[:n_test]))
 
-    def sample(self, n: int, seed: int = 0) -> "ContrastSet":
+    def sample(self, n: int, seed: int | None = 0) -> "ContrastSet":
         """`n` of the pairs, none twice, drawn with `seed` and kept in order."""
-        if not isinstance(n, int) or not 0 < n <= len(self):
-            raise ValueError(f"got n={n}, expected 1 to {len(self)}, the number of pairs of {self.name!r}")
-        chosen = sorted(random.Random(seed).sample(range(len(self)), n))
+        seed = as_seed(seed)
+        if not isinstance(n, numbers.Integral) or isinstance(n, bool) or not 0 < n <= len(self):
+            raise ValueError(f"got n={n!r}, expected 1 to {len(self)}, the number of pairs of {self.name!r}")
+        chosen = sorted(random.Random(seed).sample(range(len(self)), int(n)))
         return replace(self, pairs=tuple(self.pairs[i] for i in chosen))
 
     def __len__(self) -> int:
@@ -201,7 +209,7 @@ class ContrastSet(Sequence[ContrastPair]):
     @overload
     def __getitem__(self, index: slice) -> "ContrastSet": ...
     def __getitem__(self, index: int | slice) -> "ContrastPair | ContrastSet":
-        return self.pairs[index] if isinstance(index, int) else replace(self, pairs=self.pairs[index])
+        return replace(self, pairs=self.pairs[index]) if isinstance(index, slice) else self.pairs[index]
 
     def __iter__(self) -> Iterator[ContrastPair]:
         return iter(self.pairs)

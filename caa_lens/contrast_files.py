@@ -11,7 +11,8 @@ The formats are told apart by the keys of a file's first row; other keys are ign
 Rows of the last two are tidied, because the prompt format adds its own marks: blanks around the texts go, and
 so do a leading `Question:` and a closing `Answer:`. Of an answer that is a list (`["(A)", " (C)"]`) the first
 entry is used and the others are dropped. A file is a JSON list, or has one JSON object a line; UTF-8, with or
-without a byte order mark. Rows become pairs through the caller's `make`: what a pair is, `contrast_pair` knows.
+without a byte order mark. A file that is something else is told what it is. Rows become pairs
+through the caller's `make`: what a pair is, `contrast_pair` knows.
 """
 
 import difflib
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from caa_lens.atomic_files import write_atomically
+from caa_lens.formats.kinds import expanded, other_than_text, printable
 
 OURS = ("question", "positive", "negative")
 SCHEMAS = {  # whose: the keys of the question, of the positive and of the negative answer
@@ -37,6 +39,7 @@ SHOWN = 5  # problems that one message lists
 LETTER = re.compile(r"\([A-Z]\)")
 _QUESTION_MARK = re.compile(r"\AQuestion:\s*")
 _ANSWER_MARK = re.compile(r"\s*^[ \t]*Answer:\Z", re.MULTILINE)
+_HALF = re.compile("[\ud800-\udfff]")
 _OPEN_ENDED = "_open_ended"
 
 T = TypeVar("T")
@@ -84,10 +87,12 @@ def bundled_names() -> list[str]:
 
 def locate(name_or_path: str | Path, *, open_ended: bool = False) -> Traversable:
     """The file of a bundled name (its pairs, or its open-ended prompts), or else the file at that path."""
+    if not isinstance(name_or_path, str | Path):
+        raise TypeError(f"got a {type(name_or_path).__name__}, expected a bundled name or a file")
     names = bundled_names()
     if isinstance(name_or_path, str) and name_or_path in names:
         return files("caa_lens") / "data" / f"{name_or_path}{_OPEN_ENDED if open_ended else ''}.jsonl"
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     if not path.exists():
         from caa_lens.paper.numbers import BEHAVIORS  # stands above
 
@@ -154,7 +159,7 @@ def _read(file: Traversable, convert: Callable[[dict[str, Any]], T]) -> list[T]:
     for line, value in values:
         try:
             if isinstance(value, ValueError):
-                raise FieldError(None, f"what is not JSON ({value})", "a JSON object")
+                raise FieldError(None, f"what is not JSON ({printable(str(value), 200)})", "a JSON object")
             if not isinstance(value, dict):
                 raise FieldError(None, _show(value), "a JSON object")
             converted.append(convert(value))
@@ -175,7 +180,12 @@ def _decode(file: Traversable) -> str:
             raise FieldError(None, "a folder", "a .json or .jsonl file in it")
         if Path(file.name).suffix.lower() in VECTORS:
             raise FieldError(None, "a file of vectors", "contrast pairs, a .json or .jsonl file")
-        return file.read_bytes().decode("utf-8-sig")
+        if isinstance(file, Path) and (file.is_block_device() or file.is_char_device()):
+            raise FieldError(None, "a device", "a .json or .jsonl file")
+        data = file.read_bytes()
+        if data and (words := other_than_text(data)):
+            raise FieldError(None, words, "contrast pairs, a .json or .jsonl file in UTF-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         found = f"byte 0x{error.object[error.start]:02x} at offset {error.start}, which is not UTF-8"
         problem = FieldError(None, found, "a file that is saved as UTF-8")
@@ -194,6 +204,8 @@ def _values(text: str) -> tuple[str, list[tuple[int | None, Any]]]:
             return json.loads(part)
         except ValueError as error:
             return error
+        except RecursionError:
+            return ValueError("nested too deeply")
 
     if text.lstrip().startswith("["):
         items = parse(text)
@@ -208,7 +220,7 @@ def _schema(row: Mapping[str, Any]) -> tuple[str, str, str]:
         if keys[1] in row or keys[2] in row:
             return keys
     known = "; ".join(f"{whose}: {', '.join(keys)}" for whose, keys in SCHEMAS.items())
-    raise SchemaError(None, f"the keys {', '.join(row) or '(none)'}", f"one of the schemas {known}")
+    raise SchemaError(None, f"the keys {printable(', '.join(row), 200) or '(none)'}", f"one of the schemas {known}")
 
 
 def _texts(row: Mapping[str, Any], schema: tuple[str, str, str]) -> dict[str, str]:
@@ -226,9 +238,12 @@ def _text(row: Mapping[str, Any], key: str) -> str:
         raise FieldError(key, "no such field", "text")
     if not isinstance(row[key], str) or not row[key].strip():
         raise FieldError(key, _show(row[key]), "text")
+    if half := _HALF.search(row[key]):
+        found = f"half a character, \\u{ord(half[0]):04x} at character {half.start()}, which no text has"
+        raise FieldError(key, found, "text that can be written as UTF-8")
     return str(row[key])
 
 
 def _show(value: object) -> str:
-    shown = json.dumps(value, ensure_ascii=False)
+    shown = printable(json.dumps(value, ensure_ascii=False), most=10**6)
     return shown if len(shown) <= 60 else shown[:57] + "..."

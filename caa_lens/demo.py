@@ -1,13 +1,16 @@
 """The main job end to end on one model: extract, sweep, steer, look through the lens, and write a report.
 
-A run lives in one folder. Each step leaves a file behind and is skipped when that file is there and was made with the
-same settings, so a run that was interrupted goes on where it stopped, and a second run only shows what is there.
+A run lives in one folder. Each step leaves a file, and `made_from.json` says what that was made from: the model's
+contents, the pairs, the vectors, the settings and versions. A step is skipped when its file is there, is the one that
+was written, and was made from just what it would be made from now. So a run that was interrupted goes on where it
+stopped, a second run only shows what is there, and after an edit of the data whatever depends on them is made anew.
 """
 
 import importlib.metadata
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +22,7 @@ from rich.table import Table
 from caa_lens.arguments import check_layers
 from caa_lens.atomic_files import write_atomically
 from caa_lens.contrast import ContrastSet
+from caa_lens.loading.fingerprint import file_digest, model_fingerprint
 from caa_lens.vectors import SteeringVectors
 
 if TYPE_CHECKING:
@@ -26,7 +30,9 @@ if TYPE_CHECKING:
 
     from caa_lens.sweeps import Sweep
 
-SETTINGS = "config.json"
+SETTINGS, MADE_FROM = "config.json", "made_from.json"
+VECTORS, SWEEP, TEXTS = "vectors.safetensors", "sweep.parquet", "texts.json"
+LIBRARIES = ("caa-lens", "torch", "transformer-lens", "transformers")
 
 
 class DemoConfig(BaseModel):
@@ -62,7 +68,7 @@ class DemoConfig(BaseModel):
 def run_demo(config: DemoConfig, folder: str | Path, console: Console | None = None) -> Path:
     """Run (or finish) the demo in a folder and return the path of its report.
 
-    Writes `config.json`, `vectors.safetensors`, `sweep.parquet`, `texts.json` and `report.html`.
+    Writes `config.json`, `made_from.json`, `vectors.safetensors`, `sweep.parquet`, `texts.json` and `report.html`.
 
     Raises:
         ValueError: if the folder holds a run with other settings.
@@ -88,10 +94,11 @@ def run_demo(config: DemoConfig, folder: str | Path, console: Console | None = N
         f"on {model.W_E.device}. Behavior [bold]{config.behavior}[/]: {len(train)} pairs to extract from, "
         f"{len(test)} held out."
     )
-    vectors = _vectors(model, train, folder, console)
-    sweep = _sweep(model, test, vectors, config, folder, console)
+    kept = _Kept(folder, console, _about_model(model, config))
+    vectors = _vectors(model, train, kept)
+    sweep = _sweep(model, test, vectors, config, kept)
     _show_sweep(sweep, console)
-    texts = _texts(model, vectors, sweep.best_layer, config, folder, console)
+    texts = _texts(model, vectors, sweep.best_layer, config, kept)
     _show_texts(texts, sweep.best_layer, console)
     lens = _show_lens(model, vectors, sweep.best_layer, console)
     report = _write_report(model, config, sweep, texts, lens, folder)
@@ -116,68 +123,116 @@ def _refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _vectors(model: Any, train: ContrastSet, folder: Path, console: Console) -> SteeringVectors:
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The files of a run's folder, and what each was made from."""
+
+    folder: Path
+    console: Console
+    always: dict[str, Any]
+    """What everything is made from."""
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def digest(self, name: str) -> str:
+        return file_digest(self.path(name))
+
+    def reuse(self, name: str, made_from: dict[str, Any]) -> bool:
+        """Whether a file is the one that was written here, and was made from just this."""
+        if not self.path(name).exists():
+            return False
+        there, now = self._said().get(name, {}), self._plain(made_from) | {"sha256": self.digest(name)}
+        if there == now:
+            self.console.print(f"reusing {self.path(name)}")
+            return True
+        changed = ", ".join(sorted(key for key in {*there, *now} if there.get(key) != now.get(key)))
+        why = f"it was made from other things than now ({changed})" if there else "nothing says what it was made from"
+        self.console.print(f"making {self.path(name)} anew, as {why}")
+        return False
+
+    def record(self, name: str, made_from: dict[str, Any]) -> None:
+        said = self._said() | {name: self._plain(made_from) | {"sha256": self.digest(name)}}
+        text = json.dumps(said, indent=2, ensure_ascii=False)
+        write_atomically(self.path(MADE_FROM), lambda file: file.write_text(text, encoding="utf-8"))
+
+    def _plain(self, made_from: dict[str, Any]) -> dict[str, Any]:
+        return json.loads(json.dumps(self.always | made_from))
+
+    def _said(self) -> dict[str, Any]:
+        try:
+            said = json.loads(self.path(MADE_FROM).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return said if isinstance(said, dict) else {}
+
+
+def _about_model(model: Any, config: DemoConfig) -> dict[str, Any]:
+    from caa_lens.prompts import resolve_format
+
+    return {
+        "model": model_fingerprint(config.model),
+        "dtype": str(model.cfg.dtype),
+        "device": model.W_E.device.type,
+        "prompt_format": resolve_format(model, None).name,
+        "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
+    }
+
+
+def _vectors(model: Any, train: ContrastSet, kept: _Kept) -> SteeringVectors:
     from caa_lens.extraction import extract
 
-    path = folder / "vectors.safetensors"
-    if path.exists():
-        vectors = SteeringVectors.load(path)
-        if vectors.provenance.dataset_hash == train.content_hash:
-            console.print(f"reusing {path}")
-            return vectors
+    made_from = {"pairs": train.content_hash}
+    if kept.reuse(VECTORS, made_from):
+        return SteeringVectors.load(kept.path(VECTORS))
     vectors = extract(model, train)
-    vectors.save(path)
+    vectors.save(kept.path(VECTORS))
+    kept.record(VECTORS, made_from)
     return vectors
 
 
-def _sweep(
-    model: Any,
-    test: ContrastSet,
-    vectors: SteeringVectors,
-    config: DemoConfig,
-    folder: Path,
-    console: Console,
-) -> "Sweep":
+def _sweep(model: Any, test: ContrastSet, vectors: SteeringVectors, config: DemoConfig, kept: _Kept) -> "Sweep":
     import pandas as pd
 
     from caa_lens.sweeps import Sweep, sweep
 
-    path = folder / "sweep.parquet"
-    if path.exists():
-        frame = pd.read_parquet(path)
-        attributes = {str(key): str(value) for key, value in frame.attrs.items()}
-        if attributes.get("test_hash") == test.content_hash:
-            console.print(f"reusing {path}")
-            metric = "margin" if "margin" in frame else "p_matching"
-            return Sweep(frame=frame, metric=metric, vectors=vectors.provenance, settings=attributes)
     steps = {"coarse": 3, "all": 1}
     layers = range(model.cfg.n_layers)[:: steps[config.layers]] if isinstance(config.layers, str) else config.layers
+    settings = {"layers": list(layers), "multipliers": config.multipliers}
+    made_from = {"vectors": kept.digest(VECTORS), "pairs": test.content_hash, **settings}
+    if kept.reuse(SWEEP, made_from):
+        frame = pd.read_parquet(kept.path(SWEEP))
+        attributes = {str(key): str(value) for key, value in frame.attrs.items()}
+        metric = "margin" if "margin" in frame else "p_matching"
+        return Sweep(frame=frame, metric=metric, vectors=vectors.provenance, settings=attributes)
     result = sweep(model, test, vectors, layers=layers, multipliers=config.multipliers)
     result.frame.attrs.update(result.settings)
-    write_atomically(path, lambda file: result.frame.to_parquet(file, index=False))
+    write_atomically(kept.path(SWEEP), lambda file: result.frame.to_parquet(file, index=False))
+    kept.record(SWEEP, made_from)
     return result
 
 
 def _texts(
-    model: Any, vectors: SteeringVectors, layer: int, config: DemoConfig, folder: Path, console: Console
+    model: Any, vectors: SteeringVectors, layer: int, config: DemoConfig, kept: _Kept
 ) -> dict[str, dict[str, str]]:
     """`texts[prompt][multiplier]`, generated greedily; all multipliers of a prompt run as one batch."""
     from tqdm.auto import tqdm
 
     from caa_lens.generation import generate
 
-    path = folder / "texts.json"
-    if path.exists():
-        console.print(f"reusing {path}")
-        return json.loads(path.read_text(encoding="utf-8"))
-    multipliers = torch.tensor(sorted({*config.multipliers, 0.0}))
+    multipliers = sorted({*config.multipliers, 0.0})
+    settings = {"multipliers": multipliers, "prompts": config.prompts, "max_new_tokens": config.max_new_tokens}
+    made_from = {"vectors": kept.digest(VECTORS), "layer": layer, **settings}
+    if kept.reuse(TEXTS, made_from):
+        return json.loads(kept.path(TEXTS).read_text(encoding="utf-8"))
+    steered = [(vectors[layer], torch.tensor(multipliers))]
     texts = {}
     for prompt in tqdm(config.prompts, desc=f"generate at layer {layer}", unit="prompt"):
-        answers = generate(model, prompt, vectors=[(vectors[layer], multipliers)], max_new_tokens=config.max_new_tokens)
-        texts[prompt] = {f"{m:+g}": text for m, text in zip(multipliers.tolist(), answers, strict=True)}
-    write_atomically(
-        path, lambda file: file.write_text(json.dumps(texts, indent=2, ensure_ascii=False), encoding="utf-8")
-    )
+        answers = generate(model, prompt, vectors=steered, max_new_tokens=config.max_new_tokens)
+        texts[prompt] = {f"{m:+g}": text for m, text in zip(multipliers, answers, strict=True)}
+    text = json.dumps(texts, indent=2, ensure_ascii=False)
+    write_atomically(kept.path(TEXTS), lambda file: file.write_text(text, encoding="utf-8"))
+    kept.record(TEXTS, made_from)
     return texts
 
 

@@ -9,6 +9,7 @@ in the order of the set. For those, the activations of all pairs are kept in mem
 """
 
 import importlib.metadata
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,9 +22,14 @@ from tqdm.auto import tqdm
 from caa_lens.activations import read_pairs
 from caa_lens.arguments import check_contrast_set, check_count, check_layers, check_model, describe
 from caa_lens.contrast import ContrastSet
-from caa_lens.prompts import Prompt, PromptFormat, check_fits, encode_answer, resolve_format
-from caa_lens.provenance import PAIR_HASHES
+from caa_lens.prompts import Prompt, PromptFormat, check_fits, encode_answer, resolve_format, warn_of_words
+from caa_lens.provenance import PAIR_HASHES, layer_ranges
 from caa_lens.vectors import Provenance, SteeringVectors
+
+
+class ZeroVectorWarning(UserWarning):
+    """Pairs cancel: a vector is zero, or what rounding left of it."""
+
 
 Estimator = Callable[[Float[Tensor, "pair d_model"], Float[Tensor, "pair d_model"]], Float[Tensor, " d_model"]]
 
@@ -63,7 +69,8 @@ def logistic_probe(
     scale = features.std(axis=0) + 1e-8
     probe = LogisticRegression(C=1.0, max_iter=2000).fit((features - features.mean(axis=0)) / scale, labels)
     weights = torch.tensor(probe.coef_[0] / scale, dtype=positive.dtype, device=positive.device)
-    return weights * (mean_difference(positive, negative).norm() / weights.norm())
+    norm = weights.norm()
+    return weights * (mean_difference(positive, negative).norm() / norm) if norm > 0 else weights
 
 
 def extract(
@@ -83,7 +90,8 @@ def extract(
         model: a `HookedTransformer` with its tokenizer.
         pairs: what to contrast; a warning is given if its answer letters are unbalanced.
         layers: 0-based blocks; all by default.
-        estimator: how a layer's activations become a direction; the streaming mean difference by default.
+        estimator: how a layer's activations become a direction, a tensor `[d_model]` (an array or a list of numbers
+            becomes one); the streaming mean difference by default.
         prompt_format: a format or its name; by default the model's own, see `prompts.default_format`.
         system: a system prompt for every question; the paper extracts without.
         batch_size: pairs at a time.
@@ -93,11 +101,18 @@ def extract(
 
     Raises:
         ValueError: for an empty set, a layer out of range, a pair longer than the context, or activations that are not
-            finite (half precision can overflow: load the model in bfloat16 or float32).
+            finite (half precision can overflow: load the model in bfloat16 or float32); an estimator's direction that
+            has another shape, or is not finite.
+        TypeError: for an estimator that returns no numbers.
+
+    Warns:
+        ZeroVectorWarning: if the pairs cancel, so that a layer's vector is zero or no more than rounding.
+        SpecialTokenWarning, TemplateInQuestionWarning, StrippedQuestionWarning: once for all pairs, see
+            `prompts.warn_of_words`.
     """
     check_model(model)
     check_contrast_set(pairs)
-    check_count("batch_size", batch_size)
+    batch_size = check_count("batch_size", batch_size)
     if not callable(estimator):
         raise TypeError(
             f"estimator must be a function such as caa_lens.extraction.pca_of_differences, got {describe(estimator)}"
@@ -110,12 +125,15 @@ def extract(
     bar = tqdm(total=len(prompts), desc=f"extract {pairs.behavior}", unit="pair", disable=not progress)
     with bar, torch.no_grad():
         if estimator is mean_difference:
-            directions = _streaming_mean_difference(batches, len(prompts), bar)
+            directions, noise = _streaming_mean_difference(batches, len(prompts), bar)
         else:
             kept = _keep_all(batches, bar)
             _check_finite(kept, model)  # before an estimator fails on it in words of its own
-            directions = torch.stack([estimator(kept[:, 0, i], kept[:, 1, i]) for i in range(len(layers))])
+            noise = _rounding(kept).mean(0) if estimator in _OURS else torch.zeros(len(layers))
+            rows = [_direction(estimator, kept[:, 0, i], kept[:, 1, i], layer) for i, layer in enumerate(layers)]
+            directions = torch.stack(rows)
     _check_finite(directions, model)
+    _warn_of_zero(directions, noise, layers, pairs)
     return SteeringVectors(
         directions=directions.float().cpu(),
         layers=layers,
@@ -144,10 +162,12 @@ def encode_pairs(
     model: Any, pairs: ContrastSet, prompt_format: PromptFormat, *, system: str | None = None
 ) -> list[tuple[Prompt, Prompt]]:
     """Both prompts of every pair, checked against the model's context before anything runs."""
+    answers = [answer for pair in pairs for answer in (pair.positive, pair.negative)]
+    warn_of_words(prompt_format, model.tokenizer, [pair.question for pair in pairs], answers, system=system)
     encoded = [
         (
-            encode_answer(prompt_format, model.tokenizer, pair.question, pair.positive, system=system),
-            encode_answer(prompt_format, model.tokenizer, pair.question, pair.negative, system=system),
+            encode_answer(prompt_format, model.tokenizer, pair.question, pair.positive, system=system, warn=False),
+            encode_answer(prompt_format, model.tokenizer, pair.question, pair.negative, system=system, warn=False),
         )
         for pair in pairs
     ]
@@ -157,16 +177,22 @@ def encode_pairs(
     return encoded
 
 
-def _streaming_mean_difference(batches: Any, n_pairs: int, bar: Any) -> Float[Tensor, "layer d_model"]:
+def _streaming_mean_difference(
+    batches: Any, n_pairs: int, bar: Any
+) -> tuple[Float[Tensor, "layer d_model"], Float[Tensor, " layer"]]:
+    """The mean difference, and what of it may be rounding."""
     total: Tensor | None = None
+    noise: Tensor | None = None
     for sides, _ in batches:
         # float64 where the device has it (MPS has not): sums of thousands of pairs lose nothing.
         wide = torch.float32 if sides.device.type == "mps" else torch.float64
-        difference = (sides[:, 0].to(wide) - sides[:, 1].to(wide)).sum(0)
-        total = difference if total is None else total + difference
+        difference = sides[:, 0].to(wide) - sides[:, 1].to(wide)  # [pair layer d_model]
+        total = difference.sum(0) if total is None else total + difference.sum(0)
+        noise = _rounding(sides).sum(0) if noise is None else noise + _rounding(sides).sum(0)
         bar.update(len(sides))
     assert total is not None
-    return total / n_pairs
+    assert noise is not None
+    return total / n_pairs, noise / n_pairs
 
 
 def _keep_all(batches: Any, bar: Any) -> Float[Tensor, "pair side layer d_model"]:
@@ -180,9 +206,70 @@ def _keep_all(batches: Any, bar: Any) -> Float[Tensor, "pair side layer d_model"
     return torch.cat(kept)[torch.tensor(order).argsort()]
 
 
+def _direction(
+    estimator: Estimator, positive: Float[Tensor, "pair d_model"], negative: Float[Tensor, "pair d_model"], layer: int
+) -> Float[Tensor, " d_model"]:
+    """What an estimator makes of one layer, in float32; of numpy, or a list of numbers, too."""
+    name = getattr(estimator, "__name__", type(estimator).__name__)
+    given = estimator(positive, negative)
+    remedy = "try it on pair_activations(model, pairs)[layer], positive [:, 0] and negative [:, 1]"
+    try:
+        if given is None or isinstance(given, str):
+            raise TypeError
+        found = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"{name} returned {describe(given)} at layer {layer}, expected a tensor [d_model]: {remedy}"
+        ) from None
+    if tuple(found.shape) != (positive.shape[1],):
+        raise ValueError(
+            f"{name} returned shape {tuple(found.shape)} at layer {layer}, expected ({positive.shape[1]},), one "
+            f"direction: {remedy}"
+        )
+    if found.is_complex() or found.dtype == torch.bool:
+        raise TypeError(f"{name} returned {found.dtype} at layer {layer}, expected real numbers: {remedy}")
+    found = found.detach().to("cpu", torch.float32)
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError(f"{name} returned NaN or infinite numbers at layer {layer}: {remedy}")
+    if estimator not in (pca_of_differences, logistic_probe) and not bool(
+        found.any()
+    ):  # theirs are zero where pairs are
+        raise ValueError(f"{name} returned zeros at layer {layer}, which is no direction: {remedy}")
+    return found
+
+
 def _check_finite(values: Tensor, model: Any) -> None:
     if not bool(torch.isfinite(values).all()):
         raise ValueError(
             f"activations of {model.cfg.model_name} are not finite in {model.cfg.dtype}: "
             "load the model in bfloat16 or float32"
         )
+
+
+_OURS = (mean_difference, pca_of_differences, logistic_probe)  # estimators of the caller's have scales of their own
+
+
+def _rounding(sides: Float[Tensor, "pair side layer d_model"]) -> Float[Tensor, "pair layer"]:
+    """What float32 may leave where the differences of pairs cancel, or both sides of a pair are alike."""
+    return 1e-4 * (sides[:, 0] - sides[:, 1]).norm(dim=-1) + 1e-6 * sides.norm(dim=-1).mean(1)
+
+
+def _warn_of_zero(
+    directions: Float[Tensor, "layer d_model"],
+    noise: Float[Tensor, " layer"],
+    layers: Sequence[int],
+    pairs: ContrastSet,
+) -> None:
+    small = directions.norm(dim=-1).cpu() <= noise.cpu()
+    zero = [layer for layer, is_small in zip(layers, small.tolist(), strict=True) if is_small]
+    if not zero:
+        return
+    sides = {(pair.question, pair.positive, pair.negative) for pair in pairs}
+    exchanged = sum((question, negative, positive) in sides for question, positive, negative in sides)
+    cause = f"{exchanged} pairs are also there with their answers exchanged" if exchanged else "the pairs cancel"
+    warnings.warn(
+        f"the vectors of {pairs.behavior!r} are zero, or rounding, at layers {layer_ranges(zero)}: {cause}. Nothing "
+        "can be steered with them or read from them: look for pairs that stand twice, or answers of the same tokens",
+        ZeroVectorWarning,
+        stacklevel=3,
+    )

@@ -18,10 +18,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from caa_lens import prefix_cache
-from caa_lens.arguments import as_prompt, check_count, check_model, describe
+from caa_lens.arguments import as_float, as_prompt, as_seed, check_count, check_model, check_prompt
 from caa_lens.hooks import Intervention
 from caa_lens.model_structure import structure_of
+from caa_lens.overflow import check_finite
 from caa_lens.plain_runs import new_cache, plain_runs
+from caa_lens.positions import of_row
 from caa_lens.prompts import Prompt, PromptBatch, PromptFormat, left_pad
 from caa_lens.steering import Steering, as_interventions
 from caa_lens.unembedding import final_logits
@@ -36,7 +38,7 @@ def generate(
     *,
     max_new_tokens: int = 100,
     temperature: float = 0.0,
-    seed: int = 0,
+    seed: int | None = 0,
     system: str | None = None,
     prompt_format: PromptFormat | str | None = None,
     use_cache: bool = True,
@@ -48,16 +50,20 @@ def generate(
         vectors: vectors, `(vector, multiplier)` pairs or `Intervention`s. With one prompt, a multiplier tensor
             `[batch]` gives one text for each of its entries.
         max_new_tokens: the end-of-sequence token ends a text earlier.
-        temperature: 0 is greedy (the paper's), else softmax sampling from `seed`.
+        temperature: 0 is greedy (the paper's), else softmax sampling from `seed`; None draws a fresh seed.
         use_cache: False recomputes everything for every token: the same text, slower.
 
     Raises:
-        ValueError: if prompt and new tokens do not fit into the context, or a vector does not fit the model.
+        TypeError: for a model without a tokenizer; `generate_tokens` needs none.
+        ValueError: if prompt and new tokens do not fit into the context, a vector does not fit the model, or logits are
+            not finite in the model's dtype.
     """
     check_model(model)
     given = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
     prompts = [as_prompt(model, one, prompt_format=prompt_format, system=system) for one in given]
     rows = {len(m) for i in as_interventions(model, vectors) if (m := torch.as_tensor(i.multiplier)).ndim}
+    check_count("max_new_tokens", max_new_tokens)
+    _check_text(model)
     single = isinstance(prompt, str | Prompt) and not rows
     if len(prompts) == 1 and rows:
         prompts = prompts * max(rows)
@@ -82,13 +88,14 @@ def stream(
     *,
     max_new_tokens: int = 100,
     temperature: float = 0.0,
-    seed: int = 0,
+    seed: int | None = 0,
     system: str | None = None,
     prompt_format: PromptFormat | str | None = None,
 ) -> Iterator[str]:
     """Like `generate` for one prompt, piece by piece as the text grows."""
     check_model(model)
     encoded = as_prompt(model, prompt, prompt_format=prompt_format, system=system)
+    _check_text(model)
     tokens: list[int] = []
     text = shown = ""
     for step in generate_tokens(
@@ -110,15 +117,21 @@ def generate_tokens(
     vectors: Sequence[Steering] = (),
     max_new_tokens: int = 100,
     temperature: float = 0.0,
-    seed: int = 0,
+    seed: int | None = 0,
     use_cache: bool = True,
 ) -> Iterator[Int[Tensor, " batch"]]:
-    """The next token of every row, step by step; a finished row goes on with its end-of-sequence token."""
-    check_count("max_new_tokens", max_new_tokens)
-    if not isinstance(temperature, int | float):
-        raise TypeError(f"temperature must be a number, got {describe(temperature)}")
+    """The next token of every row, step by step; a finished row goes on with its end-of-sequence token.
+
+    Needs no tokenizer: `Prompt.from_tokens(ids)` makes a prompt of token ids.
+    """
+    check_model(model)
+    max_new_tokens = check_count("max_new_tokens", max_new_tokens)
+    temperature = as_float("temperature", temperature)
     if temperature < 0:
         raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}")
+    seed = as_seed(seed)
+    for prompt in prompts:
+        check_prompt(model, prompt)
     device = model.W_E.device
     batch = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=device, room=max_new_tokens)
     interventions = as_interventions(model, vectors, start=batch.steer_start)
@@ -130,16 +143,19 @@ def generate_tokens(
     generator = torch.Generator().manual_seed(seed)
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     tokens = batch.tokens
-    for _ in range(max_new_tokens):
+    for n in range(max_new_tokens):
         with torch.inference_mode():
             logits = final_logits(model, forward(tokens)).to(device)  # [batch d_vocab]
-            new = _choose(logits, temperature, generator)
+            finite = torch.isfinite(logits.max(-1).values).all()
+            new = _choose(torch.where(finite, logits, 0.0), temperature, generator)
             if eos is not None:
                 new = torch.where(finished, eos, new)
                 finished = finished | (new == eos)
-        yield new
-        if eos is not None and bool(finished.all()):
+        if bool(~finite | finished.all()):  # the one wait for the device in a token
+            check_finite(model, logits.max(-1).values, f"logits of new token {n + 1}")
+            yield new
             return
+        yield new
         tokens = new[:, None]
 
 
@@ -155,9 +171,8 @@ def _chosen_forward(
         how = "through the model's own forward" + ("" if runs.cached else ", the whole text for every token")
         prefix_cache.warn_unshared(reason, what=f"text is generated {how},")
     make = _cached if use_cache and runs.cached else _uncached
-    if (
-        runs.padded or not batch.padding.any() or structure_of(model).hooked
-    ):  # hooks of the caller's see the whole batch
+    # Hooks of the caller's may be made for the batch, as those of steer with a prompt list are: they see it whole.
+    if runs.padded or not batch.padding.any() or structure_of(model).hooked:
         return make(model, batch, interventions)
     forwards = []
     for row, n_padding in enumerate(batch.padding.tolist()):
@@ -183,18 +198,19 @@ def _of_row(interventions: Sequence[Intervention], row: int, n_padding: int) -> 
     """What is done to one row of a padded batch, in the coordinates of its prompt by itself."""
     found = []
     for one in interventions:
-        multiplier, start = torch.as_tensor(one.multiplier), torch.as_tensor(one.start)
-        start = (start[row] if start.ndim else start) - n_padding
-        found.append(
-            replace(one, multiplier=multiplier[row] if multiplier.ndim else multiplier, start=start.clamp_min(0))
-        )
+        multiplier = torch.as_tensor(one.multiplier)
+        positions = None if one.where is None else of_row(one.where, row, n_padding)
+        multiplier = multiplier[row] if multiplier.ndim else multiplier
+        found.append(replace(one, multiplier=multiplier, start=None, positions=positions))
     return found
 
 
 def _choose(logits: Float[Tensor, "batch d_vocab"], temperature: float, generator: Any) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1)
-    weights = (logits.float() / temperature).softmax(-1).cpu()
+    # Shifted first, so that a tiny temperature is greedy and not infinity minus infinity.
+    shifted = logits.float() - logits.max(-1, keepdim=True).values.float()
+    weights = (shifted / max(temperature, torch.finfo(torch.float32).tiny)).softmax(-1).cpu()
     return torch.multinomial(weights, 1, generator=generator)[:, 0].to(logits.device)
 
 
@@ -291,6 +307,14 @@ def _check_rows(intervention: Intervention, n_rows: int) -> None:
     if multiplier.ndim and len(multiplier) != n_rows:
         raise ValueError(
             f"multiplier has {len(multiplier)} entries for {n_rows} prompts: give one number, or one a prompt"
+        )
+
+
+def _check_text(model: Any) -> None:
+    if model.tokenizer is None:
+        raise TypeError(
+            "this model has no tokenizer to make text of tokens: caa_lens.generation.generate_tokens gives their ids, "
+            "of prompts that Prompt.from_tokens(ids) makes; or load it from a folder that has tokenizer files"
         )
 
 

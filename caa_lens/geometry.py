@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from caa_lens.vectors import Provenance, SteeringVectors
+from caa_lens.number_checks import as_seed, check_count, describe
+from caa_lens.vectors import Provenance, SteeringVector, SteeringVectors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,6 +136,7 @@ def cosine_map(vectors: SteeringVectors, other: SteeringVectors | None = None) -
     Raises:
         ValueError: if the widths differ, or a vector is zero.
     """
+    _check_sets(vectors, *(() if other is None else (other,)))
     against = vectors if other is None else other
     _check_width(vectors, against)
     cosines = _unit(vectors, vectors.layers) @ _unit(against, against.layers).T
@@ -151,6 +153,12 @@ def behavior_cosines(sets: Mapping[str, SteeringVectors], layer: int) -> Behavio
     Raises:
         ValueError: if there are no sets, one has no vector for the layer, the widths differ, or a vector is zero.
     """
+    if not isinstance(sets, Mapping):
+        raise TypeError(
+            f"expected sets of vectors by the behavior's name, got {describe(sets)}: write {{name: vectors}}"
+        )
+    _check_sets(*sets.values())
+    layer = check_count("layer", layer, least=0)
     if not sets:
         raise ValueError("behavior_cosines needs at least one set of vectors")
     for name, vectors in sets.items():
@@ -172,6 +180,7 @@ def model_cosines(vectors_a: SteeringVectors, vectors_b: SteeringVectors) -> Mod
     """
     import pandas as pd
 
+    _check_sets(vectors_a, vectors_b)
     _check_width(vectors_a, vectors_b)
     layers = tuple(layer for layer in vectors_a.layers if layer in vectors_b)
     if not layers:
@@ -188,7 +197,7 @@ def model_cosines(vectors_a: SteeringVectors, vectors_b: SteeringVectors) -> Mod
 
 
 def held_out_accuracy(
-    points: Float[np.ndarray, "pair side d_model"], *, folds: int = 5, seed: int = 0
+    points: Float[np.ndarray, "pair side d_model"], *, folds: int = 5, seed: int | None = 0
 ) -> Float[np.ndarray, " pair"]:
     """Share of each pair's two points that a probe puts on their side while the pair is held out.
 
@@ -203,7 +212,7 @@ def held_out_accuracy(
     n_pairs = len(points)
     sides = np.tile([1, 0], n_pairs)
     # GroupKFold deals groups out by their number: drawing the numbers shuffles the pairs over the folds.
-    groups = np.repeat(np.random.default_rng(seed).permutation(n_pairs), 2)
+    groups = np.repeat(np.random.default_rng(as_seed(seed)).permutation(n_pairs), 2)
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=2000))
     features = points.reshape(2 * n_pairs, -1)
     guessed = cross_val_predict(probe, features, sides, groups=groups, cv=GroupKFold(n_splits=folds))
@@ -218,6 +227,13 @@ def emergence_layer(layers: Sequence[int], accuracy: Float[np.ndarray, " layer"]
     best = int(accuracy.argmax())
     below = np.flatnonzero(accuracy[: best + 1] < (chance + accuracy[best]) / 2)
     return layers[int(below[-1]) + 1 if len(below) else 0]
+
+
+def _check_sets(*sets: object) -> None:
+    for one in sets:
+        if not isinstance(one, SteeringVectors):
+            remedy = "give the whole set" if isinstance(one, SteeringVector) else "extract them, or load a file"
+            raise TypeError(f"expected SteeringVectors, got {describe(one)}: {remedy}")
 
 
 def _check_width(vectors: SteeringVectors, other: SteeringVectors) -> None:

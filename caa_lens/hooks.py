@@ -13,6 +13,7 @@ and `resid_post`, where it uses it. A block's pattern always comes first, so not
 """
 
 import numbers
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from caa_lens.number_checks import as_float
+from caa_lens.positions import Positions, check_positions, chosen, per_row
 from caa_lens.vectors import SteeringVector
 
 Operator = Callable[
@@ -59,7 +62,7 @@ OPERATORS: dict[str, Operator] = {"add": add, "ablate": ablate, "set": set_proje
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Intervention:
-    """A vector, what is done with it, how much of it, and from where on.
+    """A vector, what is done with it, how much of it, and where.
 
     Attributes:
         vector: the steering vector; its layer says where.
@@ -67,17 +70,22 @@ class Intervention:
         start: first steered position in padded coordinates of the first forward, a number or `[batch]`;
             None steers every position.
         operator: "add", "ablate" or "set".
+        positions: instead of `start`, the steered positions: a span `(first, stop)` or a bool mask `[batch pos]`; see
+            `caa_lens.positions`.
 
-    With `add` and `ablate`, multiplier 0 leaves the stream untouched, bit for bit.
+    Positions that are not chosen stay untouched, bit for bit; with `add` and `ablate` so does the whole stream where
+    the multiplier is 0, unless the multiplier is a tensor that requires grad: then its gradient is that of the formula.
 
     Raises:
-        ValueError: for an unknown operator, a multiplier that is not finite or not a number or `[batch]`.
+        TypeError, ValueError: for an unknown operator, a multiplier that is not finite or not a number or `[batch]`,
+            positions that are none, or both `start` and `positions`.
     """
 
     vector: SteeringVector
     multiplier: float | int | Tensor = 1.0
     start: int | Tensor | None = None
     operator: str = "add"
+    positions: Positions | None = None
 
     def __post_init__(self) -> None:
         if self.operator not in OPERATORS:
@@ -86,14 +94,16 @@ class Intervention:
             kind = type(self.vector).__name__
             raise TypeError(f"expected a SteeringVector, got {kind}: of a set choose a layer, as in vectors[13]")
         # Any real number: those of numpy and pandas are neither `int` nor `float`.
-        if not isinstance(self.multiplier, numbers.Real | Tensor):
+        if not isinstance(self.multiplier, numbers.Real | Tensor) or isinstance(self.multiplier, bool):
             kind = type(self.multiplier).__name__
             remedy = "; torch.tensor(...) makes one" if hasattr(self.multiplier, "__len__") else ""
             raise TypeError(
                 f"multiplier must be a number or a tensor [batch], got the {kind} {self.multiplier!r}{remedy}"
             )
-        if not isinstance(self.start, numbers.Integral | Tensor | None):
+        if not isinstance(self.start, numbers.Integral | Tensor | None) or isinstance(self.start, bool):
             raise TypeError(f"start must be a whole number or a tensor [batch], got {self.start!r}")
+        if isinstance(self.multiplier, int) and abs(self.multiplier) >= 2**63:  # too large for an integer of torch
+            object.__setattr__(self, "multiplier", as_float("multiplier", self.multiplier))
         multiplier = torch.as_tensor(self.multiplier)
         if multiplier.ndim > 1:
             raise ValueError(f"multiplier must be a number or [batch], got shape {tuple(multiplier.shape)}")
@@ -101,55 +111,93 @@ class Intervention:
             raise ValueError(f"multiplier must be finite, got {self.multiplier}")
         if isinstance(self.start, numbers.Integral) and self.start < 0:
             raise ValueError(f"start must be a position counted from 0, got {self.start}")
+        if self.positions is not None:
+            if self.start is not None:
+                raise ValueError("give either start or positions: positions=(first, None) is start=first")
+            check_positions(self.positions)
+
+    @property
+    def where(self) -> Positions | None:
+        """What `start` or `positions` says, as positions; None for everywhere."""
+        return self.positions if self.start is None else (self.start, None)
 
     def apply(self, resid: Float[Tensor, "batch pos d_model"], offset: int) -> Float[Tensor, "batch pos d_model"]:
         """The steered stream, as a new tensor; `offset` tokens are already behind `resid`'s first position."""
-        batch, n_pos, d_model = resid.shape
+        n_rows, n_pos, d_model = resid.shape
         if self.vector.d_model != d_model:
             raise ValueError(
                 f"vector has d_model={self.vector.d_model}, but the model has d_model={d_model}: "
                 "extract it from this model"
             )
-        multiplier = _per_row("multiplier", self.multiplier, batch, resid.device)  # [batch or 1, 1, 1]
+        # [batch or 1, 1, 1]
+        multiplier = per_row("multiplier", self.multiplier, n_rows, resid.device)[:, None, None]
         direction = self.vector.direction.to(resid.device)
         steered = OPERATORS[self.operator](resid, direction, multiplier)
         changed = torch.ones_like(multiplier, dtype=torch.bool)
-        if self.operator != "set":
+        # A multiplier that is trained from 0 gets the gradient of the formula there, not of the stream left alone.
+        if self.operator != "set" and not multiplier.requires_grad:
             changed = multiplier != 0
-        if self.start is not None:
-            start = _per_row("start", self.start, batch, resid.device)
-            position = offset + torch.arange(n_pos, device=resid.device)[None, :, None]
-            changed = changed & (position >= start)
+        if self.where is not None:
+            here = chosen(self.where, behind=offset, n_rows=n_rows, n_pos=n_pos, device=resid.device)
+            changed = changed & here[..., None]
         return torch.where(changed, steered, resid)
 
     def to(self, device: torch.device) -> "Intervention":
         """The same with all its numbers as tensors on a device, so that `apply` moves nothing."""
+
+        def moved(value: int | float | Tensor | None) -> Tensor | None:
+            return None if value is None else torch.as_tensor(value, device=device)
+
+        positions = self.positions
+        if isinstance(positions, tuple):
+            positions = (torch.as_tensor(positions[0], device=device), moved(positions[1]))
         return replace(
             self,
             vector=self.vector.to(device),
             multiplier=torch.as_tensor(self.multiplier, device=device),
-            start=None if self.start is None else torch.as_tensor(self.start, device=device),
+            start=moved(self.start),
+            positions=positions if positions is None or isinstance(positions, tuple) else positions.to(device),
         )
 
-    def hook(self) -> "tuple[_BlockHookNames, Callable[[Tensor, Any], Tensor | None]]":
-        """A `(name, function)` pair for TransformerLens' `fwd_hooks=[...]`, aware of the KV cache."""
-        resid_post = self.vector.hook_name
-        pattern = f"blocks.{self.vector.layer}.attn.hook_pattern"
-        offsets: list[int] = []  # the latest pattern's; kept, so that the pair may be registered twice
-        placed: dict[torch.device, Intervention] = {}  # moved once to each device it meets
+    def hook(self) -> "tuple[_BlockHookNames, Callable[..., Tensor | None]]":
+        """A `(name, function)` pair for TransformerLens' `fwd_hooks=[...]`, aware of the KV cache.
+
+        Numbers are moved once to each device that the hook meets, except those that require grad: they are read anew
+        in every forward, so that what an optimiser does to them is felt.
+        """
+        pattern, resid_post = self.hook_points
+        offsets: dict[int, int] = {}  # each thread's latest pattern's; kept, so that the pair may be registered twice
+        placed: dict[torch.device, tuple[list, Intervention]] = {}
 
         def steer_hook(activation: Tensor, hook: Any) -> Tensor | None:
+            thread = threading.get_ident()
             if hook.name == pattern:
-                offsets[:] = [activation.shape[-1] - activation.shape[-2]]
+                offsets[thread] = activation.shape[-1] - activation.shape[-2]
                 return None
-            if not offsets:
+            if thread not in offsets:
                 raise RuntimeError(f"{resid_post} ran without {pattern}, so positions are unknown")
-            device = activation.device
-            if device not in placed:
-                placed[device] = self.to(device)
-            return placed[device].apply(activation, offsets[0])
+            device, versions = activation.device, self._versions()
+            if versions is None:
+                return self.apply(activation, offsets[thread])
+            if device not in placed or placed[device][0] != versions:
+                placed[device] = versions, self.to(device)
+            return placed[device][1].apply(activation, offsets[thread])
 
         return _BlockHookNames(self.vector.layer, (pattern, resid_post)), steer_hook
+
+    @property
+    def hook_points(self) -> tuple[str, str]:
+        """Full names of the two points that a hook listens at: the pattern, and the stream after the block."""
+        return f"blocks.{self.vector.layer}.attn.hook_pattern", self.vector.hook_name
+
+    def _versions(self) -> list[tuple[int, int]] | None:
+        """What tells that a tensor was changed in place; None where a copy must not be kept at all."""
+        ends = self.positions if isinstance(self.positions, tuple) else (self.positions,)
+        numbers_of = (self.vector.direction, self.multiplier, self.start, *ends)
+        tensors = [one for one in numbers_of if isinstance(one, Tensor)]
+        if any(one.requires_grad or one.is_inference() for one in tensors):
+            return None
+        return [(one._version, one.data_ptr()) for one in tensors]
 
 
 class _BlockHookNames:
@@ -175,6 +223,13 @@ class _BlockHookNames:
             last_block, found = self._last_block, self._found
             self._last_block, self._found = -1, set()
             if len(found) != len(self.names):
+                if self.layer <= last_block:
+                    missing = next(name for name in self.names if name not in found)
+                    raise ValueError(
+                        f"the model has no hook point {missing!r}: if another module was put in its place (an SAE), "
+                        "take it away (reset_saes), or steer at another layer; and a model has to be a "
+                        "HookedTransformer, as caa_lens.load_model gives (a TransformerBridge is not supported yet)"
+                    )
                 raise ValueError(
                     f"the vector is for layer {self.layer}, but the model has layers 0 to {last_block}: "
                     "extract it from this model"
@@ -183,11 +238,3 @@ class _BlockHookNames:
 
     def __repr__(self) -> str:
         return f"<hook points {' and '.join(self.names)}>"
-
-
-def _per_row(name: str, value: int | float | Tensor, batch: int, device: torch.device) -> Tensor:
-    """A number or `[batch]` as `[1, 1, 1]` or `[batch, 1, 1]`."""
-    tensor = torch.as_tensor(value, device=device)
-    if tensor.ndim == 1 and tensor.shape[0] != batch:
-        raise ValueError(f"{name} has {tensor.shape[0]} entries for a batch of {batch}: give one number, or one a row")
-    return tensor.reshape(-1, 1, 1)

@@ -3,30 +3,34 @@
 | format | read and written by | what it is |
 |---|---|---|
 | `safetensors` | this library | one file that says everything about its vectors |
-| `caa` | the CAA authors' code | a folder of `vec_layer_{L}_{model}.pt` |
+| `caa` | the CAA authors' code | a folder of `vec_layer_{L}_{model}.pt`, or of `vec_layer_{L}.pt` (read only) |
 | `gguf` | llama.cpp, repeng, EasySteer | a control vector; no layer 0 |
 | `vllm-lens` | vllm-lens | JSON |
+| bare tensors | anybody (read only) | `.pt`, `.npy`, `.npz`: `[layer d_model]`, or one `[d_model]` a layer |
 
 In all of them layer L is the output of the 0-based block L, so layers never shift. Only `safetensors` keeps how a
 vector was made.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
-from caa_lens.formats.caa_files import read_caa, write_caa
+from caa_lens.formats.caa_files import is_caa_name, read_caa, write_caa
 from caa_lens.formats.control_vectors import read_control_vector, write_control_vector
+from caa_lens.formats.kinds import VectorFileError, expanded, look
+from caa_lens.formats.tensor_files import as_layers, read_tensors
 from caa_lens.formats.vllm_lens_files import read_vllm_lens, write_vllm_lens
-from caa_lens.provenance import Provenance
-from caa_lens.storage import VectorFileError, load_vectors, save_vectors
+from caa_lens.provenance import UNKNOWN, Provenance, layer_ranges, one_model
+from caa_lens.storage import load_vectors, save_vectors
 from caa_lens.vectors import SteeringVector, SteeringVectors
 
-ENDINGS = {".safetensors": "safetensors", ".pt": "caa", ".gguf": "gguf", ".json": "vllm-lens"}
+ENDINGS = {".safetensors": "safetensors", ".gguf": "gguf", ".json": "vllm-lens"}
 _READ: dict[str, Callable[[Path], SteeringVectors]] = {
     "safetensors": load_vectors,
     "gguf": read_control_vector,
-    "vllm-lens": read_vllm_lens,
+    "json": read_vllm_lens,
 }
 _WRITE: dict[str, Callable[[SteeringVectors, Path], Path]] = {
     "safetensors": save_vectors,
@@ -37,22 +41,49 @@ _WRITE: dict[str, Callable[[SteeringVectors, Path], Path]] = {
 FORMATS = tuple(_WRITE)
 
 
-def read_vectors(path: str | Path, *, model: str | None = None) -> SteeringVectors:
+def read_vectors(
+    path: str | Path, *, model: str | None = None, layers: SupportsIndex | Iterable[int] | None = None
+) -> SteeringVectors:
     """Read steering vectors from any of these files, told apart by what is in them rather than by their names.
 
     Args:
         path: a file, or a folder of the CAA authors' files.
-        model: which model's, where a folder of CAA files holds several.
+        model: whose vectors these are, where a file does not say; which model's, where a folder holds several.
+        layers: the 0-based block of each row of a bare tensor `[layer d_model]`, in the order of the rows, or of a
+            single vector. By default the rows of a tensor are blocks 0, 1, ..., and a single vector is refused.
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
-        VectorFileError: if it is none of these formats, or damaged.
+        VectorFileError: if it is none of these formats, or damaged; if the file says another model or other layers than
+            the caller. The error says what the file is, or what the folder holds.
+
+    Warns:
+        PassedOverWarning: a GGUF file holds other tensors beside the vectors.
     """
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f"nothing at {path}: expected a file or folder of steering vectors")
-    found = _format_of(path)
-    return read_caa(path, model=model) if found == "caa" else _READ[found](path)
+    path = expanded(path)
+    told = None if layers is None else as_layers(layers)
+    kind, words = look(path, "a file or folder of steering vectors")
+    if kind in ("torch", "npy", "npz") and not (kind == "torch" and is_caa_name(path.name)):
+        return read_tensors(path, layers=told, model=model)
+    if kind in ("folder", "torch"):
+        vectors = read_caa(path, model=model)
+    elif kind in _READ:
+        vectors = _READ[kind](path)
+    else:
+        raise VectorFileError(
+            f"{path} is {words}; expected steering vectors, in one of {', '.join(FORMATS)}, .npy, .npz"
+        )
+    if told is not None and set(told) != set(vectors.layers):
+        raise VectorFileError(
+            f"{path} says that its layers are {layer_ranges(vectors.layers)}, not {layer_ranges(sorted(told))}: leave "
+            "layers= out, and choose with .at([...])"
+        )
+    both = one_model((vectors.provenance.model, model or UNKNOWN))
+    if both is None:
+        raise VectorFileError(f"{path} says that its vectors are of {vectors.provenance.model}, not of {model}")
+    if both == vectors.provenance.model:
+        return vectors
+    return replace(vectors, provenance=replace(vectors.provenance, model=both))
 
 
 def write_vectors(vectors: SteeringVectors, path: str | Path, format: str | None = None) -> Path:
@@ -68,10 +99,11 @@ def write_vectors(vectors: SteeringVectors, path: str | Path, format: str | None
     Warns:
         DroppedLayerWarning: a control vector has no place for layer 0.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if format is None:
-        format = "caa" if path.is_dir() or not path.suffix else ENDINGS.get(path.suffix, "")
-        if not format or path.suffix == ".pt":
+        ending = path.suffix.lower()
+        format = "caa" if path.is_dir() or not ending else ENDINGS.get(ending, "")
+        if not format:
             raise ValueError(
                 f"the format of {path.name!r} cannot be guessed: end it in .safetensors, .gguf or .json, name a folder "
                 "for CAA files, or give format=... (--to on the command line)"
@@ -79,32 +111,6 @@ def write_vectors(vectors: SteeringVectors, path: str | Path, format: str | None
     if format not in _WRITE:
         raise ValueError(f"unknown format {format!r}: expected one of {', '.join(FORMATS)}")
     return _WRITE[format](vectors, path)
-
-
-def _format_of(path: Path) -> str:
-    """What the first bytes say, or the ending where they say nothing."""
-    if path.is_dir():
-        return "caa"
-    with path.open("rb") as file:
-        start = file.read(64)
-    if start.startswith(b"GGUF"):
-        return "gguf"
-    if (
-        start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
-    ):  # the header's length, maybe 0x80
-        return "safetensors"
-    if start.startswith((b"PK\x03\x04", b"\x80")):  # PyTorch's archive, and the bare pickle of its early versions
-        return "caa"
-    if start.lstrip().startswith((b"{", b"[")) and b'"question"' in start:
-        raise VectorFileError(
-            f"{path} holds contrast pairs, expected steering vectors: pairs are loaded with ContrastSet.load; "
-            "commands that take both take the pairs first"
-        )
-    if start.lstrip().startswith(b"{"):
-        return "vllm-lens"
-    if path.suffix in ENDINGS:
-        return ENDINGS[path.suffix]
-    raise VectorFileError(f"{path} is no file of steering vectors: expected one of {', '.join(FORMATS)}")
 
 
 def to_steering_vectors(vectors: SteeringVectors) -> Any:

@@ -28,7 +28,6 @@ v's norm, each used with its negative::
 The other readings are odd in v, so that their background is exactly zero.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,14 +36,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from caa_lens.activations import read_pairs
-from caa_lens.arguments import as_vector_set, check_count, check_layers, check_model, check_width
+from caa_lens.arguments import as_vector_set, check_contrast_set, check_layers, check_model, check_width
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import encode_pairs
+from caa_lens.lens_in_context import read_in_context
+from caa_lens.number_checks import as_float, as_seed, check_count
+from caa_lens.overflow import check_finite
 from caa_lens.prompts import PromptFormat, resolve_format
-from caa_lens.residual_lens import STATES_AT_ONCE, show_token, word_tokens
-from caa_lens.unembedding import centred, final_logits, is_linear_behind_the_norm, normalised, unembed_linear
+from caa_lens.residual_lens import show_token
+from caa_lens.unembedding import centred, normalised, unembed_linear
 from caa_lens.vectors import Provenance, SteeringVector, SteeringVectors
+from caa_lens.words import check_words, word_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,6 +122,7 @@ class WordRanks:
 
         Columns `layer, positive, negative, margin`.
         """
+        positive, negative = check_words(positive), check_words(negative)
         scores = self.frame.pivot(index="layer", columns="word", values="score")
         if missing := [word for word in [*positive, *negative] if word not in scores]:
             raise ValueError(f"{missing} were not ranked: expected some of {list(scores)}")
@@ -151,7 +154,7 @@ def logit_lens(
     pairs: ContrastSet | None = None,
     multiplier: float | int = 1.0,
     background: int = 0,
-    seed: int = 0,
+    seed: int | None = 0,
     prompt_format: PromptFormat | str | None = None,
 ) -> LogitLens:
     """Project each layer's vector onto the vocabulary.
@@ -168,18 +171,20 @@ def logit_lens(
 
     Raises:
         ValueError: for an unknown reading, `in_context` without pairs, a background of another reading, a vector of
-            another width, a layer that the model does not have, or a final norm that is neither RMSNorm nor LayerNorm.
+            another width or of zeros, a layer that the model does not have, or a final norm that is neither RMSNorm nor
+            LayerNorm.
         IndexError: for a layer without a vector.
     """
     import pandas as pd
 
     check_model(model)
-    check_count("k", k)
+    k = check_count("k", k)
     vectors = as_vector_set(vectors)
-    options = _Options(reading, pairs, float(multiplier), background, seed, prompt_format)
+    options = _options(reading, pairs, multiplier, background, seed, prompt_format)
     layers = check_layers(model, vectors.layers if layers is None else layers)
     scores, probabilities = _read(model, vectors, layers, options, with_probabilities=True)
     assert probabilities is not None
+    scores, probabilities = scores.cpu(), probabilities.cpu()  # whole: every copy waits for the device
     frames = []
     for layer, layer_scores, layer_probabilities in zip(layers, scores, probabilities, strict=True):
         for side, largest in (("promoted", True), ("suppressed", False)):
@@ -209,7 +214,7 @@ def word_ranks(
     pairs: ContrastSet | None = None,
     multiplier: float | int = 1.0,
     background: int = 0,
-    seed: int = 0,
+    seed: int | None = 0,
     prompt_format: PromptFormat | str | None = None,
 ) -> WordRanks:
     """Rank words among all tokens by how much each layer's vector promotes them.
@@ -228,11 +233,12 @@ def word_ranks(
     import pandas as pd
 
     check_model(model)
-    looked_up = {word: word_tokens(model.tokenizer, word) for word in _check_words(words)}
+    looked_up = {word: word_tokens(model.tokenizer, word) for word in check_words(words)}
     vectors = as_vector_set(vectors)
-    options = _Options(reading, pairs, float(multiplier), background, seed, prompt_format)
+    options = _options(reading, pairs, multiplier, background, seed, prompt_format)
     layers = check_layers(model, vectors.layers if layers is None else layers)
     scores, _ = _read(model, vectors, layers, options, with_probabilities=False)
+    scores = scores.cpu()
     rows = [
         {
             "layer": layer,
@@ -267,10 +273,12 @@ class _Options(NamedTuple):
         _check_reading(self.reading)
         if self.reading == "in_context" and self.pairs is None:
             raise ValueError("reading 'in_context' needs real residuals: give a ContrastSet as pairs=...")
-        if not math.isfinite(self.multiplier) or self.multiplier == 0:
-            raise ValueError(f"multiplier must be a finite number other than 0, got {self.multiplier}")
+        if self.pairs is not None:
+            check_contrast_set(self.pairs)
         if self.background < 0:
             raise ValueError(f"background must be a number of random directions, 0 for none, got {self.background}")
+        if self.multiplier == 0:
+            raise ValueError("multiplier must be a finite number other than 0, got 0")
         if self.background and self.reading != "in_context":
             raise ValueError(
                 f"background={self.background} has nothing to correct in reading {self.reading!r}, whose mean over "
@@ -294,8 +302,13 @@ class _Options(NamedTuple):
         return settings
 
 
+def _options(reading: str, pairs: Any, multiplier: object, background: object, seed: object, how: Any) -> _Options:
+    numbers = as_float("multiplier", multiplier), check_count("background", background, least=None), as_seed(seed)
+    return _Options(reading, pairs, *numbers, how)
+
+
 def _check_reading(reading: str) -> None:
-    if reading not in READINGS:
+    if not isinstance(reading, str) or reading not in READINGS:
         raise ValueError(f"unknown reading {reading!r}: expected one of {', '.join(READINGS)}")
 
 
@@ -305,10 +318,23 @@ def _read(
     """Scores, and if asked for what `LogitLens` calls probabilities."""
     options.check()
     check_width(model, vectors)
+    if zero := [layer for layer in layers if not vectors[layer].direction.any()]:
+        raise ValueError(f"zero vectors promote no token over another: leave out the layers {zero}, as in layers=[...]")
     steps = options.multiplier * torch.stack([vectors[layer].direction.float() for layer in layers])
     steps = steps.to(model.W_U.device)  # [layer d_model]
+    check_finite(model, steps, f"the vectors times {options.multiplier:g}")
     if options.reading == "in_context":
-        return _read_in_context(model, steps, layers, options, with_probabilities)
+        assert options.pairs is not None
+        prompts = encode_pairs(model, options.pairs, resolve_format(model, options.prompt_format))
+        return read_in_context(
+            model,
+            steps,
+            layers,
+            prompts,
+            background=options.background,
+            seed=options.seed,
+            with_probabilities=with_probabilities,
+        )
     scores = torch.stack([lens_scores(model, step, options.reading) for step in steps])
     return scores, scores.softmax(-1) if with_probabilities else None
 
@@ -321,76 +347,3 @@ def lens_scores(model: Any, direction: Float[Tensor, " d_model"], reading: str) 
     direction = direction.to(model.W_U.device).float()
     scores = unembed_linear(model, normalised(model, direction) if reading == "normed" else centred(model, direction))
     return scores - scores.mean()
-
-
-def _read_in_context(
-    model: Any,
-    steps: Float[Tensor, "layer d_model"],
-    layers: Sequence[int],
-    options: _Options,
-    with_probabilities: bool,
-) -> tuple[Float[Tensor, "layer d_vocab"], Float[Tensor, "layer d_vocab"] | None]:
-    assert options.pairs is not None
-    prompts = encode_pairs(model, options.pairs, resolve_format(model, options.prompt_format))
-    generator = torch.Generator().manual_seed(options.seed)
-    random = torch.randn(options.background, model.cfg.d_model, generator=generator)
-    units = (random / random.norm(dim=-1, keepdim=True)).to(steps.device)
-    linear = is_linear_behind_the_norm(model)
-    if options.background and not linear:
-        raise ValueError(
-            f"the logits of {model.cfg.model_name!r} are not linear in the normalised stream, which the background is "
-            "computed from (a soft cap, or hooks of your own behind the blocks): use background=0"
-        )
-    shift = torch.zeros_like(steps)  # of the normalised stream, where all else is linear
-    shifts = torch.zeros(len(layers), model.W_U.shape[1], device=steps.device)  # of the logits, where it is not
-    change = torch.zeros_like(shifts) if with_probabilities else None
-    for sides, _ in read_pairs(model, prompts, layers=layers):
-        states = sides.flatten(0, 1).to(steps.device)  # [state layer d_model]
-        for i, step in enumerate(steps):
-            resid = states[:, i]
-            if linear:
-                shift[i] += (normalised(model, resid + step) - normalised(model, resid)).sum(0)
-            if options.background:
-                shift[i] -= _background(model, resid, step.norm() * units)
-            if change is None and linear:
-                continue
-            for some in resid.split(STATES_AT_ONCE // 2):  # half, for two tables of logits stand side by side
-                after, before = final_logits(model, some + step), final_logits(model, some)
-                if change is not None:
-                    change[i] += (after.softmax(-1) - before.softmax(-1)).sum(0)
-                if not linear:
-                    shifts[i] += (after - before).sum(0)
-    n_states = 2 * len(prompts)
-    scores = unembed_linear(model, shift / n_states) if linear else shifts / n_states
-    return scores - scores.mean(-1, keepdim=True), None if change is None else change / n_states
-
-
-def _background(
-    model: Any, resid: Float[Tensor, "state d_model"], directions: Float[Tensor, "direction d_model"]
-) -> Float[Tensor, " d_model"]:
-    """Sum over states h of the mean of normed(h + u) - normed(h) over the directions u and their negatives.
-
-    From (h + u) / rms(h + u), with rms(h + u)^2 known from |h|, |u| and h . u: no state is ever added to a direction,
-    which would take states x directions x d_model numbers.
-    """
-    before = normalised(model, resid).sum(0)
-    if model.cfg.normalization_type is None:
-        return torch.zeros_like(before)  # h + u and h - u are as far from h
-    resid, directions = centred(model, resid), centred(model, directions)
-    squares = resid.pow(2).sum(-1, keepdim=True) + directions.pow(2).sum(-1)  # [state direction]
-    products = resid @ directions.T
-    d_model, eps = resid.shape[1], model.ln_final.eps
-    plus = ((squares + 2 * products) / d_model + eps).rsqrt()
-    minus = ((squares - 2 * products) / d_model + eps).rsqrt()
-    of_resid = ((plus + minus).mean(1, keepdim=True) / 2 * resid).sum(0)
-    of_directions = (plus - minus).sum(0) @ directions / (2 * len(directions))
-    return of_resid + of_directions - before
-
-
-def _check_words(words: Sequence[str]) -> list[str]:
-    """Distinct words, in order."""
-    if isinstance(words, str):
-        raise TypeError(f"expected a list of words, got the string {words!r}: put it into a list")
-    if not words:
-        raise ValueError("no words given: expected at least one")
-    return list(dict.fromkeys(words))

@@ -6,15 +6,14 @@ the norms; here the configuration is read from ``config.json``, the model is bui
 `loading.weights` fills it with Hugging Face's values, unfolded.
 """
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from caa_lens.loading.checkpoints import GgufFile, SafetensorsFolder
-from caa_lens.loading.device_memory import devices, free_memory
-from caa_lens.loading.hub import CONFIG_FILES, WEIGHT_FILES, download
+from caa_lens.loading.device_memory import devices, free_memory, make_room
+from caa_lens.loading.hub import CONFIG_FILES, HUB_ID, WEIGHT_FILES, cached_id, checkpoint_id, download
 from caa_lens.loading.llama_config import Config, count_parameters, hooked_config, read_config
 from caa_lens.loading.llama_config import n_parameters as n_parameters
 from caa_lens.loading.tokenizers import TOKENIZER_FILES, attach_tokenizer, folder_tokenizer
@@ -54,7 +53,8 @@ def load_model(
 
             * a Hugging Face id such as ``"meta-llama/Llama-2-7b-chat-hf"`` (downloaded once, then cached;
               licensed models need the ``HF_TOKEN`` environment variable),
-            * a folder with ``config.json`` and safetensors, in one file or sharded,
+            * a folder with ``config.json`` and safetensors, in one file or sharded; ``cfg.model_name`` is its
+              name, or the hub id if it is a snapshot in a hub's cache, ``models--owner--name/snapshots/<commit>``,
             * a ``.gguf`` file of the Llama architecture, which is dequantised,
             * ``"demo"``: SmolLM2-135M-Instruct (see `caa_lens.loading.demo_model.demo_model_path`).
         dtype: type of the weights and activations, a ``torch.dtype`` or one of "float32", "bfloat16",
@@ -93,14 +93,14 @@ def load_model(
             return _load_folder(demo_model_path(), DEMO_NAME, wanted)
         path = Path(name).expanduser()
         if name and path.is_dir():
-            return _load_folder(path, path.resolve().name, wanted)
+            return _load_folder(path, cached_id(path) or path.resolve().name, wanted)
         if path.suffix == ".gguf" and path.is_file():
             return _load_gguf(path, wanted)
         if path.is_file():
             raise ValueError(f"got the file {name}, expected a model: a folder with safetensors, or a .gguf file")
         if name.lower() == "demo":
             raise ValueError(f"got {name!r}: the demo model is called 'demo'")
-        if path.suffix == ".gguf" or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        if path.suffix == ".gguf" or not HUB_ID.fullmatch(name):
             raise FileNotFoundError(
                 f"got {name!r}, expected a Hugging Face id ('owner/name'), a folder with config.json and"
                 " safetensors, a .gguf file, or 'demo'; there is no such folder or GGUF file here: check the"
@@ -156,6 +156,7 @@ class _Placement(NamedTuple):
 
 def _check_memory(cfg: "HookedTransformerConfig", name: str) -> None:
     needed = count_parameters(cfg) * cfg.dtype.itemsize * HEADROOM
+    make_room(str(cfg.device), needed)
     free = free_memory(str(cfg.device))
     if needed > free:
         dtype = str(cfg.dtype).removeprefix("torch.")
@@ -179,7 +180,7 @@ def _load_folder(folder: Path, name: str, wanted: _Placement) -> "HookedTransfor
     _check_memory(cfg, name)
     model = build_model(cfg, lambda tensor: tensors.read(tensor, device=wanted.device, dtype=cfg.dtype))
     if any((folder / file).is_file() for file in TOKENIZER_FILES):
-        attach_tokenizer(model, folder_tokenizer(folder), name)
+        attach_tokenizer(model, folder_tokenizer(folder), checkpoint_id(folder) or name)
     return model
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm.auto import tqdm
 
-from caa_lens.arguments import check_vector_set, describe
+from caa_lens.arguments import as_float, as_seed, check_count, check_list, check_vector_set, describe
 from caa_lens.geometry import emergence_layer, held_out_accuracy
 from caa_lens.intervals import bootstrap_interval
 from caa_lens.pair_reading import PairActivations
@@ -51,11 +51,12 @@ class Norms:
     def multiplier_for(self, layer: int, share: float | int) -> float:
         """The multiplier whose steering step is `share` of the residual's mean norm at that layer."""
         ratios = dict(zip(self.frame["layer"], self.frame["ratio"], strict=True))
+        layer = check_count("layer", layer, least=0)
         if layer not in ratios:
             raise ValueError(f"layer {layer} was not measured: expected one of {list(ratios)}")
         if ratios[layer] == 0:
             raise ValueError(f"the vector of layer {layer} is zero: no multiplier gives it a norm")
-        return float(share / ratios[layer])
+        return as_float("share", share) / ratios[layer]
 
     def table(self) -> "pd.DataFrame":
         """One row a layer: both norms, their ratio, and the multipliers whose step is 10 % and 50 % of the residual."""
@@ -80,6 +81,17 @@ def _check_activations(activations: object) -> None:
         raise TypeError(
             f"expected PairActivations, as pair_activations(model, pairs) reads, got {describe(activations)}"
         )
+
+
+def _chosen(activations: PairActivations, layers: Sequence[int] | None) -> list[int]:
+    if layers is None:
+        return list(activations.layers)
+    chosen = sorted(set(check_list("layers", layers, int)))
+    if not chosen:
+        raise ValueError("no layers given: expected at least one")
+    for layer in chosen:
+        activations[layer]  # refuses one that was not read
+    return chosen
 
 
 def norms(vectors: SteeringVectors, activations: PairActivations) -> Norms:
@@ -154,7 +166,7 @@ def pca(activations: PairActivations, *, layers: Sequence[int] | None = None) ->
     if (n_pairs := len(activations)) < 2:
         raise ValueError(f"two components need at least two pairs, got {n_pairs}")
     parts = []
-    for layer in sorted(set(activations.layers if layers is None else layers)):
+    for layer in _chosen(activations, layers):
         fit = PCA(n_components=2, svd_solver="full")
         coordinates = fit.fit_transform(activations[layer].double().flatten(0, 1).numpy())  # [(pair side) 2]
         coordinates *= np.where(coordinates[::2].mean(0) < 0, -1, 1)  # even rows are the positive side
@@ -205,7 +217,7 @@ def separability(
     *,
     layers: Sequence[int] | None = None,
     folds: int = 5,
-    seed: int = 0,
+    seed: int | None = 0,
     progress: bool = True,
 ) -> Separability:
     """Three measures of how far the positive activations of a layer lie from the negative ones.
@@ -235,9 +247,10 @@ def separability(
 
     _check_activations(activations)
     n_pairs = len(activations)
+    folds, seed = check_count("folds", folds, least=None), as_seed(seed)
     if not 2 <= folds <= n_pairs:
         raise ValueError(f"got {folds} folds for {n_pairs} pairs, expected 2 to {n_pairs}: give more pairs, or folds=")
-    layers = sorted(set(activations.layers if layers is None else layers))
+    layers = _chosen(activations, layers)
     correct, explained, silhouettes = [], [], []
     for layer in tqdm(layers, desc="probe", unit="layer", disable=not progress):
         points = activations[layer].double()

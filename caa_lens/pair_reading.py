@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from caa_lens.activations import read_pairs, read_residuals, reading
+from caa_lens.activations import read_norms, read_pairs
 from caa_lens.arguments import check_contrast_set, check_count, check_layers, check_model
 from caa_lens.atomic_files import write_atomically
 from caa_lens.contrast import ContrastSet
@@ -114,7 +114,7 @@ def pair_activations(
     """
     check_model(model)
     check_contrast_set(pairs)
-    check_count("batch_size", batch_size)
+    batch_size = check_count("batch_size", batch_size)
     pairs.warn_if_unbalanced(stacklevel=3)
     layers = check_layers(model, layers)
     prompt_format = resolve_format(model, prompt_format)
@@ -158,18 +158,5 @@ def _token_norms(
 ) -> Float[Tensor, "pair side layer"]:
     """Mean of the tokens' norms over each prompt's read span; this takes another pass."""
     prompts = [prompt for pair in pairs for prompt in pair]
-    seen: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-
-    def keep(layer: int, resid: Tensor) -> None:
-        seen[layer].extend(resid.float().norm(dim=-1).cpu())  # [pos] a row
-
-    with reading(model, layers, keep):
-        for _ in read_residuals(model, prompts, layers=layers, batch_size=batch_size):
-            pass
-    # Rows are padded on the left: counted from the end, a prompt's positions need no padding.
-    spans = [(prompt.read[0] - len(prompt), prompt.read[1] - len(prompt)) for prompt in prompts]
-    means = [
-        [row[len(row) + a : len(row) + b].mean() for row, (a, b) in zip(rows, spans, strict=True)]
-        for rows in seen.values()
-    ]
-    return torch.tensor(means).T.reshape(len(pairs), 2, len(layers))
+    norms = torch.cat(list(read_norms(model, prompts, layers=layers, batch_size=batch_size)))  # [prompt layer]
+    return norms.cpu().reshape(len(pairs), 2, len(layers))

@@ -123,10 +123,11 @@ def _disagreement(model: Any) -> str | None:
         return own[layer]
 
     run_suffixes(model, prefill(model, prefixes), suffixes, compare)
-    worst = torch.stack(differences).cpu()
-    layer = int(worst.nan_to_num(nan=torch.inf).argmax())
-    if float(worst[layer]) <= rounding(model):  # never true of NaN
+    worst = torch.stack(differences)
+    if bool((worst <= rounding(model)).all()):  # never true of NaN; one wait for the device
         return None
+    worst = worst.cpu()
+    layer = int(worst.nan_to_num(nan=torch.inf).argmax())
     share = f"{float(worst[layer]):.2g} of the output of block {layer}"
     return f"the engine and {cfg.model_name} itself differ on a short prompt, by {share}"
 

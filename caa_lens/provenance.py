@@ -1,5 +1,6 @@
 """Where a vector belongs and what it was computed from."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -31,7 +32,8 @@ class Provenance:
     def merged(self, *others: "Provenance") -> "Provenance":
         """What a vector made of several says: what they agree on, or all of it, `a | b`; the expression is not merged.
 
-        An unknown model gives way to a known one; numbers of pairs of different data are no one number, so 0.
+        Of one model's names the fuller stays, and an unknown model gives way to a known one; numbers of pairs of
+        different data are no one number, so 0.
         """
         every = (self, *others)
         texts: dict[str, Any] = {
@@ -42,11 +44,45 @@ class Provenance:
         keys = dict.fromkeys(key for p in every for key in p.details)
         return replace(
             Provenance(**texts),
-            model=_joined(known) or UNKNOWN,
+            model=one_model(known) or _joined(known),
             expression=self.expression,
             n_pairs=self.n_pairs if same_pairs else 0,
             details={key: _joined(p.details[key] for p in every if key in p.details) for key in keys},
         )
+
+
+def one_model(names: Iterable[str]) -> str | None:
+    """The fuller of several names of one model, or None if they are names of different ones.
+
+    A model goes by its hub id (`owner/name`) or its address on the hub, its folder's name (`name`), a path to that
+    folder, or the hub cache's folder (`models--owner--name`, and what is in it). Two owners' models are different ones,
+    even of the same name. An unknown model goes with any.
+    """
+    known = list(dict.fromkeys(name for name in names if name.strip() not in ("", UNKNOWN)))
+    parts = [_owner_and_name(name) for name in known]
+    owners = sorted({owner for owner, _ in parts} - {""})
+    if len({name for _, name in parts}) > 1 or len(owners) > 1:
+        return None
+    if len(known) <= 1:
+        return known[0] if known else UNKNOWN
+    return "/".join([*owners, parts[0][1]])
+
+
+def last_part(model: str) -> str:
+    """A model's name without owner and folders, as files are called after it."""
+    return _owner_and_name(model)[1] or UNKNOWN
+
+
+def _owner_and_name(model: str) -> tuple[str, str]:
+    """The owner is empty where none is told."""
+    parts = [part for part in re.split(r"[/\\]", model.strip()) if part not in ("", ".")]
+    for part in parts:
+        if cached := re.fullmatch(r"models--(.+?)--(.+)", part):
+            return cached[1], cached[2]
+    if len(parts) > 3 and parts[0] in ("http:", "https:"):
+        return parts[2], parts[3]
+    is_hub_id = len(parts) == 2 and re.fullmatch(r"\w[^/\\]*/[^/\\]+/?", model.strip())
+    return (parts[0], parts[1]) if is_hub_id else ("", parts[-1] if parts else "")
 
 
 def hook_name_of(layer: int) -> str:

@@ -16,9 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from caa_lens.activations import reading
-from caa_lens.arguments import as_prompt, check_layers, check_model
+from caa_lens.arguments import as_prompt, check_count, check_layers, check_list, check_model, describe
 from caa_lens.hooks import Intervention
-from caa_lens.prompts import Prompt, PromptFormat, check_fits
+from caa_lens.overflow import check_finite
+from caa_lens.positions import Reach
+from caa_lens.prompts import Prompt, PromptFormat, check_fits, check_steered
 from caa_lens.steering import Steering, as_interventions
 from caa_lens.unembedding import device_behind, final_logits
 
@@ -64,7 +66,10 @@ class StreamLens:
         Returns:
             A layer, or None if the answer is not the first choice at the last layer read.
         """
-        position = int(self.frame["position"].max()) if position is None else position
+        last = int(self.frame["position"].max())
+        position = last if position is None else check_count("position", position, least=0)
+        if not isinstance(steered, bool | None):
+            raise TypeError(f"steered must be True, False or None, got {describe(steered)}")
         steered = bool(self.vectors) if steered is None else steered
         rows = self.frame[(self.frame["position"] == position) & (self.frame["steered"] == steered)]
         if rows.empty:
@@ -135,15 +140,19 @@ def stream_lens(
     check_fits(prompt, model.cfg.n_ctx)
     layers = check_layers(model, layers)
     where = _check_positions(prompt, positions)
+    if vectors:
+        check_steered(prompt)
     interventions = as_interventions(model, vectors, start=prompt.steer_start)
     for one in interventions:
         for name, value in (("multiplier", one.multiplier), ("start", one.start)):
-            if torch.as_tensor(value).numel() != 1:
+            if value is not None and torch.as_tensor(value).numel() != 1:
                 raise ValueError(f"{name} must be one number, got {value}: call once for each")
 
     runs = {False: _run(model, prompt, (), where)}
     if interventions:
         runs[True] = _run(model, prompt, interventions, where)
+    for resid in runs.values():
+        check_finite(model, resid, "residuals")
     # What each run says in the end, [pos]; the last layer is read for this even if it is not among `layers`.
     answers = {steered: _first_choice(model, resid[-1]) for steered, resid in runs.items()}
     name_of = {steered: "steered_answer" if steered else "unsteered_answer" for steered in runs}
@@ -175,7 +184,7 @@ def stream_lens(
         prompt=prompt,
         vectors=tuple(_in_words(one) for one in interventions),
         steered_layers=tuple(sorted({one.vector.layer for one in interventions})),
-        steer_start=min((int(torch.as_tensor(one.start)) for one in interventions), default=None),
+        steer_start=min((at for one in interventions if (at := Reach.of(one.where).first) is not None), default=None),
         settings={
             "model": str(model.cfg.model_name),
             "dtype": str(model.cfg.dtype).removeprefix("torch."),
@@ -187,6 +196,7 @@ def _check_positions(prompt: Prompt, positions: Sequence[int] | None) -> tuple[i
     n_pos = len(prompt)
     if positions is None:
         return tuple(range(max(0, n_pos - LAST_POSITIONS), n_pos))
+    positions = check_list("positions", positions, int)
     if not positions:
         raise ValueError("no positions given: expected at least one")
     for position in positions:
@@ -207,9 +217,10 @@ def _run(
     """`resid_post` of every layer at some positions, as the next block gets it: after the steering."""
     kept: list[Tensor] = []
     n_layers, device = model.cfg.n_layers, device_behind(model)
+    where = torch.tensor(positions, device=model.W_E.device)
 
     def keep(layer: int, resid: Tensor) -> None:
-        kept.append(resid[0, list(positions)].float().to(device))
+        kept.append(resid[0, where.to(resid.device)].float().to(device))
 
     tokens = torch.tensor([prompt.tokens], device=model.W_E.device)
     with model.hooks(fwd_hooks=[one.hook() for one in interventions]), reading(model, range(n_layers), keep):
@@ -258,21 +269,3 @@ def show_token(tokenizer: Any, token: int) -> str:
     n_blanks = len(text) - len(text.lstrip(" "))
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[n_blanks:])
     return "␣" * n_blanks + ("…" if text[0].islower() else "") + shown
-
-
-def word_tokens(tokenizer: Any, word: str) -> tuple[int, ...]:
-    """Token ids of a word: the single token with a leading blank, or without, or else the pieces with one."""
-    if tokenizer is None:
-        raise TypeError("this model has no tokenizer: load it from a folder that has tokenizer files")
-    if not word.strip():
-        raise ValueError(f"got {word!r} among the words, expected some text")
-    found = []
-    for text in (" " + word.strip(), word.strip()):
-        tokens = tokenizer.encode(text, add_special_tokens=False)
-        while len(tokens) > 1 and not tokenizer.convert_ids_to_tokens(tokens[0]).strip("▁Ġ"):
-            tokens = tokens[1:]  # sentencepiece puts a blank of its own before a text, so this one stands alone
-        found.append(tuple(tokens))
-    chosen = next((tokens for tokens in found if len(tokens) == 1), found[0])
-    if not chosen or chosen[0] == tokenizer.unk_token_id != tokenizer.eos_token_id:
-        raise ValueError(f"the tokenizer has no token for {word!r}: choose another word")
-    return chosen

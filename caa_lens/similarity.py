@@ -30,9 +30,19 @@ import torch
 from torch import Tensor
 
 from caa_lens.activations import reading
-from caa_lens.arguments import as_vector_set, check_layers, check_model, check_width, describe
+from caa_lens.arguments import (
+    as_float,
+    as_vector_set,
+    check_count,
+    check_layers,
+    check_model,
+    check_prompt,
+    check_width,
+    describe,
+)
 from caa_lens.atomic_files import write_atomically
 from caa_lens.lens import show_token
+from caa_lens.overflow import check_finite
 from caa_lens.prompts import Prompt, PromptFormat, check_fits, resolve_format
 from caa_lens.vectors import Provenance, SteeringVector, SteeringVectors
 
@@ -195,9 +205,13 @@ class TokenSimilarity:
         Raises:
             ValueError: for a layer or a measure that is not there, or a bound that is not positive.
         """
-        measure = _check_measure(measure or self.measure)
+        measure = _check_measure(self.measure if measure is None else measure)
+        if layer is not None:
+            layer = check_count("layer", layer, least=0)
         if layer is not None and layer not in self.layers:
             raise ValueError(f"layer {layer} was not computed: expected one of {list(self.layers)}")
+        if bound is not None:
+            bound = as_float("bound", bound)
         if bound is not None and not bound > 0:
             raise ValueError(f"bound must be positive, got {bound}: it is the value with full colour")
         table = self.table(measure) if layer is None else self.table(measure)[[layer]]
@@ -270,23 +284,27 @@ def token_similarity(
     vectors = as_vector_set(vectors)
     check_width(model, vectors)
     layers = check_layers(model, vectors.layers if layers is None else layers)
+    norms = dict(zip(vectors.layers, vectors.norms.tolist(), strict=True))
     for layer in layers:
-        if vectors[layer].norm == 0:
+        if layer in norms and norms[layer] == 0:
             raise ValueError(f"the vector of layer {layer} is zero: nothing can be similar to it")
     prompt, format_name = _encode(model, text, answer, prompt_format, system, raw_text)
     check_fits(prompt, model.cfg.n_ctx)
     device = model.W_E.device
-    dots: dict[int, Tensor] = {}
-    cosines: dict[int, Tensor] = {}
+    directions = vectors.at(layers).directions.to(device).float()  # [layer d_model]
+    kept: list[Tensor] = []  # stays on the device, so that no layer waits for it
 
     def keep(layer: int, resid: Tensor) -> None:
         h = resid[0].float()  # [pos d_model]
-        v = vectors[layer].direction.to(h.device).float()
-        dots[layer] = (h @ v).cpu()
-        cosines[layer] = torch.cosine_similarity(h, v[None], dim=-1).cpu()
+        v = directions[len(kept)].to(h.device)
+        kept.append(torch.stack([h @ v, torch.cosine_similarity(h, v[None], dim=-1)]).to(device))
 
+    tokens = torch.tensor([prompt.tokens], device=device)
     with reading(model, layers, keep):
-        model(torch.tensor([prompt.tokens], device=device), stop_at_layer=layers[-1] + 1)
+        model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=layers[-1] + 1)
+    measures = torch.stack(kept, dim=1).cpu()  # [measure layer pos]
+    check_finite(model, measures, "similarities")
+    dots, cosines = measures.numpy()
     shown = [show_token(model.tokenizer, token) for token in prompt.tokens]
     frames = [
         pd.DataFrame(
@@ -295,11 +313,11 @@ def token_similarity(
                 "token": shown,
                 "token_id": prompt.tokens,
                 "layer": layer,
-                "cosine": cosines[layer].numpy(),
-                "dot": dots[layer].numpy(),
+                "cosine": cosines[i],
+                "dot": dots[i],
             }
         )
-        for layer in layers
+        for i, layer in enumerate(layers)
     ]
     return TokenSimilarity(
         frame=pd.concat(frames, ignore_index=True),
@@ -343,6 +361,7 @@ def _encode(
             kind = "raw text" if isinstance(text, str) else "a Prompt"
             raise ValueError(f"got {what} for {kind}, which is taken as it is: give a question, without raw_text=True")
     if isinstance(text, Prompt):
+        check_prompt(model, text)
         return text, "as given"
     if model.tokenizer is None:
         raise TypeError("this model has no tokenizer: load it from a folder that has tokenizer files")

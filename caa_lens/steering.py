@@ -6,6 +6,7 @@ whatever the batching, padding or caching: see `hooks` for how positions are kno
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,16 +14,18 @@ from torch import Tensor
 
 from caa_lens.arguments import as_prompt, check_hook_points, check_layers, check_model, check_width, describe
 from caa_lens.hooks import Intervention
+from caa_lens.open_blocks import OpenBlock
+from caa_lens.overflow import check_steps
+from caa_lens.positions import Positions, Reach, check_positions, chosen
 from caa_lens.prompts import Prompt, PromptBatch, explain, left_pad
+from caa_lens.steered_runs import NothingSteeredWarning
+from caa_lens.steered_runs import OtherPromptWarning as OtherPromptWarning
+from caa_lens.steered_runs import VisiblePaddingWarning as VisiblePaddingWarning
 from caa_lens.vectors import SteeringVector, SteeringVectors
 
 
-class OtherPromptWarning(UserWarning):
-    """The model ran another text than the prompt that `steer` was told, so steering started elsewhere in it."""
-
-
-class NothingSteeredWarning(UserWarning):
-    """`steer` without a `with` block, or a run in a block that ended before the first steered position."""
+class OverlappingBlocksWarning(UserWarning):
+    """Two blocks on one model were open at once without one being inside the other; runs in between had both."""
 
 
 Steering = SteeringVector | tuple[SteeringVector, float | int | Tensor] | Intervention
@@ -33,6 +36,7 @@ def steer(
     *vectors: Steering,
     prompt: str | Prompt | Sequence[str | Prompt] | None = None,
     start: int | Tensor | None = None,
+    positions: str | Positions | None = None,
     multiplier: float | int | Tensor = 1.0,
     explain_positions: bool = False,
 ) -> "SteeredBlock":
@@ -41,6 +45,9 @@ def steer(
         prompt = Prompt.of(model, "How was your day?")
         with steer(model, 1.5 * v, prompt=prompt):
             model.generate(torch.tensor([prompt.tokens]))
+
+    What `torch.compile` made of the model drops hooks, so inside the block everything runs uncompiled. A block is its
+    thread's: runs of other threads are steered too, but they cannot open a block of their own on the same model.
 
     Args:
         vectors: vectors, `(vector, multiplier)` pairs or `Intervention`s, of any layers.
@@ -51,33 +58,76 @@ def steer(
             `attention_mask`.
         start: instead of a prompt, the first steered position in padded coordinates, a number or `[batch]`; 0 steers
             everything.
+        positions: what is steered, if not everything from the start on: a span `(first, stop)`, half-open, None for an
+            end that never comes; a bool mask `[batch pos]`, behind whose last column nothing is steered; or "last",
+            the prompt's last token. A span counts from the prompt's own first token, or without a prompt in padded
+            coordinates; a mask always does the latter.
         multiplier: for vectors given without one; a number or `[batch]`.
         explain_positions: print which tokens are steered.
 
     Raises:
-        ValueError: if neither or both of `prompt` and `start` are given, or a vector does not fit the model.
+        ValueError: if it is not said what is steered, or said twice, or a vector does not fit the model.
+        RuntimeError: on entering, if another thread or task has a block open on this model, or inside of a compiled
+            function.
 
     Warns:
-        NothingSteeredWarning: at the end of the block, if a run of the model in it ended before steering starts; and
-            if there was no block.
+        NothingSteeredWarning: at the end of the block, if a run of the model in it ended before steering starts, did
+            not go through a vector's layer, or ran without the hooks; and if there was no block.
         OtherPromptWarning: at the end of the block, if a run did not begin with the prompt.
+        VisiblePaddingWarning: at the end of the block, if attention saw the padding of a batch.
+        OverlappingBlocksWarning: if blocks of one model end in another order than they began.
     """
-    check_model(model)
-    batch = None
-    if (prompt is None) == (start is None):
-        both = "not both" if start is not None else "(start=0 steers every position)"
-        raise ValueError(f"say where steering starts: either prompt=..., or start=..., {both}")
+    check_model(model, may_be_compiled=True)
+    batch, where = None, None
+    if start is not None and (prompt is not None or positions is not None):
+        other = "prompt" if prompt is not None else "positions"
+        raise ValueError(f"say where steering starts: either {other}=..., or start=..., not both")
+    if prompt is None and start is None and positions is None:
+        raise ValueError(
+            "say where steering starts: either prompt=..., or start=... (start=0 steers every position), or "
+            "positions=..."
+        )
     if prompt is not None:
         given = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
         prompts = [as_prompt(model, one) for one in given]
         batch = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=model.W_E.device)
-        start = int(batch.steer_start[0]) if len(prompts) == 1 else batch.steer_start
+        where = _in_batch(positions, batch)
+        if positions is None:
+            start = int(batch.steer_start[0]) if len(prompts) == 1 else batch.steer_start
         if explain_positions:
-            for some in prompts:
-                _show(explain(some, model.tokenizer))
-    elif explain_positions:
-        _show(f"every position from {start} on is steered")
-    return SteeredBlock(model, as_interventions(model, vectors, multiplier=multiplier, start=start), batch)
+            for row, some in enumerate(prompts):
+                _show(explain(some, model.tokenizer) if where is None else _explain(some, model, where, batch, row))
+    elif positions is not None:
+        where = check_positions(positions)
+    if prompt is None and explain_positions:
+        _show(f"every position from {start} on is steered" if where is None else f"steered {Reach.of(where)}")
+    made = as_interventions(model, vectors, multiplier=multiplier, start=start, positions=where)
+    return SteeredBlock(model, made, batch)
+
+
+def _in_batch(positions: str | Positions | None, batch: PromptBatch) -> Positions | None:
+    """A prompt's own positions in the coordinates of the left-padded batch."""
+    n_rows, n_pos = batch.tokens.shape
+    if isinstance(positions, str) and positions == "last":
+        return n_pos - 1, n_pos  # padding is on the left
+    checked = None if positions is None else check_positions(positions)
+    if not isinstance(checked, tuple) or n_rows == 1:
+        return checked
+    first, stop = checked
+    padding = batch.padding
+    moved = None if stop is None else torch.as_tensor(stop, device=padding.device) + padding
+    return torch.as_tensor(first, device=padding.device) + padding, moved
+
+
+def _explain(prompt: Prompt, model: Any, where: Positions, batch: PromptBatch, row: int) -> str:
+    n_rows, n_pos = batch.tokens.shape
+    steered = chosen(where, behind=0, n_rows=n_rows, n_pos=n_pos, device=batch.tokens.device)
+    steered = steered.expand(n_rows, n_pos)[row, n_pos - len(prompt) :]
+    reach = Reach.of(where)
+    after = "every generated token is steered" if reach.stop is None else "no generated token is steered"
+    if reach.stop is not None and reach.stop > n_pos:
+        after = f"of the generated tokens, those before position {reach.stop} of the batch are steered"
+    return f"{explain(prompt, model.tokenizer, steered=steered.tolist())}\nand {after}"
 
 
 class SteeredBlock:
@@ -87,52 +137,31 @@ class SteeredBlock:
         self.model = model
         self.interventions = tuple(interventions)
         self.prompts = prompts
-        self._embedded: Tensor | None = None  # `[batch pos d_model]` of the tokens that run
-        self._other_prompt = False
-        self._hooks: list[Any] = []  # what to close, one of each open block
+        self._open: list[OpenBlock] = []  # one of each time that it is open
         self._entered = False
-        self._runs: list[int] = []  # tokens of every run of the model in the block, those of its KV cache included
 
     def __enter__(self) -> Any:
-        self._entered, self._runs, self._other_prompt = True, [], False
-        hooks: list[tuple] = [intervention.hook() for intervention in self.interventions]
-        if hooks:
-            # What a block attends to, `[batch head query key]`, grows with a KV cache; so chunks of a prompt add up. No
-            # other steered block runs without the lowest.
-            lowest = min(intervention.vector.layer for intervention in self.interventions)
-            hooks.append((f"blocks.{lowest}.attn.hook_pattern", self._measure))
-            if self.prompts is not None:
-                hooks.append(("hook_embed", self._keep))
-        block = self.model.hooks(fwd_hooks=hooks)
-        block.__enter__()
-        self._hooks.append(block)
+        self._entered = True
+        self._open.append(OpenBlock(self.model, self.interventions, self.prompts))
         return self.model
 
     def __exit__(self, *error: Any) -> None:
-        self._hooks.pop().__exit__(*error)
-        if error[0] is not None:
+        entered = self._open.pop()
+        overlapping = entered.leave()
+        if error[0] is not None or entered.runs is None:
             return
-        first = self._first_steered
-        short = [length for length in self._runs if length <= first]
-        if short:
-            of = f" in {len(short)} of {len(self._runs)} runs" if len(short) < len(self._runs) else ""
+        for warning in entered.runs.warnings():
+            warnings.warn(warning, stacklevel=2)
+        if overlapping:
             warnings.warn(
-                f"nothing was steered{of}: what the model ran has {short[0]} tokens, and steering starts at position "
-                f"{first}. Run the prompt's own tokens, torch.tensor([Prompt.of(model, question).tokens]): they are "
-                "more than the question's; or give start=0",
-                NothingSteeredWarning,
-                stacklevel=2,
-            )
-        elif self._other_prompt:
-            warnings.warn(
-                "the model ran another text than the prompt that steer was told, so steering started elsewhere in it: "
-                "give every prompt a block of its own, or generate(..., vectors=[...]), which needs none",
-                OtherPromptWarning,
+                "a block that was opened later on this model is still open, and what ran since then had the vectors of "
+                "both: end one block before the next begins, or put one inside the other",
+                OverlappingBlocksWarning,
                 stacklevel=2,
             )
 
     def __del__(self) -> None:
-        if not self._entered:
+        if not getattr(self, "_entered", True):
             warnings.warn(
                 "nothing was steered: steer(...) works in a block, `with cl.steer(...):`, around what the model runs",
                 NothingSteeredWarning,
@@ -141,34 +170,8 @@ class SteeredBlock:
 
     def __repr__(self) -> str:
         vectors = ", ".join(f"{one.multiplier} * {one.vector!r}" for one in self.interventions)
-        return f"steers {vectors or 'nothing'} from position {self._first_steered} on, inside `with cl.steer(...):`"
-
-    @property
-    def _first_steered(self) -> int:
-        starts = [0 if one.start is None else int(torch.as_tensor(one.start).min()) for one in self.interventions]
-        return min(starts, default=0)
-
-    def _measure(self, pattern: Tensor, hook: Any) -> None:
-        *_, n_queries, n_keys = pattern.shape
-        if n_queries == n_keys or not self._runs:  # nothing is behind: a new run, not the next chunk of one
-            self._runs.append(n_keys)
-        self._runs[-1] = n_keys
-        embedded, self._embedded = self._embedded, None  # a run that starts above the embedding has none
-        if self.prompts is not None and embedded is not None:
-            self._other_prompt |= not self._are_of(self.prompts, embedded, behind=n_keys - n_queries)
-
-    def _keep(self, embedded: Tensor, hook: Any) -> None:
-        self._embedded = embedded
-
-    def _are_of(self, prompts: PromptBatch, embedded: Tensor, *, behind: int) -> bool:
-        """Whether tokens, by their embeddings `[batch pos d_model]`, are the prompts', as far as these go."""
-        here = slice(behind, behind + embedded.shape[1])
-        tokens, real = prompts.tokens[:, here], prompts.attention_mask[:, here]
-        n_rows, n_pos = tokens.shape
-        if n_pos == 0 or n_rows not in (1, len(embedded)):  # behind the prompts' end, without waiting for a GPU
-            return True
-        same = (embedded[:, :n_pos] == self.model.W_E[tokens]).all(-1)
-        return bool((same | ~real).all())
+        places = sorted({str(Reach.of(one.where)) for one in self.interventions}) or ["nowhere"]
+        return f"steers {vectors or 'nothing'} {' or '.join(places)}, inside `with cl.steer(...):`"
 
 
 def as_interventions(
@@ -177,6 +180,7 @@ def as_interventions(
     *,
     multiplier: float | int | Tensor = 1.0,
     start: int | Tensor | None = None,
+    positions: Positions | None = None,
 ) -> list[Intervention]:
     """Interventions from the forms a user may write, checked against the model.
 
@@ -193,12 +197,11 @@ def as_interventions(
     interventions = []
     for given in vectors:
         if isinstance(given, Intervention):
-            keep = given.start if given.start is not None else start
-            made = Intervention(vector=given.vector, multiplier=given.multiplier, start=keep, operator=given.operator)
+            made = replace(given, start=start, positions=positions) if given.where is None else given
         elif isinstance(given, SteeringVector):
-            made = Intervention(vector=given, multiplier=multiplier, start=start)
+            made = Intervention(vector=given, multiplier=multiplier, start=start, positions=positions)
         elif _is_pair(given):
-            made = Intervention(vector=given[0], multiplier=given[1], start=start)
+            made = Intervention(vector=given[0], multiplier=given[1], start=start, positions=positions)
         else:
             if isinstance(given, int | float):
                 remedy = "a multiplier stands in a pair with its vector, as in (vectors[13], 2.0)"
@@ -217,6 +220,7 @@ def as_interventions(
         check_width(model, made.vector)
         check_hook_points(model, made.vector.layer)
         interventions.append(made)
+    check_steps(model, interventions)
     return interventions
 
 

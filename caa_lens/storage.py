@@ -19,6 +19,8 @@ from typing import Any
 import torch
 
 from caa_lens.atomic_files import write_atomically
+from caa_lens.formats.kinds import VectorFileError as VectorFileError
+from caa_lens.formats.kinds import are_weights, contents, expanded, printable, some, what_is
 from caa_lens.provenance import HOOK_POINT, Provenance
 from caa_lens.vectors import SteeringVectors
 
@@ -26,7 +28,6 @@ FORMAT_VERSION = 2
 LAYER_CONVENTION = "0-based block; directions live at the block's output"
 KEYS_1 = {"caa_lens_format", "hook_point", "layer_convention", "layers", "dtype", *(f.name for f in fields(Provenance))}
 KEYS = {"1": KEYS_1, "2": KEYS_1 | {"library_versions", "checksum"}}
-MAX_BYTES = 2**30  # a hundred layers of a width of ten thousand in float64 take 8 MB
 MAX_HEADER = 2**20
 _DTYPES = {
     "F64": torch.float64,
@@ -40,10 +41,6 @@ _DTYPES = {
 }
 
 
-class VectorFileError(ValueError):
-    """A file that is not a readable set of steering vectors."""
-
-
 def save_vectors(vectors: SteeringVectors, path: str | Path) -> Path:
     """Write vectors to a `.safetensors` file, atomically; an existing file is replaced whole or not at all.
 
@@ -51,8 +48,8 @@ def save_vectors(vectors: SteeringVectors, path: str | Path) -> Path:
         ValueError: for another ending, or vectors that would not be read back as they are (a dtype that safetensors
             lacks, details that are not texts). Nothing is written then.
     """
-    path = Path(path).expanduser()
-    if path.suffix != ".safetensors":
+    path = expanded(path)
+    if path.suffix.lower() != ".safetensors":
         raise ValueError(f"vectors are saved as .safetensors, got {path.name!r}")
     try:
         data = _encode(vectors)
@@ -71,19 +68,16 @@ def load_vectors(path: str | Path) -> SteeringVectors:
         FileNotFoundError: if there is no such file.
         VectorFileError: if the file is damaged, not one of ours, lacks metadata, or has a newer format version.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
+    path = expanded(path)
+    if path.is_dir():
         raise FileNotFoundError(
-            f"no vector file at {path}: expected a .safetensors file written by SteeringVectors.save"
+            f"no vector file at {path}, which is a folder: caa_lens.read_vectors reads folders of other tools' files"
         )
+    data = contents(path, "a .safetensors file written by SteeringVectors.save")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise VectorFileError(f"is larger than {MAX_BYTES} bytes: these are no steering vectors")
-        return _decode(path.read_bytes())
+        return _decode(data)
     except VectorFileError as error:
         raise VectorFileError(f"{path} {error}") from None
-    except OSError as error:
-        raise VectorFileError(f"{path} cannot be read: {error}") from None
 
 
 def _encode(vectors: SteeringVectors) -> bytes:
@@ -120,26 +114,30 @@ def _decode(data: bytes) -> SteeringVectors:
         if not isinstance(metadata, dict) or any(type(value) is not str for value in metadata.values()):
             raise ValueError("metadata that is not text")
     except (SafetensorError, ValueError, RecursionError) as error:
-        remedy = "it may be truncated; save it again. Other tools' files are read by caa_lens.read_vectors"
-        if data.startswith(b"PK\x03\x04"):
-            remedy = "it is PyTorch's; vectors are saved with vectors.save(...), not with torch.save"
-        elif data.lstrip().startswith((b"{", b"[")):
-            remedy = "it is text; contrast pairs are loaded with ContrastSet.load"
-        raise VectorFileError(f"is not a readable safetensors file ({error}): {remedy}") from None
+        kind, words = what_is(data)
+        remedy = "it may be truncated; save it again" if kind == "safetensors" else f"it is {words}"
+        if kind not in ("", "safetensors"):
+            remedy += ", which caa_lens.read_vectors may read"
+        raise VectorFileError(f"is not a readable safetensors file ({printable(str(error), 200)}): {remedy}") from None
     version = metadata.get("caa_lens_format")
     if version is None:
+        whose = "a model's weights, which load_model reads" if are_weights(tensors) else "another tool's tensors"
         raise VectorFileError(
-            "has no 'caa_lens_format' metadata: it was not written by this library; other tools' files are read by "
-            "caa_lens.read_vectors"
+            f"has no 'caa_lens_format' metadata, so it was not written by this library: it holds {whose}, "
+            f"{len(tensors)} of them, {some(sorted(tensors)) or 'none'}"
         )
     if version not in KEYS:
         readable = " and ".join(KEYS)
-        raise VectorFileError(f"has format version {version!r}, this library reads {readable}: update caa_lens")
+        raise VectorFileError(
+            f"has format version '{printable(version)}', this library reads {readable}: update caa_lens"
+        )
     if list(tensors) != ["directions"]:
-        raise VectorFileError(f"has tensors {list(tensors)}, expected only 'directions'")
+        raise VectorFileError(
+            f"has tensors {[printable(name) for name in list(tensors)[:8]]}, expected only 'directions'"
+        )
     for key in sorted(KEYS[version] ^ metadata.keys()):
         trouble = "lacks the metadata" if key in KEYS[version] else "has the unknown metadata"
-        raise VectorFileError(f"{trouble} {key!r}: it was not written by this library, or is damaged")
+        raise VectorFileError(f"{trouble} '{printable(key)}': it was not written by this library, or is damaged")
     tensor = tensors["directions"]
     checksum = metadata.pop("checksum", None)
     if version != "1" and checksum != _checksum(metadata, tensor["data"]):
@@ -147,7 +145,7 @@ def _decode(data: bytes) -> SteeringVectors:
     try:
         return _vectors(metadata, tensor)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise VectorFileError(f"has unusable metadata or tensors: {error}") from None
+        raise VectorFileError(f"has unusable metadata or tensors: {printable(str(error), 400)}") from None
 
 
 def _vectors(metadata: dict[str, str], tensor: dict[str, Any]) -> SteeringVectors:

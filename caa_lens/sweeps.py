@@ -12,6 +12,7 @@ import numpy as np
 from caa_lens.answers import score
 from caa_lens.arguments import (
     check_contrast_set,
+    check_count,
     check_layers,
     check_list,
     check_model,
@@ -22,6 +23,7 @@ from caa_lens.contrast import ContrastSet
 from caa_lens.hooks import Intervention
 from caa_lens.intervals import bootstrap_interval, mean_with_interval
 from caa_lens.prompts import PromptFormat
+from caa_lens.provenance import layer_ranges
 from caa_lens.staircase import Condition
 from caa_lens.vectors import Provenance, SteeringVectors
 
@@ -52,11 +54,11 @@ class Sweep:
     vectors: Provenance
     settings: dict[str, str] = field(default_factory=dict)
 
-    def summary(self, n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
+    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
         """Mean over questions with its 95 % bootstrap interval: `layer, multiplier, mean, low, high`."""
         return mean_with_interval(self.frame, ["layer", "multiplier"], self.metric, n_resamples=n_resamples, seed=seed)
 
-    def effect(self, n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
+    def effect(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
         """By layer, the paired difference between a multiplier and its negative, per question, with its interval.
 
         Columns `layer, multiplier, effect, low, high`, for each multiplier m > 0 whose -m was swept too: the mean over
@@ -90,15 +92,29 @@ class Sweep:
         """The layer with the largest mean effect of +m against -m, at the smallest swept m >= 1 (else the largest).
 
         Raises:
-            ValueError: if of several layers no multiplier was swept with its negative.
+            ValueError: if of several layers no multiplier was swept with its negative, no layer stands out from the
+                others, or the effect of one is NaN.
         """
         layers = set(self.frame["layer"])
+        if not layers:
+            raise ValueError("the sweep has no rows: there is no best layer")
         if len(layers) == 1:
             return int(layers.pop())
         effect = self.effect(n_resamples=0)
         at_least_one = effect["multiplier"][effect["multiplier"] >= 1]
         m = at_least_one.min() if len(at_least_one) else effect["multiplier"].max()
         chosen = effect[effect["multiplier"] == m]
+        unknown = chosen["layer"][~np.isfinite(chosen["effect"])].tolist()
+        if unknown:
+            raise ValueError(
+                f"the effect at multiplier {m:g} is NaN at layer{'s' if len(unknown) > 1 else ''} "
+                f"{layer_ranges(unknown)}: sweep smaller multipliers, or load the model in bfloat16 or float32"
+            )
+        if chosen["effect"].nunique() == 1:
+            raise ValueError(
+                f"no layer is the best: the effect at multiplier {m:g} is {chosen['effect'].iloc[0]:.3g} at every "
+                "layer; name a layer, or sweep other multipliers"
+            )
         return int(chosen.loc[chosen["effect"].idxmax(), "layer"])
 
     @property
@@ -116,11 +132,14 @@ class Sweep:
         """Dose-response curve of one layer (the best by default) with its interval."""
         from caa_lens.plots.sweeps import dose_response
 
-        return dose_response(self, self.best_layer if layer is None else layer)
+        return dose_response(self, self.best_layer if layer is None else check_count("layer", layer, least=0))
 
     def __repr__(self) -> str:
         f = self.frame
-        best = f", best layer {self.best_layer}" if self.paired_multipliers else ""
+        try:
+            best = f", best layer {self.best_layer}" if self.paired_multipliers else ""
+        except ValueError:
+            best = ", no best layer"
         return (
             f"Sweep({self.vectors.behavior}, {self.metric}, {f['layer'].nunique()} layers x "
             f"{f['multiplier'].nunique()} multipliers x {f['question'].nunique()} questions{best})"
@@ -148,12 +167,17 @@ def sweep(
     Args:
         test: held-out pairs (use `ContrastSet.split`).
         vectors: one vector a layer; each is added at its own layer.
-        multipliers: numbers v is multiplied by.
+        multipliers: different numbers v is multiplied by.
         layers: those of the vectors by default.
         system: a system prompt for every question.
 
     Raises:
-        ValueError: for an empty test set, no multipliers, repeated multipliers, or a layer without a vector.
+        ValueError: for an empty test set, no multipliers, repeated multipliers, one that the model's dtype cannot hold
+            times its vector, or scores that are all NaN.
+        IndexError: for a layer without a vector.
+
+    Warns:
+        NotFiniteWarning: of layers and multipliers under which scores are NaN, as half precision can give.
     """
     check_model(model)
     check_contrast_set(test)

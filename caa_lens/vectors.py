@@ -7,6 +7,7 @@ Layers are 0-based blocks and the hook point is a block's output: layer 13 is `b
 Hugging Face's `hidden_states[14]`.
 """
 
+import numbers
 import operator
 import re
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,8 @@ from caa_lens.algebra import expressions as write
 from caa_lens.algebra import rules, subspaces
 from caa_lens.algebra.combinations import normalize_across_behaviors as normalize_across_behaviors
 from caa_lens.algebra.methods import VectorAlgebra
+from caa_lens.number_checks import check_list, describe
+from caa_lens.positions import Positions
 from caa_lens.provenance import HOOK_POINT as HOOK_POINT
 from caa_lens.provenance import Provenance, hook_name_of, layer_ranges
 
@@ -44,7 +47,7 @@ class SteeringVector(VectorAlgebra):
 
     def __post_init__(self) -> None:
         rules.check_rows(self.direction, 1, "a steering vector")
-        if not hasattr(self.layer, "__index__"):
+        if isinstance(self.layer, bool) or not isinstance(self.layer, numbers.Integral):
             raise TypeError(f"layer must be a whole number, the 0-based block, got {self.layer!r}")
         if self.layer < 0:
             raise ValueError(
@@ -60,7 +63,10 @@ class SteeringVector(VectorAlgebra):
         behavior: str = "by hand",
         model: str = "unknown",
     ) -> "SteeringVector":
-        """A vector built by hand, e.g. from a probe's weights or an unembedding direction; the tensor is copied.
+        """A vector built by hand, e.g. from a probe's weights or an unembedding direction.
+
+        The tensor is copied, unless it requires grad: then it is kept itself, so that gradients reach it and what an
+        optimiser does to it changes the vector; a probe that goes on being trained is given as `weight.detach()`.
 
         Raises:
             TypeError: for anything but a tensor.
@@ -70,7 +76,7 @@ class SteeringVector(VectorAlgebra):
                 f"got a {type(direction).__name__}, expected a tensor [d_model]: torch.as_tensor(...) makes one"
             )
         return cls(
-            direction=direction.detach().clone(),
+            direction=direction if direction.requires_grad else direction.clone(),
             layer=layer,
             provenance=Provenance(model=model, behavior=behavior, expression=f"{behavior}[{layer}]"),
         )
@@ -87,7 +93,7 @@ class SteeringVector(VectorAlgebra):
     @property
     def norm(self) -> float:
         """Euclidean norm, in units of the residual stream."""
-        return float(subspaces.length(self._wide))
+        return float(subspaces.length(self._wide.detach()))
 
     def at_layer(self, layer: int) -> "SteeringVector":
         """The same direction declared to belong to another layer, on purpose; the expression records the move."""
@@ -107,11 +113,14 @@ class SteeringVector(VectorAlgebra):
         multiplier: float | int | Tensor = 1.0,
         start: "int | Tensor | None" = None,
         operator: str = "add",
+        positions: Positions | None = None,
     ) -> tuple:
-        """A `(name, function)` pair for TransformerLens' own `fwd_hooks=[...]`; see `caa_lens.hooks`."""
+        """A `(name, function)` pair for TransformerLens' own `fwd_hooks=[...]`; see `caa_lens.hooks.Intervention`."""
         from caa_lens.hooks import Intervention  # hooks stands above vectors
 
-        return Intervention(vector=self, multiplier=multiplier, start=start, operator=operator).hook()
+        return Intervention(
+            vector=self, multiplier=multiplier, start=start, operator=operator, positions=positions
+        ).hook()
 
     # ---- bookkeeping ------------------------------------------------------------------------------------------
 
@@ -181,7 +190,8 @@ class SteeringVectors(VectorAlgebra):
         )
 
     def __getitem__(self, layer: int) -> SteeringVector:
-        if not hasattr(layer, "__index__") or layer not in self.layers:
+        whole = isinstance(layer, numbers.Integral) and not isinstance(layer, bool)
+        if not whole or layer not in self.layers:
             remedy = ""
             if isinstance(layer, slice | list | tuple):
                 remedy = "; several are chosen with .at([...])"
@@ -206,10 +216,13 @@ class SteeringVectors(VectorAlgebra):
     def at(self, layers: Iterable[int]) -> "SteeringVectors":
         """The subset for some layers."""
         if not isinstance(layers, Iterable):
+            shown = repr(layers) if len(repr(layers)) < 60 else describe(layers)
             raise TypeError(
-                f"expected a list of layers, got {layers!r}: write .at([{layers!r}]), or [{layers!r}] for the vector"
+                f"expected a list of layers, got {shown}: write .at([{shown}]), or [{shown}] for the vector"
             )
-        chosen = tuple(sorted(set(layers)))
+        chosen = tuple(sorted(set(check_list("layers", layers, int))))
+        if not chosen:
+            raise ValueError("no layers given: expected at least one")
         return replace(self, directions=torch.stack([self[layer].direction for layer in chosen]), layers=chosen)
 
     @property

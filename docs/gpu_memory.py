@@ -1,4 +1,4 @@
-"""The table of docs/gpu_memory.md: what models of a shape need, from the rules that the library itself goes by.
+"""The tables of docs/gpu_memory.md: what models of a shape need, from the rules that the library itself goes by.
 
     .venv/bin/python docs/gpu_memory.py
 
@@ -6,6 +6,7 @@ Shapes are those of the models' published `config.json`.
 """
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -44,6 +45,8 @@ MODELS = {
     "Llama 2 70B": shape(8192, 28672, 80, 64, 8, 32000),
 }
 
+PAPERS = {"Llama 2 7B": "meta-llama/Llama-2-7b-chat-hf", "Llama 2 13B": "meta-llama/Llama-2-13b-chat-hf"}
+
 
 def row(name: str, config: dict) -> list[str]:
     cfg = hooked_config(config, dtype=torch.bfloat16)
@@ -64,5 +67,32 @@ def table() -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
 
+def runs() -> str:
+    """What the paper's runs take, as `python -m experiments` plans them: a process' memory, and the disk."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from experiments.catalogue import EXPERIMENTS
+    from experiments.finetuning import EXPERIMENT as FINETUNING
+    from experiments.plan import BYTES, disk_bytes, memory_bytes, scratch_bytes
+    from experiments.settings import RunConfig
+
+    heads = ["model", "number format", "weights", "must be free", "with finetuning", "on the disk", "with adapters"]
+    rows = [heads, ["---"] * len(heads)]
+    for name, repo in PAPERS.items():
+        config = RunConfig.of(repo)
+        parameters = count_parameters(hooked_config(MODELS[name]))
+        rest = [one for one in EXPERIMENTS if one is not FINETUNING]
+        adapters = config.model_copy(update={"finetune": "lora"})
+        stored = disk_bytes(config) or 0.0
+        sizes = [
+            BYTES[config.dtype] * parameters,
+            memory_bytes(config, parameters, rest),
+            memory_bytes(config, parameters, EXPERIMENTS),
+            stored,
+            stored + scratch_bytes(adapters, parameters, EXPERIMENTS),
+        ]
+        rows.append([f"{name} chat", config.dtype, *(f"{size / 1e9:.1f}" for size in sizes)])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
 if __name__ == "__main__":
-    sys.stdout.write(table() + "\n")
+    sys.stdout.write(f"{table()}\n\n{runs()}\n")

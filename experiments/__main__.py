@@ -12,8 +12,9 @@ from experiments.behavior_sets import missing_sets
 from experiments.catalogue import EXPERIMENTS
 from experiments.context import Context
 from experiments.experiment import Experiment
+from experiments.gpus import GPUS, gpu_rates
 from experiments.identity import hold, run_identity, run_notes, start_notes
-from experiments.plan import measure_rates, show_duration, stated_rates, unit_costs
+from experiments.plan import planned_rates, show_duration, stated_rates, unit_costs
 from experiments.progress import UnitProgress
 from experiments.run_folder import RunFolder
 from experiments.runner import run, skip_reasons, with_needs
@@ -52,6 +53,7 @@ def main(
     judge_rpm: Annotated[Optional[float], Option(help="Requests to the judge a minute, at most.")] = None,  # noqa: UP045
     judge_timeout: Annotated[Optional[float], Option(help="Seconds for one request; 60 by default.")] = None,  # noqa: UP045
     seed: Annotated[int, Option(help="Of splits and samples.")] = 0,
+    gpu: Annotated[Optional[str], Option(help=f"For --dry-run: plan for another card; {', '.join(GPUS)}.")] = None,  # noqa: UP045
     flops: Annotated[Optional[float], Option(help="Operations a second, for --dry-run; measured by default.")] = None,  # noqa: UP045
     bandwidth: Annotated[Optional[float], Option(help="Bytes of memory a second; given with --flops.")] = None,  # noqa: UP045
 ) -> None:
@@ -75,14 +77,16 @@ def main(
     check_out(folder.path)
     check_workers(workers)
     check_device(device)
-    rates = stated_rates(flops, bandwidth)
+    stated = stated_rates(flops, bandwidth)
+    if gpu is not None:
+        gpu_rates(gpu, config.dtype)  # a mistake is told at once
     if not dry_run:
         check_data(config)
     check_layer(config, n_layers(config.model, fetch=not dry_run))
     if dry_run:
         config = config.model_copy(update={"stand_ins": missing_sets(config)})
         plan = with_needs(wanted, EXPERIMENTS, config)
-        show_plan(plan, config, folder, workers, rates or measure_rates(config.dtype, device), console)
+        show_plan(plan, config, folder, workers, planned_rates(config, plan, gpu, stated, device), console)
         return
     experiments = with_needs(wanted, EXPERIMENTS, config)
     began = time.perf_counter()

@@ -35,7 +35,19 @@ def skip(config: "RunConfig") -> str | None:
 
 
 def own(config: "RunConfig") -> dict[str, str | None]:
-    return {"base_model": config.base_model}
+    """The base model's name and contents.
+
+    Raises:
+        FileNotFoundError, PermissionError, ConnectionError: it cannot be had.
+    """
+    from caa_lens.loading.fingerprint import model_fingerprint
+
+    assert config.base_model is not None  # else skipped
+    try:
+        return {"base_model": config.base_model, "base_model/sha256": model_fingerprint(config.base_model)}
+    except OSError as error:  # all three are
+        remedy = "give another with --base-model, or do without: --base-model none"
+        raise type(error)(f"the base model: {error}; {remedy}") from None
 
 
 def run_vectors(unit: Unit, context: "Context") -> "pd.DataFrame":

@@ -4,6 +4,7 @@ A plan can be made before the paper's sets are fetched: blank questions stand in
 about as long (the mean of the human-written evals, and of the authors' sets that we have read).
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -52,9 +53,26 @@ def stand_in(name: str, n: int) -> "ContrastSet":
     return ContrastSet.from_pairs([(q, *LETTERS[:: 1 - 2 * (i % 2)]) for i, q in enumerate(questions)], name=name)
 
 
+def warn_of_pairs_in_both(behavior: str, generate: "ContrastSet", test: "ContrastSet") -> None:
+    """Warns of held-out pairs that vectors are extracted from, letters exchanged or not."""
+    from caa_lens.arguments import TrainingPairsWarning
+
+    if n_both := len({*generate.pair_hashes} & {*test.pair_hashes}):
+        warnings.warn(
+            f"{behavior}: {n_both} of the {len(test)} held-out pairs are among those that vectors are extracted from, "
+            "which flatters them: take them out of one of the files",
+            TrainingPairsWarning,
+            stacklevel=3,
+        )
+
+
 @lru_cache(maxsize=64)
 def behavior_sets(config: RunConfig, behavior: str) -> Sets:
-    """One behavior's sets at the run's sizes. Of the bundled ones, letters are made even after the split."""
+    """One behavior's sets at the run's sizes. Of the bundled ones, letters are made even after the split.
+
+    Warns:
+        TrainingPairsWarning: if held-out pairs are among those to extract from (the paper's sets come split).
+    """
     from caa_lens.contrast import ContrastSet, load_open_ended
 
     if config.data == "paper":
@@ -75,4 +93,6 @@ def behavior_sets(config: RunConfig, behavior: str) -> Sets:
         generate = generate.sample(config.n_generate, seed=config.seed)
     if config.data == "bundled" and generate.kind == "ab":
         generate = generate.balance_letters(seed=config.seed)
+    if behavior not in config.stand_ins:
+        warn_of_pairs_in_both(behavior, generate, test)
     return Sets(generate=generate, test=test, open_ended=tuple(open_ended[: config.n_prompts]))

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from experiments.behavior_sets import Sets, behavior_sets
-from experiments.run_folder import RunFolder
+from experiments.run_folder import OtherRunError, RunFolder
 from experiments.settings import RunConfig
 
 if TYPE_CHECKING:
@@ -39,11 +39,31 @@ class Context:
         assert self.config.base_model is not None
         return self._model(self.config.base_model)
 
-    def load(self, name: str) -> Any:
-        """A fresh copy of a model, for code that changes weights; call `release` first to have room for it."""
+    def load(self, name: str, *, dtype: str | None = None) -> Any:
+        """A fresh copy of a model, for code that changes weights; call `release` first to have room for it.
+
+        Args:
+            dtype: the run's by default.
+
+        Raises:
+            OtherRunError: the files of the run's model are not those any more that the run began with.
+        """
         from caa_lens.models import load_model
 
-        return load_model(name, dtype=self.config.dtype, device=self.device)
+        if name == self.config.model:
+            self._check_contents()
+        return load_model(name, dtype=dtype or self.config.dtype, device=self.device)
+
+    def _check_contents(self) -> None:
+        from caa_lens.loading.fingerprint import model_fingerprint
+
+        begun = (self.folder.path / "run.json").exists()  # else nothing is claimed, as in a plan
+        held = self.folder.about().get("model", {}).get("sha256") if begun else None
+        if held is not None and held != (now := model_fingerprint(self.config.model)):
+            raise OtherRunError(
+                f"the files of {self.config.model} have changed since the run began: their SHA-256 is {now}, expected "
+                f"{held}: put them back, or begin another run with --out"
+            )
 
     def release(self) -> None:
         """Let go of the model in memory."""
@@ -67,9 +87,15 @@ class Context:
     # ---- vectors -----------------------------------------------------------------------------------------------
 
     def raw_vectors(self, behavior: str, which: str = "") -> "SteeringVectors":
-        """As extracted, at every layer; `which` is "" for the model's, "base-" for the base model's."""
-        from caa_lens.vectors import SteeringVectors
+        """As extracted, at every layer; `which` is "" for the model's, "base-" for the base model's.
 
+        Raises:
+            OtherRunError: the file is not the one that its unit of work has left.
+        """
+        from caa_lens.vectors import SteeringVectors
+        from experiments.extraction import check_vectors
+
+        check_vectors(self.folder, behavior, which)
         return SteeringVectors.load(self.folder.vectors_file(behavior, which))
 
     def vectors(self, behavior: str, which: str = "") -> "SteeringVectors":

@@ -9,6 +9,7 @@ layer, to the mean norm over the run's behaviors. Expected of any model: norms t
 
 from typing import TYPE_CHECKING
 
+from caa_lens.loading.fingerprint import file_digest
 from experiments.experiment import Cost, Experiment, Frames, Unit, together
 from experiments.plan import reading_cost
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
     from caa_lens.report import Section
     from experiments.context import Context
+    from experiments.run_folder import RunFolder
     from experiments.settings import RunConfig
+
+FILE_HASH = "file_sha256"
 
 
 def units(config: "RunConfig") -> list[Unit]:
@@ -36,10 +40,27 @@ def extract_into_run(context: "Context", behavior: str, model: object, which: st
 
     pairs = context.sets(behavior).generate
     vectors = extract(model, pairs, progress=False)
-    vectors.save(context.folder.vectors_file(behavior, which))
+    file = vectors.save(context.folder.vectors_file(behavior, which))
     frame = pd.DataFrame({"layer": vectors.layers, "norm": vectors.norms.numpy(), "n_pairs": len(pairs)})
     frame.attrs["dataset_hash"] = vectors.provenance.dataset_hash
+    frame.attrs["prompt_format"] = vectors.provenance.prompt_format
+    frame.attrs[FILE_HASH] = file_digest(file)
     return frame
+
+
+def check_vectors(folder: "RunFolder", behavior: str, which: str = "") -> None:
+    """Raises `OtherRunError` if a file of vectors is not the one that its unit of work has left there."""
+    from experiments.run_folder import OtherRunError
+
+    file, unit = folder.vectors_file(behavior, which), Unit.of(behavior=behavior)
+    experiment = f"{which}vectors".replace("-", "_")
+    expected = folder.load(experiment, unit).attrs.get(FILE_HASH)
+    if (found := file_digest(file)) != expected:
+        done = folder.unit_file(experiment, unit)
+        raise OtherRunError(
+            f"{file} is not what {experiment} has written: its SHA-256 is {found}, expected {expected}: delete {done} "
+            "to have the vectors extracted again"
+        )
 
 
 def section(frames: Frames, config: "RunConfig") -> "Section":
@@ -48,6 +69,8 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
 
     norms = together(frames)
     pairs = norms.groupby("behavior", sort=False)["n_pairs"].first().reset_index()
+    formats = {unit["behavior"]: frame.attrs.get("prompt_format", "unknown") for unit, frame in frames.items()}
+    pairs["prompt format"] = pairs["behavior"].map(formats)
     figure = curves(
         norms, x="layer", y="norm", by="behavior", title="Norm of the vectors", labels=("layer (0-based block)", "norm")
     )
@@ -57,7 +80,7 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
         text="The mean difference of the residual stream between matching and non-matching answers. Evaluations use "
         "the vectors rescaled to the mean norm over behaviors at each layer.",
         figures=[figure],
-        tables=[("Pairs that each vector is extracted from", pairs)],
+        tables=[("Pairs that each vector is extracted from, and in which prompt format", pairs)],
     )
 
 

@@ -13,11 +13,19 @@ learning which is right.
 
 The taught models also answer the open-ended prompts, at the same multipliers; `finetuned_text` has what became of it.
 
+Models are taught, scored and generated from in float32, whatever the run's type: half precision would round nearly all
+steps of this size away, while they are taken or afterwards (a step of 1e-4 along a small gradient is less than half the
+distance between two numbers of float16). Of a model in float32 all weights of the checkpoint move, and nothing else: a
+HookedTransformer's biases, which a Llama has not, stay zero. A gradient is used and dropped as soon as it is there, so
+that full finetuning takes the memory of the weights in float32 (27 GB for 7B) and of one lesson's activations.
+
 `--finetune lora` trains rank-8 adapters on the attention's projections with Adam (through `peft`), and merges them into
-the weights before anything is measured. Full finetuning needs room for weights and gradients: 54 GB for 7B in float32.
+the weights before anything is measured. The merged copy lies in a scratch folder for a moment; its tokenizer and its
+prompt format are the original model's, never what the folder would say.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from caa_lens.contrast import ContrastSet
+    from caa_lens.prompts import PromptFormat
     from caa_lens.report import Section
     from experiments.context import Context
     from experiments.run_folder import RunFolder
@@ -42,6 +51,8 @@ SIDES = ("positive", "negative")
 MULTIPLIERS = (-1.0, 0.0, 1.0)
 RATE = 1e-4  # the paper's
 LORA_RANK, LORA_RATE = 8, 2e-4
+TAUGHT_DTYPE = "float32"
+LESSON_ROOM = 1.1  # activations that a lesson keeps for its backward pass: some 0.1 GB a layer of 7B for 200 tokens
 
 Lesson = tuple[list[int], int]  # the tokens up to the letter, and the letter's id
 
@@ -65,12 +76,13 @@ def run(unit: Unit, context: "Context") -> "pd.DataFrame":
     import pandas as pd
 
     sets = context.sets(unit["behavior"])
-    model = taught(context, unit)
+    model, prompt_format = taught(context, unit)
     vector = context.vectors(unit["behavior"])[context.layer]
     cells = [({"layer": context.layer, "multiplier": m}, steered(vector, m)) for m in MULTIPLIERS]
-    frame = scored(model, sets.test, cells)
+    frame = scored(model, sets.test, cells, prompt_format=prompt_format)
     if sets.open_ended:  # now, as the model is gone when the unit is done
-        texts = pd.concat([answers(model, unit["behavior"], m, context) for m in MULTIPLIERS], ignore_index=True)
+        asked = [answers(model, unit["behavior"], m, context, prompt_format=prompt_format) for m in MULTIPLIERS]
+        texts = pd.concat(asked, ignore_index=True)
         context.folder.write_frame(answers_file(context.folder, unit), texts)
     return frame
 
@@ -80,63 +92,108 @@ def answers_file(folder: "RunFolder", unit: Unit) -> Path:
     return folder.artefacts(EXPERIMENT.name) / f"answers-{unit.name}.parquet"
 
 
-def taught(context: "Context", unit: Unit) -> Any:
-    """A copy of the run's model after an epoch on the letters of the unit's behavior and side."""
+def taught(context: "Context", unit: Unit) -> tuple[Any, "PromptFormat"]:
+    """A copy of the run's model, in float32, after an epoch on the letters of the unit's behavior and side.
+
+    With it the prompt format that it was taught in, which is the original model's, and which it has to be asked in.
+    """
     import numpy as np
+
+    from caa_lens.prompts import resolve_format
 
     config, pairs, side = context.config, context.sets(unit["behavior"]).generate, unit["finetune"]
     order = np.random.default_rng(config.seed).permutation(len(pairs))
     context.release()  # one model in memory at a time
     if config.finetune == "lora":
-        lessons = letters_of(context.model, pairs, side)
-        folder, device = weights_folder(config.model), context.model.W_E.device
+        original = context.model
+        prompt_format, tokenizer, device = resolve_format(original, None), original.tokenizer, original.W_E.device
+        name = original.cfg.model_name
+        lessons = letters_of(tokenizer, pairs, side, prompt_format)
+        del original
         context.release()
         with context.folder.scratch(EXPERIMENT.name, unit) as scratch:
-            teach_lora(folder, [lessons[i] for i in order], scratch, device=device, seed=config.seed)
-            return context.load(str(scratch))
-    model = context.load(config.model)
-    lessons = letters_of(model, pairs, side)
-    teach(model, [lessons[i] for i in order], rate=RATE)
+            teach_lora(
+                weights_folder(config.model), [lessons[i] for i in order], scratch, device=device, seed=config.seed
+            )
+            model = load_copy(context, scratch, name, tokenizer)
+    else:
+        model = context.load(config.model, dtype=TAUGHT_DTYPE)
+        prompt_format = resolve_format(model, None)
+        lessons = letters_of(model.tokenizer, pairs, side, prompt_format)
+        teach(model, [lessons[i] for i in order], rate=RATE)
+    return model, prompt_format
+
+
+def load_copy(context: "Context", folder: Path, name: str, tokenizer: Any) -> Any:
+    """A model from a folder of weights, with the name and the very tokenizer of another."""
+    from caa_lens.loading.tokenizers import attach_tokenizer
+
+    model = context.load(str(folder), dtype=TAUGHT_DTYPE)
+    model.cfg.model_name = name
+    attach_tokenizer(model, tokenizer, name)
     return model
 
 
-def letters_of(model: Any, pairs: "ContrastSet", side: str) -> list[Lesson]:
+def letters_of(tokenizer: Any, pairs: "ContrastSet", side: str, prompt_format: "PromptFormat") -> list[Lesson]:
     """For every pair the prompt up to the opening bracket, and one side's letter."""
-    from caa_lens.prompts import encode_letters, resolve_format
+    from caa_lens.prompts import encode_letters
 
     lessons = []
     for pair in pairs:
         letters = (pair.positive[1], pair.negative[1])
-        prompt, ids = encode_letters(resolve_format(model, None), model.tokenizer, pair.question, letters)
+        prompt, ids = encode_letters(prompt_format, tokenizer, pair.question, letters)
         lessons.append((list(prompt.tokens), ids[SIDES.index(side)]))
     return lessons
 
 
 def teach(model: Any, lessons: Sequence[Lesson], *, rate: float) -> list[float]:
-    """One epoch of SGD on -log p(letter), one lesson a step, in place; returns the losses."""
+    """One epoch of SGD on -log p(letter), one lesson a step, in place; returns the losses.
+
+    Every weight of the checkpoint takes its step, in the backward pass, as soon as its gradient is there; plain SGD has
+    no memory, so that this is the same as all steps after it.
+
+    Raises:
+        ValueError: the model is in half precision.
+    """
     import torch
 
-    parameters = [parameter.requires_grad_(True) for parameter in model.parameters()]
-    optimizer = torch.optim.SGD(parameters, lr=rate)
-    losses = []
-    with torch.enable_grad():
-        for tokens, letter in lessons:
-            logits = model(torch.tensor([tokens], device=parameters[0].device))
-            losses.append(_step(logits, letter, optimizer))
-    for parameter in parameters:
-        parameter.requires_grad_(False)
+    from caa_lens.loading.weights import checkpoint_parameters
+
+    if model.W_E.dtype != torch.float32:
+        got = str(model.W_E.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"got a model in {got}, expected float32: nearly all steps would be rounded away; load it with "
+            "dtype='float32', and convert it after it was taught, if need be"
+        )
+
+    def step(parameter: Any) -> None:
+        with torch.no_grad():
+            parameter.data.add_(parameter.grad, alpha=-rate)
         parameter.grad = None
+
+    trained = list(checkpoint_parameters(model).values())
+    for parameter in model.parameters():  # biases too, which the checkpoint has not
+        parameter.requires_grad_(False)
+    hooks = [parameter.requires_grad_(True).register_post_accumulate_grad_hook(step) for parameter in trained]
+    try:
+        with torch.enable_grad():
+            losses = [_lesson(model(torch.tensor([t], device=model.W_E.device)), letter) for t, letter in lessons]
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for parameter in trained:
+            parameter.requires_grad_(False)
     return losses
 
 
 def teach_lora(folder: Path, lessons: Sequence[Lesson], out: Path, *, device: Any, seed: int) -> list[float]:
-    """One epoch of Adam on rank-8 adapters; the merged model is written to `out` with its tokenizer."""
+    """One epoch of Adam on rank-8 adapters; the merged weights and their config are written to `out`."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise ImportError("LoRA needs peft: pip install 'caa-lens[finetune]'") from None
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)  # of the adapters' first values
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
@@ -147,18 +204,17 @@ def teach_lora(folder: Path, lessons: Sequence[Lesson], out: Path, *, device: An
     losses = []
     with torch.enable_grad():
         for tokens, letter in lessons:
-            logits = adapted(input_ids=torch.tensor([tokens], device=device)).logits
-            losses.append(_step(logits, letter, optimizer))
+            optimizer.zero_grad()
+            losses.append(_lesson(adapted(input_ids=torch.tensor([tokens], device=device)).logits, letter))
+            optimizer.step()
     adapted.merge_and_unload().save_pretrained(out)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(out)
     return losses
 
 
-def _step(logits: Any, letter: int, optimizer: Any) -> float:
+def _lesson(logits: Any, letter: int) -> float:
+    """The loss of one lesson, and the backward pass from it."""
     loss = -logits[0, -1].float().log_softmax(-1)[letter]
-    optimizer.zero_grad()
     loss.backward()
-    optimizer.step()
     return loss.item()
 
 
@@ -195,10 +251,12 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
     else:
         tables.append((right, shares.round(4)))
     how = "rank-8 adapters" if config.finetune == "lora" else f"all weights, SGD at {RATE:g}"
+    formats = sorted({str(frame.attrs.get("prompt_format", "unknown")) for frame in frames.values()})
     return Section(
         title=EXPERIMENT.title,
         source=EXPERIMENT.source,
         text=f"One epoch on the answer letter ({how}), then the original model's layer-{layer} vector at -1, 0 and +1. "
+        f"Taught and asked in {TAUGHT_DTYPE}, in the prompt format {', '.join(formats)}. "
         "Paper: steering adds to finetuning both ways for three of seven behaviors.",
         found=[_found(str(name), rows) for name, rows in cells.groupby("behavior", sort=False)],
         tables=tables,
@@ -234,8 +292,8 @@ def _found(behavior: str, rows: "pd.DataFrame") -> str:
 
 
 def weights(config: "RunConfig") -> float:
-    """Weights and as many gradients; or, to train adapters, weights in float32."""
-    return 4 / BYTES[config.dtype] if config.finetune == "lora" else 2.0
+    """Weights in float32, and what a lesson's backward pass needs."""
+    return LESSON_ROOM * BYTES[TAUGHT_DTYPE] / BYTES[config.dtype]
 
 
 def cost(unit: Unit, context: "Context") -> Cost:
@@ -246,6 +304,7 @@ def cost(unit: Unit, context: "Context") -> Cost:
     for first in range(0, len(sets.open_ended), BATCH):
         for _ in MULTIPLIERS:
             told += generation_cost(sets.open_ended[first : first + BATCH], context.config.max_new_tokens)
+    told = replace(told, steps=told.steps * BYTES[TAUGHT_DTYPE] / BYTES[context.config.dtype])  # of wider weights
     return trained + scoring_cost(sets.test, len(MULTIPLIERS), depth=0.7) + told
 
 

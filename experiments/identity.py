@@ -1,14 +1,19 @@
 """What a run folder is held to, and what is noted beside it.
 
-The whole run is held to its settings, its contrast sets and the library versions (`run_identity`, in `run.json`): with
-others the folder is refused. Settings and data that only some experiments use (`settings.OF_SOME`: the base model, the
-kind of finetuning, the judge; the questions of MMLU and TruthfulQA, open-ended prompts, rubrics) are no part of that.
+The whole run is held to its settings, its contrast sets, its model's contents (`caa_lens.loading.fingerprint`: a name
+can come to mean other weights) and the library versions (`run_identity`, in `run.json`): with others the folder is
+refused, and so is one that was begun before contents were recorded. Settings and data that only some experiments use
+(`settings.OF_SOME`: the base model, the kind of finetuning, the judge; the questions of MMLU and TruthfulQA, open-ended
+prompts, rubrics) are no part of that.
 Each experiment is held to its own and to those of what it needs (`Experiment.own`, in `<experiment>/identity.json`):
 
 - they can be given, or left out, at any later start: an experiment that lacks its own is skipped and keeps what it has;
 - given differently, once the experiment has a finished unit, the command is refused before anything is done, and every
   result stays; the experiment's folder can be deleted to have it done anew;
 - the results of all other experiments are not touched either way.
+
+The base model is held to its contents too. A judge's weights lie behind its endpoint: it is held to its name, the
+endpoint, the settings and the rubrics, and what stands behind a name there is the endpoint's to say.
 
 How patiently a judge is asked (`settings.OF_NONE`) may change from start to start. Every start is noted, in
 `starts.json`, with its time, commit, versions and settings.
@@ -25,6 +30,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from caa_lens.loading.fingerprint import model_fingerprint
 from experiments.behavior_sets import behavior_sets
 from experiments.experiment import Experiment
 from experiments.run_folder import OtherRunError, RunFolder
@@ -43,6 +49,7 @@ def run_identity(config: RunConfig) -> dict[str, dict[str, Any]]:
     return {
         "config": config.model_dump(mode="json", exclude={*OF_SOME, *OF_NONE}),
         "data": hashes,
+        "model": {"sha256": model_fingerprint(config.model)},
         "versions": _versions(),
     }
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from caa_lens.contrast import ContrastSet
+    from caa_lens.prompts import PromptFormat
     from caa_lens.staircase import Condition
     from caa_lens.vectors import SteeringVector
 
@@ -23,14 +24,24 @@ def steered(vector: "SteeringVector", multiplier: float) -> "Condition":
 
 
 def scored(
-    model: Any, test: "ContrastSet", cells: "Sequence[tuple[Cell, Condition]]", *, system: str | None = None
+    model: Any,
+    test: "ContrastSet",
+    cells: "Sequence[tuple[Cell, Condition]]",
+    *,
+    prompt_format: "PromptFormat | None" = None,
+    system: str | None = None,
 ) -> "pd.DataFrame":
-    """One row a cell and question: the cell's labels, `question`, `metric` and `score`."""
+    """One row a cell and question: the cell's labels, `question`, `metric` and `score`.
+
+    Args:
+        prompt_format: the model's own by default; of a copy of a model, give the original's.
+    """
     import pandas as pd
 
     from caa_lens.answers import score
 
-    scores = score(model, test, [condition for _, condition in cells], system=system, progress=False)
+    conditions = [condition for _, condition in cells]
+    scores = score(model, test, conditions, prompt_format=prompt_format, system=system, progress=False)
     parts = [
         pd.DataFrame({**labels, "question": range(len(test)), "metric": scores.metric, "score": scores.values[:, i]})
         for i, (labels, _) in enumerate(cells)

@@ -20,6 +20,7 @@ from experiments.plan import generation_cost
 if TYPE_CHECKING:
     import pandas as pd
 
+    from caa_lens.prompts import PromptFormat
     from caa_lens.report import Section
     from experiments.context import Context
     from experiments.settings import RunConfig
@@ -46,8 +47,14 @@ def run(unit: Unit, context: "Context") -> "pd.DataFrame":
     return measure_texts(context.model, frame, progress=False)
 
 
-def answers(model: Any, behavior: str, multiplier: float, context: "Context") -> "pd.DataFrame":
-    """A model's steered answers to a behavior's prompts: `prompt, question, answer, layer, multiplier`."""
+def answers(
+    model: Any, behavior: str, multiplier: float, context: "Context", *, prompt_format: "PromptFormat | None" = None
+) -> "pd.DataFrame":
+    """A model's steered answers to a behavior's prompts: `prompt, question, answer, layer, multiplier`.
+
+    Args:
+        prompt_format: the model's own by default; of a copy of a model, give the original's.
+    """
     import pandas as pd
 
     from caa_lens.generation import generate
@@ -60,6 +67,7 @@ def answers(model: Any, behavior: str, multiplier: float, context: "Context") ->
             prompts[first : first + BATCH],
             vectors=[(vector, multiplier)] if multiplier else [],
             max_new_tokens=context.config.max_new_tokens,
+            prompt_format=prompt_format,
         )
     frame = pd.DataFrame({"prompt": range(len(prompts)), "question": prompts, "answer": texts})
     return frame.assign(layer=context.layer, multiplier=multiplier)

@@ -4,14 +4,17 @@ Tokens are estimated from characters (4 a token, and 12 of a chat format a promp
 is needed. Time is two floating-point operations a parameter and token, at a rate that is measured here on one matrix
 product of the model's type (or stated with `--flops`), of which half is expected of a whole model. Tokens that are
 generated wait for each other: a step takes at least the time of reading all weights once, at a rate measured by copying
-memory (or stated with `--bandwidth`). Prompts that many conditions share run once; conditions run from their own layer
-on, on average half the depth, which is what `depth` says.
+memory (or stated with `--bandwidth`). For another machine, `--gpu` takes both rates from a data sheet (see `gpus`);
+where the model would not run on this one at all, that is done for the smallest card that holds it. Prompts that many
+conditions share run once; conditions run from their own layer on, on average half the depth, which is what `depth`
+says.
 """
 
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.experiment import Cost, Experiment, Unit
@@ -69,6 +72,8 @@ class Rates:
     flops: float
     bandwidth: float
     source: str
+    memory: float | None = None
+    """Bytes of the device's memory, where it is not this machine's."""
 
     def seconds(self, cost: Cost, n_parameters: float, dtype: str) -> float:
         compute = 2 * n_parameters * cost.tokens / (EFFICIENCY * self.flops)
@@ -89,6 +94,37 @@ def stated_rates(flops: float | None, bandwidth: float | None) -> Rates | None:
             "--flops 1.5e14 --bandwidth 2e12; or neither, and they are measured here"
         )
     return Rates(flops=flops, bandwidth=bandwidth, source="stated")
+
+
+def planned_rates(
+    config: RunConfig, experiments: Sequence[Experiment], gpu: str | None, stated: Rates | None, device: str | None
+) -> Rates:
+    """As stated, or of a card by its name; else measured here, or of the smallest card that would do, if this does not.
+
+    Raises:
+        ValueError: rates and a card are given; or as `gpus.gpu_rates`.
+    """
+    from experiments.gpus import gpu_rates, smallest_gpu
+
+    if gpu is not None and stated is not None:
+        raise ValueError("got --gpu and --flops, expected one of them: the card's rates, or your own")
+    if stated is not None:
+        return stated
+    if gpu is not None:
+        return gpu_rates(gpu, config.dtype)
+    parameters = n_parameters(config.model)
+    if parameters is not None:
+        import torch
+
+        from caa_lens.loading.device_memory import free_memory
+
+        here = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        needed, free = memory_bytes(config, parameters, experiments), free_memory(here)
+        if needed > free:
+            rates = gpu_rates(smallest_gpu(needed, config.dtype), config.dtype)
+            lacking = f"it would not run here, as {here} has {free / 1e9:.1f} GB free; {rates.source}"
+            return replace(rates, source=lacking)
+    return measure_rates(config.dtype, device)
 
 
 def measure_rates(dtype: str, device: str | None = None) -> Rates:
@@ -120,8 +156,6 @@ def measure_rates(dtype: str, device: str | None = None) -> Rates:
 
 def n_parameters(model: str) -> int | None:
     """From the model's own configuration where it lies on this machine, else from its name; None if neither tells."""
-    from pathlib import Path
-
     from caa_lens.models import n_parameters as count
 
     if (Path(model) / "config.json").is_file():
@@ -146,6 +180,36 @@ def memory_bytes(config: RunConfig, parameters: int, experiments: Sequence[Exper
     """Of one process, at the neediest experiment: its weights with a tenth for what runs through them."""
     most = max((one.weights(config) for one in experiments), default=1.0)
     return 1.1 * most * parameters * BYTES[config.dtype]
+
+
+def disk_bytes(config: RunConfig) -> float | None:
+    """Of the checkpoints that a run reads, as they are stored; None where that is not known before they are here.
+
+    Only safetensors are downloaded. Adapters need more for a moment (see `scratch_bytes`).
+    """
+    sizes = [stored_bytes(name) for name in (config.model, config.base_model) if name is not None]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
+
+
+def stored_bytes(model: str) -> float | None:
+    """Of a model's weights on the disk: of its files where they are here, else Llama 2's, stored in half precision."""
+    from caa_lens.loading.checkpoints import INDEX_NAME
+
+    path = Path(model).expanduser()
+    if path.is_file():
+        return path.stat().st_size
+    if path.is_dir():
+        sharded = (path / INDEX_NAME).is_file() and not (path / "model.safetensors").is_file()
+        return sum(file.stat().st_size for file in path.glob("model-*.safetensors" if sharded else "model.safetensors"))
+    parameters = n_parameters(model)
+    return None if parameters is None else parameters * (4 if model == "demo" else 2)
+
+
+def scratch_bytes(config: RunConfig, parameters: int, experiments: Sequence[Experiment]) -> float:
+    """What lies in the run folder for a moment: the weights with adapters merged into them, in float32."""
+    adapts = config.finetune == "lora" and any(one.name == "finetuning" for one in experiments)
+    return 4.0 * parameters if adapts else 0.0
 
 
 def show_duration(seconds: float) -> str:

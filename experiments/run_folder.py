@@ -271,7 +271,8 @@ class RunFolder:
 def _different(kind: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """A line for each name whose value is another there than here."""
     return [
-        f"{kind}.{key}: {there.get(key)!r} there, {here.get(key)!r} now"
+        f"{kind}.{key}: {repr(there[key]) if key in there else 'not recorded'} there, "
+        f"{repr(here[key]) if key in here else 'none'} now"
         for key in sorted({*here, *there})
         if here.get(key) != there.get(key)
     ]

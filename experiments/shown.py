@@ -18,7 +18,17 @@ from rich.text import Text
 
 from experiments.context import Context
 from experiments.experiment import Cost, Experiment
-from experiments.plan import Rates, memory_bytes, n_parameters, show_duration, show_number, unit_costs
+from experiments.plan import (
+    BYTES,
+    Rates,
+    disk_bytes,
+    memory_bytes,
+    n_parameters,
+    scratch_bytes,
+    show_duration,
+    show_number,
+    unit_costs,
+)
 from experiments.run_folder import RunFolder
 from experiments.runner import Outcome, skip_reasons
 from experiments.settings import RunConfig
@@ -155,6 +165,15 @@ def show_outcome(outcome: Outcome, folder: RunFolder, console: Console) -> None:
             show_table(caption, frame, console)
 
 
+def disk_said(config: RunConfig, parameters: int, experiments: Sequence[Experiment]) -> str:
+    """What a run needs on the disk, in a sentence."""
+    stored, scratch = disk_bytes(config), scratch_bytes(config, parameters, experiments) / 1e9
+    two = f" and of the base model {config.base_model}" if config.base_model else ""
+    size = "of unknown size before they are here" if stored is None else f"{stored / 1e9:.1f} GB"
+    said = f"On the disk: {size} for the weights of {config.model}{two}, less what is here already"
+    return said + (f"; and {scratch:.1f} GB in the run folder for a moment, for merged adapters." if scratch else ".")
+
+
 def show_plan(
     experiments: Sequence[Experiment],
     config: RunConfig,
@@ -200,11 +219,15 @@ def show_plan(
         neediest = max(able, key=lambda one: one.weights(config)) if able else None
         memory = memory_bytes(config, parameters, able) / 1e9
         why = f", for {neediest.name}" if neediest and neediest.weights(config) > 1 else ""
+        of_weights = f" ({BYTES[config.dtype] * parameters / 1e9:.1f} GB are its weights)"
         say(
-            f"{show_number(parameters)} parameters as {config.dtype}: about {memory:.1f} GB a process{why}, "
-            f"{workers} process{'es' if workers > 1 else ''}. Time about {show_duration(total / workers)}: two "
-            f"operations a parameter and token at half of {show_number(rates.flops)}FLOP/s, and reading the weights "
-            f"for every generated token at {show_number(rates.bandwidth)}B/s ({rates.source}); tokens estimated from "
-            "characters."
+            f"{show_number(parameters)} parameters as {config.dtype}: about {memory:.1f} GB a process{why}"
+            f"{of_weights}, {workers} process{'es' if workers > 1 else ''}. Time about "
+            f"{show_duration(total / workers)}: two operations a parameter and token at half of "
+            f"{show_number(rates.flops)}FLOP/s, and reading the weights for every generated token at "
+            f"{show_number(rates.bandwidth)}B/s ({rates.source}); tokens estimated from characters."
         )
+        if rates.memory is not None and memory > rates.memory / 1e9:
+            say(f"That is more than the {rates.memory / 1e9:.0f} GB of this card: a model is on one device.")
+        say(disk_said(config, parameters, able))
     say("Nothing was written.")

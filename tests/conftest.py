@@ -25,8 +25,12 @@ def demo_model():
 
 
 @pytest.fixture(scope="session")
-def demo_tokenizer(demo_model):
-    return demo_model.tokenizer
+def demo_tokenizer():
+    """The real model's tokenizer without the model, which takes a while to load."""
+    from caa_lens.loading.demo_model import demo_model_path
+    from caa_lens.loading.tokenizers import folder_tokenizer
+
+    return folder_tokenizer(demo_model_path())
 
 
 @pytest.fixture

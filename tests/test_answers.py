@@ -150,6 +150,20 @@ def test_multiplier_zero_scores_exactly_as_the_unsteered_model(tiny_chat):
     assert torch.equal(values, values[:, :1].expand_as(values))
 
 
+def test_settings_say_what_scores_depend_on_beside_the_vectors(tiny_chat):
+    pairs = ContrastSet.from_pairs([("How was it?", "Lovely.", "Awful.")], name="days")
+    told = score(tiny_chat, pairs, [()], prompt_format="llama2-base", system="Be brief.", progress=False).settings
+    assert told == {
+        "model": "tiny-random-llama",
+        "dtype": "float32",
+        "test": "days",
+        "test_hash": pairs.content_hash,
+        "prompt_format": "llama2-base",
+        "system": "Be brief.",
+    }
+    assert score(tiny_chat, pairs, [()], progress=False).settings["system"] == ""
+
+
 def test_swapping_the_sides_of_letters_gives_the_complement(tiny_chat):
     swapped = ContrastSet.from_pairs([(p.question, p.negative, p.positive) for p in AB], name="swapped")
     conditions = grid(tiny_chat)

@@ -11,23 +11,29 @@ PACKAGE = Path(__file__).resolve().parents[1] / "caa_lens"
 
 # Lowest first. A module may import (at its top level) modules of lower rows only.
 LEVELS = [
-    {"atomic_files", "provenance", "algebra.expressions", "algebra.subspaces", "model_structure"},
-    {"algebra.rules"},
+    {"atomic_files", "provenance", "number_checks", "algebra.expressions", "algebra.subspaces", "model_structure"},
+    {"formats.kinds", "formats.gguf_tensors", "positions"},
+    {"algebra.rules", "model_check", "words"},
     {"algebra.methods"},
     {"algebra.combinations"},
     {"vectors", "algebra.expression_parser"},
-    {"loading.checkpoints", "loading.hub", "loading.tokenizers", "loading.device_memory"},
+    {"token_spans", "chat_templates", "prompt_batches"},
+    {"prompt_words", "loading.checkpoints", "loading.hub", "loading.device_memory"},
+    {"loading.tokenizers"},
     {"contrast_files", "prompts", "intervals"},
     {"paper.numbers", "open_ended.rubrics", "open_ended.judge_client", "open_ended.judge_file", "open_ended.answers"},
     {"loading.weights", "loading.demo_model", "paper.sources", "open_ended.judging"},
     {"hooks", "contrast_pair", "storage", "geometry"},
-    {"formats.caa_files", "formats.control_vectors", "formats.vllm_lens_files"},
-    {"contrast", "prefix_cache", "staircase", "loading.llama_config", "paper.downloads", "interchange"},
-    {"models", "paper.questions", "plain_runs", "unembedding"},
-    {"arguments", "paper.fetch"},
+    {"formats.tensor_files", "formats.control_vectors", "formats.vllm_lens_files"},
+    {"formats.caa_files"},
+    {"contrast", "prefix_cache", "staircase", "paper.downloads", "interchange"},
+    {"loading.llama_config", "loading.fingerprint"},
+    {"models", "paper.questions", "plain_runs", "unembedding", "steered_runs"},
+    {"arguments", "overflow", "paper.fetch", "open_blocks"},
     {"activations", "open_ended.text_measures"},
     {"extraction", "answers", "steering"},
     {"generation", "sweeps", "residual_lens"},
+    {"lens_in_context"},
     {"lens", "attribution", "pair_reading", "transfers.transfer_grid"},
     {"pair_geometry", "transfers.layer_transfer", "transfers.residual_map"},
     {"transfers.foreign_vectors"},
@@ -40,7 +46,18 @@ LEVELS = [
     {"__main__", "__init__"},
 ]
 LEVEL_OF = {module: level for level, modules in enumerate(LEVELS) for module in modules}
-PURE = ("vectors", "hooks", "geometry", "contrast", "contrast_pair", "contrast_files", "prompts", "storage", "report")
+PURE = (
+    "vectors",
+    "hooks",
+    "positions",
+    "geometry",
+    "contrast",
+    "contrast_pair",
+    "contrast_files",
+    "prompts",
+    "storage",
+    "report",
+)
 FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)

@@ -9,6 +9,7 @@ import torch
 
 from caa_lens.extraction import mean_difference
 from caa_lens.formats.caa_files import read_caa, read_caa_activations, write_caa
+from caa_lens.interchange import read_vectors
 from caa_lens.provenance import Provenance
 from caa_lens.storage import VectorFileError
 from caa_lens.vectors import SteeringVectors
@@ -85,7 +86,7 @@ def test_several_models_in_a_folder_are_named_and_one_can_be_chosen(tmp_path):
 def test_other_files_in_the_folder_are_passed_over(tmp_path):
     authors_folder(tmp_path, layers=(3,))
     (tmp_path / "notes.txt").write_text("x")
-    for name in (f"vec_layer_03_{MODEL}.pt", f"vec_layer_-1_{MODEL}.pt", "vec_layer_4.pt", "other.pt"):
+    for name in (f"vec_layer_03_{MODEL}.pt", f"vec_layer_-1_{MODEL}.pt", "vec_layer_4x.pt", "other.pt"):
         torch.save(torch.ones(99), tmp_path / name)
     assert read_caa(tmp_path).layers == (3,)
 
@@ -108,7 +109,8 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
         path.write_bytes(content)
         for target in (folder, path):
             with pytest.raises(
-                VectorFileError, match=r"vec_layer_3_.*could run code, so it was not read: expected one"
+                VectorFileError,
+                match=r"vec_layer_3_.* a pickle of objects, posix.mkdir, whose .*was not read; .*expected one",
             ):
                 read_caa(target)
         assert not trace.exists()
@@ -121,15 +123,15 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
     [
         ({"vector": torch.ones(4)}, "holds a dict"),
         ([1.0, 2.0], "holds a list"),
-        (torch.ones(1, 4), r"holds \[1, 4\] numbers in torch.float32"),
+        (torch.ones(1, 4), r"holds \[1, 4\] numbers in float32"),
         (torch.tensor(1.0), r"holds \[\] numbers"),
-        (torch.ones(4, dtype=torch.int64), r"holds \[4\] numbers in torch.int64"),
-        (torch.tensor([1.0, float("nan")]), "holds NaN or infinite numbers"),
+        (torch.ones(4, dtype=torch.int64), r"holds \[4\] numbers in int64"),
+        (torch.tensor([1.0, float("nan")]), "holds 1 NaN or infinite numbers"),
     ],
 )
 def test_anything_but_one_finite_vector_is_refused(tmp_path, content, problem):
     torch.save(content, tmp_path / f"vec_layer_3_{MODEL}.pt")
-    with pytest.raises(VectorFileError, match=problem + r".*expected one bare tensor of finite numbers, \[d_model\]"):
+    with pytest.raises(VectorFileError, match=problem + r".*expected .*one finite vector, \[d_model\]"):
         read_caa(tmp_path)
 
 
@@ -153,20 +155,140 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path):
     whole = path.read_bytes()
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
-        with pytest.raises(VectorFileError, match="damaged"):
+        with pytest.raises(VectorFileError, match=r"damaged" if length > 4 else "empty"):
             read_caa(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("hello.txt", "no tensor")
-    with pytest.raises(VectorFileError, match="damaged"):
+    with pytest.raises(VectorFileError, match=r"a zip archive of 1 file \(hello.txt\): unpack it first"):
         read_caa(path)
 
 
 def test_a_name_without_layer_and_model_and_a_missing_path_say_what_is_expected(tmp_path):
     torch.save(torch.ones(4), tmp_path / "mine.pt")
-    with pytest.raises(VectorFileError, match=r"mine.pt is not called vec_layer_\{layer\}_\{model\}.pt"):
+    with pytest.raises(
+        VectorFileError, match=r"mine.pt is a file of torch.save, but is not called vec_layer_\{layer\}_"
+    ):
         read_caa(tmp_path / "mine.pt")
     with pytest.raises(FileNotFoundError, match="expected a folder of vec_layer_"):
         read_caa(tmp_path / "nowhere")
+
+
+# ---- the authors' earlier names, without a model ------------------------------------------------------------------
+
+
+def earlier_folder(folder, *, layers=range(10, 20), seed=3):
+    """As the authors' first versions saved them: `vec_layer_{L}.pt`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    saved = {layer: torch.randn(16, generator=generator) for layer in layers}
+    for layer, direction in saved.items():
+        torch.save(direction, folder / f"vec_layer_{layer}.pt")
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("given", "known"), [(None, "unknown"), ("meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-7b-hf")]
+)
+def test_a_folder_of_earlier_names_is_read_and_its_model_is_what_the_caller_says(tmp_path, given, known):
+    saved = earlier_folder(tmp_path / "refusal")
+    vectors = read_vectors(tmp_path / "refusal", model=given)
+    assert vectors.layers == tuple(range(10, 20))
+    assert (vectors.behavior, vectors.provenance.model) == ("refusal", known)
+    assert "which name no model" in vectors.provenance.details["source"]
+    for layer, direction in saved.items():
+        assert torch.equal(vectors[layer].direction, direction)
+
+
+def test_one_file_of_an_earlier_name_alone_says_its_layer(tmp_path):
+    saved = earlier_folder(tmp_path / "refusal", layers=(0, 13))
+    for layer, direction in saved.items():
+        vectors = read_vectors(tmp_path / "refusal" / f"vec_layer_{layer}.pt", layers=layer)
+        assert (vectors.layers, vectors.provenance.model) == ((layer,), "unknown")
+        assert torch.equal(vectors[layer].direction, direction)
+    with pytest.raises(VectorFileError, match="says that its layers are 13, not 14: leave layers= out"):
+        read_vectors(tmp_path / "refusal" / "vec_layer_13.pt", layers=[14])
+
+
+def test_a_folder_of_both_names_is_refused_until_the_model_is_chosen(tmp_path):
+    named, unnamed = authors_folder(tmp_path), earlier_folder(tmp_path, layers=(13, 14))
+    with pytest.raises(
+        VectorFileError,
+        match=rf"several models, {MODEL}, files that name no model \(vec_layer_13.pt, vec_layer_14.pt\): choose one "
+        "with model=..., or 'unknown' for those that name none",
+    ):
+        read_caa(tmp_path)
+    for chosen, saved in ((MODEL, named), (f"meta-llama/{MODEL}", named), ("unknown", unnamed)):
+        vectors = read_caa(tmp_path, model=chosen)
+        assert vectors.layers == tuple(sorted(saved))
+        assert vectors.provenance.model == chosen
+        assert torch.equal(vectors[13].direction, saved[13])
+    with pytest.raises(
+        VectorFileError, match=r"nothing of 'gpt2': it has Llama-2-7b-chat-hf, files that name no model"
+    ):
+        read_caa(tmp_path, model="gpt2")
+
+
+def test_one_layer_in_two_files_is_refused(tmp_path):
+    earlier_folder(tmp_path, layers=(3, 4))
+    torch.save(torch.ones(16), tmp_path / "vec_layer_3.PT")
+    with pytest.raises(VectorFileError, match=r"holds one layer twice, as vec_layer_3.PT and vec_layer_3.pt"):
+        read_caa(tmp_path)
+
+
+def test_activations_of_earlier_names_are_read_too(tmp_path):
+    for side, value in (("pos", 2.0), ("neg", 1.0)):
+        torch.save(torch.full((5, 16), value), tmp_path / f"activations_{side}_3.pt")
+    positive, negative = read_caa_activations(tmp_path)[3]
+    assert (positive - negative).unique().tolist() == [1.0]
+    assert list(read_caa_activations(tmp_path, model="any/model")) == [3]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "meta-llama/Llama-2-7b-chat-hf",
+        "meta-llama/Llama-2-7b-chat-hf/",
+        "/models/Llama-2-7b-chat-hf/",
+        "~/hub/models--meta-llama--Llama-2-7b-chat-hf/snapshots/f5db02db7",
+        r"C:\models\Llama-2-7b-chat-hf",
+    ],
+)
+def test_files_are_called_after_the_model_whatever_it_goes_by_and_are_found_by_it(tmp_path, model):
+    write_caa(some_vectors(model=model), tmp_path / "x")
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == [f"vec_layer_{i}_{MODEL}.pt" for i in (0, 20, 7)]
+    assert read_caa(tmp_path / "x", model=model).layers == (0, 7, 20)
+    assert (read_caa(tmp_path / "x", model=model) - some_vectors(model=model)).norms.tolist() == [0, 0, 0]
+
+
+# ---- how a path is written ----------------------------------------------------------------------------------------
+
+
+def test_a_folder_may_be_given_in_any_way(tmp_path, monkeypatch):
+    saved = authors_folder(tmp_path / "real" / "refusal", layers=(3,))
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "refusal")
+    monkeypatch.setenv("HOME", str(tmp_path / "real"))
+    monkeypatch.chdir(tmp_path / "real" / "refusal")
+    ways = {
+        f"{tmp_path}/real/refusal/": "refusal",
+        "~/refusal": "refusal",
+        ".": "refusal",
+        "../refusal/.": "refusal",
+        f"{tmp_path}/link": "link",
+        f"{tmp_path}/link/": "link",
+    }
+    for way, behavior in ways.items():
+        vectors = read_vectors(way)
+        assert torch.equal(vectors[3].direction, saved[3])
+        assert vectors.behavior == behavior
+
+
+def test_the_ending_may_be_in_upper_case_and_a_file_may_be_a_link_to_another_name(tmp_path):
+    torch.save(torch.ones(4), tmp_path / "vec_layer_3_m.PT")
+    (tmp_path / "blob").write_bytes((tmp_path / "vec_layer_3_m.PT").read_bytes())
+    (tmp_path / "vec_layer_5_m.pt").symlink_to(tmp_path / "blob")  # as the hub's cache has them
+    assert read_vectors(tmp_path).layers == (3, 5)
+    assert read_vectors(tmp_path / "vec_layer_3_m.PT").layers == (3,)
+    assert read_vectors(tmp_path / "vec_layer_5_m.pt").layers == (5,)
 
 
 # ---- writing ------------------------------------------------------------------------------------------------------

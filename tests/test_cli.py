@@ -94,7 +94,7 @@ def test_mistakes_end_in_one_line_and_write_nothing(words, message, tmp_path, mo
     before = sorted(tmp_path.iterdir())
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    assert stop.value.code == 1
+    assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error

@@ -191,6 +191,20 @@ def test_a_format_may_be_named_and_an_unknown_one_is_refused(files, tmp_path, mo
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_rows_of_a_bare_tensor_become_the_layers_that_are_named_in_their_order(files, monkeypatch, capsys):
+    a, _ = files
+    torch.save(a.directions, "stack.pt")
+    torch.save(a.directions[0].clone(), "one.pt")
+    output("convert", "stack.pt", "c.safetensors", "--layers", "20,3-4", "--model", "o/m")
+    converted = SteeringVectors.load("c.safetensors")
+    assert (converted.layers, converted.provenance.model) == ((3, 4, 20), "o/m")
+    for row, layer in enumerate((20, 3, 4)):
+        assert torch.equal(converted[layer].direction, a.directions[row])
+    assert "--layers 13" in error("convert", "one.pt", "d.safetensors", monkeypatch=monkeypatch, capsys=capsys)
+    wrong = error("convert", "one.pt", "d.safetensors", "--layers", "x", monkeypatch=monkeypatch, capsys=capsys)
+    assert "layers 'x' are not understood" in wrong
+
+
 def test_of_a_folder_of_several_models_one_is_chosen(files):
     a, b = files
     write_vectors(replace(a, provenance=replace(a.provenance, model="one")), "folder", "caa")

@@ -290,6 +290,71 @@ def test_bytes_that_are_not_utf8_are_told_with_their_place(tmp_path):
 
 
 @pytest.mark.parametrize("load", [ContrastSet.load, load_open_ended])
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ('{"question": "q", "positive": "x", "negative": "y"}'.encode("utf-16"), "text in UTF-16: save it as UTF-8"),
+        ('{"question": "q", "positive": "x", "negative": "y"}'.encode("utf-16-le"), "text in UTF-16: save it as UTF-8"),
+        ('{"question": "q", "positive": "x", "negative": "y"}'.encode("utf-16-be"), "text in UTF-16: save it as UTF-8"),
+        ('{"question": "q"}'.encode("utf-32"), "text in UTF-32: save it as UTF-8"),
+        (bytes(100), "100 zero bytes, damaged when it was written"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a git-lfs pointer"),
+        (b"<!doctype html><title>Sign in</title>", "an HTML page called 'Sign in', saved in the place of a file"),
+        (b"\x1f\x8b\x08\0\0", "packed by gzip: unpack it first"),
+        (b"PK\x05\x06" + bytes(18), "a zip archive of 0 files"),
+        (b"GGUF" + bytes(20), "a GGUF file"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_a_file_that_is_no_text_is_told_what_it_is(tmp_path, content, found, load):
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(content)
+    assert f"found {found}" in str(error_of(path, load))
+    assert "expected contrast pairs, a .json or .jsonl file in UTF-8" in str(error_of(path, load))
+
+
+@pytest.mark.parametrize("half", ["\\ud800", "\\udfff text", "text \\ud83d", "\\ude00\\ud83d"])
+@pytest.mark.parametrize("field", ["question", "positive", "negative"])
+def test_half_a_character_is_refused_in_every_field(tmp_path, half, field):
+    row = json.dumps({**ours("q", "x", "y"), field: "HERE"}).replace("HERE", half)
+    path = write(tmp_path / "pairs.jsonl", ours("q", "x", "y"), row)
+    error = error_of(path)
+    assert (error.line, error.field) == (2, field)
+    assert "found half a character, \\ud" in str(error)
+    assert str(error).encode("utf-8")
+
+
+def test_a_whole_character_in_two_halves_and_a_zero_are_characters(tmp_path):
+    path = write(tmp_path / "pairs.jsonl", '{"question": "\\ud83d\\ude00", "positive": "a\\u0000b", "negative": "y"}')
+    assert read(path) == [ContrastPair(question="😀", positive="a\0b", negative="y")]
+
+
+def test_a_bare_zero_byte_in_a_text_is_no_json(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(b'{"question": "q\0", "positive": "x", "negative": "y"}\n')
+    assert "line 1: found what is not JSON (Invalid control character" in str(error_of(path))
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+@pytest.mark.parametrize("line", [1, 2])
+def test_brackets_without_end_are_told(tmp_path, opening, line):
+    lines = [opening * 100_000] if line == 1 else [ours("q", "x", "y"), "{" + opening * 100_000]
+    assert "found what is not JSON" in str(error_of(write(tmp_path / "pairs.jsonl", *lines)))
+
+
+def test_a_device_is_not_read_to_its_end():
+    assert "found a device, expected a .json or .jsonl file" in str(error_of(Path("/dev/zero")))
+
+
+def test_found_keys_and_values_are_shown_without_codes_for_the_terminal(tmp_path):
+    told = str(error_of(write(tmp_path / "a.jsonl", '{"\\u001b[2J\\ud800": 1}')))
+    assert r"found the keys \x1b[2J\ud800, expected" in told
+    assert told.encode("utf-8")
+    told = str(error_of(write(tmp_path / "b.jsonl", '{"question": ["\\ud800"], "positive": "x", "negative": "y"}')))
+    assert told.encode("utf-8")
+
+
+@pytest.mark.parametrize("load", [ContrastSet.load, load_open_ended])
 def test_a_folder_and_a_missing_file_are_refused(tmp_path, load):
     assert "found a folder, expected a .json or .jsonl file" in str(error_of(tmp_path, load))
     assert "found no such file, expected a .json or .jsonl file, or a bundled name: " in str(

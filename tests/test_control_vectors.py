@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from caa_lens.formats.control_vectors import DroppedLayerWarning, read_control_vector, write_control_vector
+from caa_lens.formats.control_vectors import (
+    DroppedLayerWarning,
+    PassedOverWarning,
+    read_control_vector,
+    write_control_vector,
+)
+from caa_lens.formats.gguf_tensors import parse_gguf
 from caa_lens.provenance import Provenance
 from caa_lens.storage import VectorFileError
 from caa_lens.vectors import SteeringVectors
@@ -89,6 +95,76 @@ def test_a_file_without_metadata_is_named_after_itself(tmp_path):
     assert (vectors.behavior, vectors.provenance.model, vectors.layers) == ("calm", "unknown", (3,))
 
 
+def test_other_tensors_beside_the_directions_are_named_and_left_out(tmp_path):
+    tensors = {
+        "mean": np.ones((3, 4), np.float32),
+        "direction.3": np.arange(4, dtype=np.float32),
+        "token_embd.weight": np.ones(4, np.int32),
+        "direction.11": np.ones(4, np.float32),
+    }
+    path = made(tmp_path / "calm.gguf", tensors)
+    with pytest.warns(PassedOverWarning, match=r"calm.gguf holds other tensors .*passed over: mean, token_embd.weight"):
+        vectors = read_control_vector(path)
+    assert vectors.layers == (3, 11)
+    assert vectors[3].direction.tolist() == [0, 1, 2, 3]
+    assert "passed over: mean, token_embd.weight" in vectors.provenance.details["source"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_directions_of_every_unquantised_type_are_read_as_they_are(tmp_path, dtype):
+    numbers = torch.randn(16, generator=torch.Generator().manual_seed(3)).to(dtype)
+    options = {}
+    array = numbers.view(torch.uint8).numpy() if dtype == torch.bfloat16 else numbers.numpy()
+    if dtype == torch.bfloat16:
+        options = {"raw_dtype": gguf.GGMLQuantizationType.BF16}
+    read = read_control_vector(made(tmp_path / "v.gguf", {"direction.1": array}, **options))
+    assert read.directions.dtype == dtype
+    assert torch.equal(read[1].direction, numbers)
+
+
+def test_our_reader_finds_what_the_packages_own_finds(tmp_path):
+    path = tmp_path / "v.gguf"
+    writer = gguf.GGUFWriter(path, "controlvector")
+    writer.add_custom_alignment(64)
+    writer.add_bool("a.bool", True)
+    writer.add_float64("a.float", 2.5)
+    writer.add_array("some.texts", ["é", "日本"])
+    writer.add_array("some.numbers", [1.5, 2.5])
+    writer.add_string("controlvector.model_hint", "qwen2")
+    for name, shape in (("direction.1", (5,)), ("mean", (3, 7)), ("direction.2", (5,))):
+        writer.add_tensor(name, np.random.default_rng(0).normal(size=shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ours, theirs = parse_gguf(path.read_bytes()), gguf.GGUFReader(path)
+    assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]
+    for tensor in theirs.tensors:
+        assert ours.tensors[tensor.name].start == tensor.data_offset
+        assert np.array_equal(ours.numbers(tensor.name).numpy(), tensor.data)
+    texts = {key: field.contents() for key, field in theirs.fields.items() if not key.startswith("GGUF.")}
+    assert ours.texts == {key: value for key, value in texts.items() if isinstance(value, str)}
+
+
+@pytest.mark.parametrize("count", [2**20, 2**40, 2**60, 2**64 - 1])
+@pytest.mark.parametrize("kind", [0, 8, 9, 12], ids=["bytes", "texts", "arrays", "doubles"])
+def test_an_array_that_claims_more_than_the_file_has_is_refused_at_once(tmp_path, count, kind):
+    key = (1).to_bytes(8, "little") + b"a"
+    array = (9).to_bytes(4, "little") + kind.to_bytes(4, "little") + count.to_bytes(8, "little")
+    head = b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") + (1).to_bytes(8, "little")
+    (tmp_path / "v.gguf").write_bytes(head + key + array + bytes(100))
+    with pytest.raises(VectorFileError, match=r"v.gguf is damaged or no GGUF file"):
+        read_control_vector(tmp_path / "v.gguf")
+
+
+@pytest.mark.parametrize("counts", [(2**60, 0), (0, 2**60), (2**64 - 1, 2**64 - 1)])
+def test_a_header_that_claims_more_tensors_or_keys_than_the_file_has_is_refused_at_once(tmp_path, counts):
+    head = b"GGUF" + (3).to_bytes(4, "little") + b"".join(count.to_bytes(8, "little") for count in counts)
+    (tmp_path / "v.gguf").write_bytes(head + bytes(50))
+    with pytest.raises(VectorFileError, match="is damaged"):
+        read_control_vector(tmp_path / "v.gguf")
+
+
 def test_big_endian_files_are_refused(tmp_path):
     path = made(tmp_path / "v.gguf", {"direction.1": np.ones(4, np.float32)}, endianess=gguf.GGUFEndian.BIG)
     with pytest.raises(VectorFileError, match="big endian, expected little endian"):
@@ -98,17 +174,21 @@ def test_big_endian_files_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "options", "problem"),
     [
-        ({"direction.1": np.ones(4, np.float32)}, {"architecture": "llama"}, "holds a 'llama', expected 'controlv"),
-        ({}, {}, "cannot make a set of no vectors"),
+        (
+            {"direction.1": np.ones(4, np.float32)},
+            {"architecture": "llama"},
+            "holds a 'llama' with 1 tensors, expected 'controlv",
+        ),
+        ({}, {}, "holds no directions, but no tensors"),
         ({"direction.x": np.ones(4, np.float32)}, {}, r"a tensor 'direction.x', expected direction.1"),
         ({"direction.-1": np.ones(4, np.float32)}, {}, r"a tensor 'direction.-1'"),
-        ({"blk.0.weight": np.ones(4, np.float32)}, {}, "a tensor 'blk.0.weight'"),
-        ({"direction.1": np.ones((2, 4), np.float32)}, {}, r"direction.1 has shape \[4, 2\] and type F32"),
-        ({"direction.1": np.ones(4, np.int32)}, {}, "type I32, expected one dimension and F32"),
+        ({"blk.0.weight": np.ones(4, np.float32)}, {}, "holds no directions, but blk.0.weight: expected direction.1"),
+        ({"direction.1": np.ones((2, 4), np.float32)}, {}, r"direction.1 of shape \[2, 4\], expected one dimension"),
+        ({"direction.1": np.ones(4, np.int32)}, {}, "type I32, expected F32, F16, BF16 or F64"),
         (
-            {"direction.1": np.ones(8, np.uint8)},
-            {"raw_dtype": gguf.GGMLQuantizationType.BF16},
-            "type BF16, expected one dimension and F32",
+            {"direction.1": np.ones(34, np.uint8)},
+            {"raw_dtype": gguf.GGMLQuantizationType.Q8_0},
+            "direction.1 has type Q8_0, expected F32, F16, BF16 or F64: write it again unquantised",
         ),
         ({"direction.1": np.array([1, np.inf], np.float32)}, {}, "direction.1: .* 1 NaN or infinite components"),
         (

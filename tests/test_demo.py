@@ -1,11 +1,14 @@
 """The demo run on a small model: every file, reuse, and refusals."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
+import torch
 from rich.console import Console
 
+from caa_lens.contrast import ContrastSet
 from caa_lens.demo import DemoConfig, run_demo
 from caa_lens.vectors import SteeringVectors
 
@@ -18,7 +21,7 @@ def small_run(tmp_path, tiny_chat, monkeypatch):
     monkeypatch.setattr("caa_lens.models.load_model", lambda *args, **kwargs: tiny_chat)
 
     def run(config=SMALL):
-        console = Console(record=True, width=120)
+        console = Console(record=True, width=400)
         report = run_demo(config, tmp_path / "run", console)
         return report, console.export_text()
 
@@ -30,6 +33,7 @@ def test_a_run_writes_every_file_and_says_which_to_open(small_run):
     report, shown = run()
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
+        "made_from.json",
         "report.html",
         "sweep.parquet",
         "texts.json",
@@ -68,6 +72,96 @@ def test_an_interrupted_run_goes_on_where_it_stopped(small_run, monkeypatch):
     monkeypatch.setattr("caa_lens.extraction.extract", lambda *a, **k: pytest.fail("extracted again"))
     run()
     assert (folder / "vectors.safetensors").read_bytes() == vectors
+
+
+def keys(folder):
+    return json.loads((folder / "made_from.json").read_text())
+
+
+def rows(folder):
+    return (folder / "sweep.parquet").read_bytes(), json.loads((folder / "texts.json").read_text())
+
+
+@pytest.fixture
+def own_pairs(tmp_path):
+    """A file of pairs, and settings of a run on it."""
+    file = tmp_path / "mine.jsonl"
+    ContrastSet.load("sentiment").sample(12, seed=0).save(file)
+    return file, SMALL.model_copy(update={"behavior": str(file), "n_test": 4})
+
+
+def edit(file, config, *, of_test):
+    """Put another answer into one pair of the file, which is in the test set or is not."""
+    test = ContrastSet.load(config.behavior).split(test=config.n_test, seed=config.seed)[1]
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    at = next(i for i, pair in enumerate(ContrastSet.load(file)) if (pair in test.pairs) == of_test)
+    key = next(key for key, value in lines[at].items() if value == ContrastSet.load(file).pairs[at].positive)
+    lines[at][key] = "Quite another answer, about boats and the sea."
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n")
+
+
+def test_after_an_edit_of_one_training_pair_nothing_is_of_the_old_vectors(small_run, own_pairs, tmp_path):
+    folder, run = small_run
+    file, config = own_pairs
+    run(config)
+    old = SteeringVectors.load(folder / "vectors.safetensors")
+    edit(file, config, of_test=False)
+    _, shown = run(config)
+    assert "reusing" not in shown
+    assert shown.count("as it was made from other things than now (pairs)") == 1
+    assert shown.count("as it was made from other things than now (vectors)") >= 1
+    new = SteeringVectors.load(folder / "vectors.safetensors")
+    assert not torch.equal(new.directions, old.directions)
+    mixed = rows(folder), keys(folder)
+    shutil.rmtree(folder)
+    run(config)  # from nothing, on the edited data
+    assert (rows(folder), keys(folder)) == mixed
+
+
+def test_an_edited_test_pair_leaves_the_vectors_and_renews_the_sweep(small_run, own_pairs):
+    folder, run = small_run
+    file, config = own_pairs
+    run(config)
+    before = keys(folder)
+    edit(file, config, of_test=True)
+    run(config)
+    after = keys(folder)
+    assert after["vectors.safetensors"] == before["vectors.safetensors"]
+    assert after["sweep.parquet"]["pairs"] != before["sweep.parquet"]["pairs"]
+
+
+def test_another_model_under_the_same_name_renews_everything(small_run, own_pairs, monkeypatch):
+    folder, run = small_run
+    _, config = own_pairs
+    run(config)
+    monkeypatch.setattr("caa_lens.demo.model_fingerprint", lambda name: "of other weights")
+    _, shown = run(config)
+    assert "reusing" not in shown
+    assert {made["model"] for made in keys(folder).values()} == {"of other weights"}
+
+
+@pytest.mark.parametrize("name", ["vectors.safetensors", "sweep.parquet", "texts.json"])
+def test_a_file_put_in_the_place_of_ours_is_not_reused(small_run, own_pairs, name):
+    folder, run = small_run
+    _, config = own_pairs
+    run(config)
+    other = {path.name: path.read_bytes() for path in folder.iterdir()}
+    if name == "vectors.safetensors":
+        (2 * SteeringVectors.load(folder / name)).save(folder / name)
+    else:
+        (folder / name).write_bytes(other[name] + b" ")
+    _, shown = run(config)
+    assert shown.count("other things than now (sha256)") == 1
+    assert (folder / name).read_bytes() == other[name]
+
+
+def test_a_folder_from_before_it_was_said_what_files_are_made_from_is_made_anew(small_run, own_pairs):
+    folder, run = small_run
+    _, config = own_pairs
+    run(config)
+    (folder / "made_from.json").unlink()
+    _, shown = run(config)
+    assert shown.count("nothing says what it was made from") == 3
 
 
 def test_a_folder_with_other_settings_is_refused_and_left_alone(small_run):

@@ -9,12 +9,13 @@ where a block of text right below code must also be what that code prints (some 
 import os
 import re
 import shlex
+import shutil
 import tomllib
 
 import click
 import pytest
 import typer
-from helpers import SHARED, tiny_model
+from helpers import SHARED, random_llama, tiny_model
 from pages import PAGES, ROOT, RUN, SHOWN, blocks, code_in_text, commands, find, name_of, without_blocks
 from typer.testing import CliRunner
 
@@ -75,6 +76,39 @@ def test_the_code_of_a_page_runs_in_order(page, stand_ins, tmp_path, monkeypatch
             said = "".join(run_command(line) for line in commands(block))
         elif block.language == "text" and block.follows and REAL:
             assert_said(block.code, said)
+
+
+def test_the_readmes_block_runs_on_llama_2_when_the_one_line_is_changed(
+    tmp_path, monkeypatch, llama2_tokenizer, capsys
+):
+    """On random weights as deep as Llama 2's, behind Meta's bare tokenizer.model; slow: it is the whole block."""
+    from caa_lens import generation, models
+
+    folder = tmp_path / "Llama-2-7b-chat-hf"
+    random_llama(folder, num_hidden_layers=32, vocab_size=32000, max_position_embeddings=1024)
+    shutil.copy(SHARED / "llama2_tokenizer" / "tokenizer.model", folder)
+    load, generate = models.load_model, generation.generate_tokens
+    monkeypatch.setattr(
+        models,
+        "load_model",
+        lambda name, **options: load(folder if name == f"meta-llama/{folder.name}" else name, **options),
+    )
+    few = lambda *prompts, max_new_tokens, **options: generate(*prompts, max_new_tokens=3, **options)  # noqa: E731
+    monkeypatch.setattr(generation, "generate_tokens", few)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (changed,) = re.findall(r"change one line: `(.*?)`", text)
+    code = next(block.code for block in blocks(ROOT / "README.md") if block.language == "python")
+    assert code.count('cl.load_model("demo")') == 1
+    namespace = {"__name__": "__main__"}
+    exec(compile(code.replace('cl.load_model("demo")', changed), "README.md", "exec"), namespace)
+    model, tokens = namespace["model"], namespace["tokens"]
+    assert str(model.cfg.dtype) == "torch.bfloat16"
+    assert tokens[0].tolist() == llama2_tokenizer("The walk in the park was")["input_ids"]
+    assert tokens[0, 0] == model.tokenizer.bos_token_id
+    assert namespace["vectors"].provenance.prompt_format == "llama2-chat"
+    assert "sweep.html" in {file.name for file in tmp_path.iterdir()}
+    assert "SteeringVectors" in capsys.readouterr().out
 
 
 def run_command(line: str) -> str:

@@ -257,10 +257,12 @@ def test_a_probe_does_not_mind_the_scale_of_a_feature():
 
 
 def test_an_estimator_of_your_own_gets_each_layers_activations_in_the_order_of_the_set(tiny_chat):
-    pairs = small("sentiment", 6)
+    pairs = small("sentiment", 6, seed=4)
     prompts = encode_pairs(tiny_chat, pairs, resolve_format(tiny_chat, None))
-    lengths = [len(positive) for positive, _ in prompts]
-    assert lengths != sorted(lengths, reverse=True)  # else reading order and the set's would be the same
+    read = sorted(range(6), key=lambda i: -len(prompts[i][0]))  # the order of reading, longest first
+    back = sorted(range(6), key=read.__getitem__)
+    # Neither the reading order itself nor the same reordering once more, in place of its inverse, may pass.
+    assert read != list(range(6)) != back != read
     seen = []
 
     def last_pair(positive, negative):
@@ -432,3 +434,34 @@ def test_the_set_and_the_model_are_left_as_they_were(tiny_chat):
     assert pairs.content_hash == before
     assert all(torch.equal(value, weights[name]) for name, value in tiny_chat.state_dict().items())
     assert not any(point.fwd_hooks for point in tiny_chat.hook_points())
+
+
+@pytest.mark.parametrize("form", [lambda d: d.numpy(), lambda d: d.tolist(), lambda d: d.double(), lambda d: d.half()])
+def test_an_estimator_may_return_numpy_a_list_or_another_precision(tiny_chat, form):
+    pairs = small("sentiment", 3)
+
+    def estimator(positive, negative):
+        return form(mean_difference(positive, negative))
+
+    found = extract(tiny_chat, pairs, estimator=estimator, progress=False).directions
+    assert found.dtype == torch.float32
+    assert relative_error(found, extract(tiny_chat, pairs, progress=False).directions) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, "returned NoneType at layer 0, expected a tensor"),
+        ("no", "returned the str 'no' at layer 0"),
+        (torch.ones(2, 32), r"returned shape \(2, 32\) at layer 0, expected \(32,\), one direction"),
+        (torch.ones(31), r"returned shape \(31,\)"),
+        (torch.ones(32, dtype=torch.complex64), "expected real numbers"),
+        (torch.ones(32, dtype=torch.bool), "returned torch.bool"),
+        (torch.full((32,), float("nan")), "returned NaN or infinite numbers at layer 0"),
+        (torch.full((32,), 1e300, dtype=torch.float64), "returned NaN or infinite numbers at layer 0"),
+        (torch.zeros(32), "returned zeros at layer 0, which is no direction"),
+    ],
+)
+def test_an_estimator_that_returns_no_direction_is_told_of_with_the_layer(tiny_chat, returned, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        extract(tiny_chat, small("sentiment", 3), estimator=lambda *sides: returned, progress=False)

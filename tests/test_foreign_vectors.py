@@ -5,13 +5,16 @@ import pytest
 import torch
 from helpers import random_vectors, tiny_model
 
+from caa_lens.answers import score
 from caa_lens.arguments import TrainingPairsWarning
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import extract
+from caa_lens.intervals import bootstrap_interval
 from caa_lens.models import load_model
 from caa_lens.pair_reading import PairActivations, pair_activations
 from caa_lens.prompts import default_format, encode_answer
 from caa_lens.sweeps import sweep
+from caa_lens.transfers import foreign_vectors
 from caa_lens.transfers.foreign_vectors import model_transfer
 from caa_lens.transfers.residual_map import fit_residual_map
 from caa_lens.vectors import SteeringVectors
@@ -125,11 +128,20 @@ def test_vectors_cross_widths_only_by_a_map_and_through_files(tmp_path, demo_tok
         PairActivations.load(read), pair_activations(narrow, TEXTS, progress=False), progress=False
     )
     carried = found.carry(foreign)
-    result = model_transfer(narrow, TEXTS, own, carried, multipliers=[1], progress=False)
+    with pytest.warns(TrainingPairsWarning, match="8 of the 8 pairs scored are among those"):
+        result = model_transfer(narrow, TEXTS, own, carried, multipliers=[1], progress=False)
     with pytest.warns(TrainingPairsWarning, match="8 of the 8 pairs scored are among those"):
         swept = sweep(narrow, TEXTS, carried, multipliers=[1], progress=False).frame["margin"]
     ours = result.frame[result.frame["vectors"] == "foreign"]["score"]
     np.testing.assert_allclose(ours, swept, atol=2e-5)
+
+
+def test_pairs_that_either_vectors_were_extracted_from_are_counted_together(tiny_chat):
+    own, foreign = (extract(tiny_chat, some, progress=False) for some in (TEXTS[:2], TEXTS[1:5]))
+    for vectors, n_pairs in (((own, foreign), 5), ((own, own), 2), ((foreign, own), 5)):
+        with pytest.warns(TrainingPairsWarning, match=f"{n_pairs} of the 8 pairs scored are among"):
+            model_transfer(tiny_chat, TEXTS, *vectors, multipliers=[1], layers=[1], progress=False)
+    model_transfer(tiny_chat, TEXTS[5:], own, foreign, multipliers=[1], layers=[1], progress=False)  # in silence
 
 
 def test_bad_requests_are_refused(tiny_chat):
@@ -140,3 +152,57 @@ def test_bad_requests_are_refused(tiny_chat):
         model_transfer(tiny_chat, TEXTS, vectors, vectors, multipliers=[])
     with pytest.raises(ValueError, match="no layers"):
         model_transfer(tiny_chat, TEXTS, vectors.at([0]), vectors.at([3]))
+
+
+def test_prompt_format_system_prompt_and_measure_reach_the_scores(tiny_chat):
+    own, foreign = random_vectors(tiny_chat, seed=1, behavior="joy"), random_vectors(tiny_chat, seed=2)
+    how = {"prompt_format": "llama2-base", "system": "Be brief."}
+    result = model_transfer(tiny_chat, TEXTS, own, foreign, layers=[2], multipliers=[2], **how, progress=False)
+    swept = sweep(tiny_chat, TEXTS, foreign.at([2]), multipliers=[0, 2], **how, progress=False)
+    ours = result.frame[result.frame["vectors"] == "foreign"]["score"]
+    np.testing.assert_allclose(ours, swept.frame[swept.frame["multiplier"] == 2]["margin"], atol=2e-5)
+    assert result.unsteered == pytest.approx(swept.unsteered, abs=2e-5)
+    assert result.settings == {**swept.settings, "size": "keep"}
+    assert result.metric == "margin"
+    assert set(result.frame["behavior"]) == {"joy"}
+    assert list(dict.fromkeys(result.frame["question"])) == list(range(len(TEXTS)))
+
+
+def test_the_summary_is_of_every_cell_and_the_cosines_of_own_and_foreign(tiny_chat):
+    own, foreign = random_vectors(tiny_chat, layers=(0, 2), seed=1), random_vectors(tiny_chat, layers=(0, 2), seed=2)
+    result = model_transfer(tiny_chat, TEXTS, own, foreign, progress=False)
+    summary = result.summary("score")
+    assert list(summary) == ["vectors", "layer", "multiplier", "mean", "low", "high"]
+    assert len(summary) == 2 * 2 * 2
+    cell = result.frame.query("vectors == 'foreign' and layer == 2 and multiplier == -1")
+    row = summary.query("vectors == 'foreign' and layer == 2 and multiplier == -1").iloc[0]
+    (low,), (high,) = bootstrap_interval(cell.sort_values("question")["score"].to_numpy()[:, None])
+    assert row[["mean", "low", "high"]].tolist() == pytest.approx([cell["score"].mean(), low, high])
+    assert not np.allclose(result.summary("score", n_resamples=10, seed=1)["low"], summary["low"])
+    assert result.cosines.vectors == (own.provenance, foreign.provenance)
+
+
+def test_the_margin_of_letters_can_be_asked_for(tiny_chat):
+    letters = ContrastSet.from_pairs(
+        [(f"Is {n} good?\n\nChoices:\n (A) Yes\n (B) No", "(A)", "(B)") for n in range(3)],
+        name="numbers",
+    )
+    own, foreign = random_vectors(tiny_chat, layers=[1], seed=1), random_vectors(tiny_chat, layers=[1], seed=2)
+    p = model_transfer(tiny_chat, letters, own, foreign, progress=False)
+    margin = model_transfer(tiny_chat, letters, own, foreign, measure="margin", progress=False)
+    np.testing.assert_allclose(margin.frame["score"], np.log(p.frame["score"] / (1 - p.frame["score"])), atol=1e-5)
+    assert (p.metric, margin.metric) == ("p_matching", "margin")
+
+
+def test_the_budget_and_the_default_multipliers_are_those_of_the_signature(tiny_chat, monkeypatch):
+    budgets = []
+
+    def recorded(*given, max_tokens, **how):
+        budgets.append(max_tokens)
+        return score(*given, max_tokens=max_tokens, **how)
+
+    monkeypatch.setattr(foreign_vectors, "score", recorded)
+    vectors = random_vectors(tiny_chat, layers=[2])
+    result = model_transfer(tiny_chat, TEXTS, vectors, vectors, max_tokens=17, progress=False)
+    assert budgets == [17]
+    assert result.frame["multiplier"].unique().tolist() == [-1, 1]

@@ -1,6 +1,7 @@
 """Operators against formulas by hand, and hooks in a real model against a slow, obvious twin without a cache."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from helpers import random_vectors, tiny_model
 
 from caa_lens.hooks import OPERATORS, Intervention, ablate, add, set_projection
+from caa_lens.steering import steer
 from caa_lens.vectors import SteeringVector
 
 N_POS = 11
@@ -341,6 +343,133 @@ def test_callers_hooks_stay_when_ours_leave_also_after_an_exception(tiny):
             assert hook_counts(tiny) == theirs == {"blocks.1.hook_resid_post": 1, "blocks.2.hook_resid_post": 1}
             assert torch.equal(logits_of(tiny, tokens, [hook]), expected)  # and nothing is left of the failed run
     assert "theirs" in calls
+
+
+# ---- training ---------------------------------------------------------------------------------------------------
+
+
+TARGET = torch.tensor([5, 6, 7])
+
+
+def train(model, logits, parameters, steps=6):
+    """The loss before each of a few Adam steps toward other tokens."""
+    model.requires_grad_(False)
+    optimizer, losses = torch.optim.Adam(parameters, lr=0.3), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(logits()[:, -1], TARGET)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def inside_a_block(model, vector, multiplier):
+    with steer(model, vector, start=3, multiplier=multiplier):
+        return model(some_tokens())
+
+
+WAYS = {
+    "steer": lambda model, v, m: lambda: inside_a_block(model, v, m),
+    "hook": lambda model, v, m: partial(model.run_with_hooks, some_tokens(), fwd_hooks=[v.hook(multiplier=m, start=3)]),
+    "a span": lambda model, v, m: partial(
+        model.run_with_hooks, some_tokens(), fwd_hooks=[v.hook(multiplier=m, positions=(3, None))]
+    ),
+}
+
+
+def by_autograd(model, direction, multiplier):
+    """The same loss without any of our code: the vector is added by a plain hook."""
+
+    def edit(resid, hook):
+        return torch.cat([resid[:, :3], resid[:, 3:] + multiplier * direction], dim=1)
+
+    return lambda: model.run_with_hooks(some_tokens(), fwd_hooks=[("blocks.2.hook_resid_post", edit)])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["in place", "on another device"])
+def test_a_vector_is_trained_step_by_step_as_plain_autograd_trains_it(tiny, monkeypatch, way, elsewhere):
+    if elsewhere:  # what `to` gives on another device: a copy that no optimiser reaches
+        to = Intervention.to
+        monkeypatch.setattr(Intervention, "to", lambda self, device: copy.deepcopy(to(self, device)))
+    first = random_vectors(tiny, scale=0.1)[2].direction
+    trained, expected = (torch.nn.Parameter(first.clone()) for _ in range(2))
+    losses = train(tiny, WAYS[way](tiny, SteeringVector.from_direction(trained, 2), 1.5), [trained])
+    assert losses == pytest.approx(train(tiny, by_autograd(tiny, expected, 1.5), [expected]), abs=1e-4)
+    assert losses[-1] < 0.8 * losses[0]
+    torch.testing.assert_close(trained, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_multiplier_is_trained_also_from_zero(tiny, way):
+    v = random_vectors(tiny)[2]
+    for start in (torch.zeros(3), torch.tensor(0.5)):
+        trained, expected = (torch.nn.Parameter(start.clone()) for _ in range(2))
+        losses = train(tiny, WAYS[way](tiny, v, trained), [trained])
+
+        def plain(by_row=expected):
+            return by_autograd(tiny, v.direction, by_row[:, None, None] if by_row.ndim else by_row)()
+
+        assert losses == pytest.approx(train(tiny, plain, [expected]), abs=1e-4)
+        assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_the_gradient_of_every_operator_is_that_of_its_formula(operator):
+    generator = torch.Generator().manual_seed(4)
+    resid = torch.randn(2, 3, 8, generator=generator, dtype=torch.float32, requires_grad=True)
+    direction = torch.randn(8, generator=generator, requires_grad=True)
+    multiplier = torch.tensor([0.7, 0.0], requires_grad=True)
+    v = SteeringVector.from_direction(direction, 0)
+    weights = torch.randn(2, 3, 8, generator=generator)
+    steered = Intervention(vector=v, multiplier=multiplier, operator=operator, start=1).apply(resid, 0)
+    found = torch.autograd.grad((steered * weights).sum(), (resid, direction, multiplier))
+    h, m, u = resid[:, 1:], multiplier[:, None, None], direction / direction.norm()
+    along = (h * u).sum(-1, keepdim=True)
+    formula = {"add": h + m * direction, "ablate": h - m * along * u, "set": h + (m * direction.norm() - along) * u}
+    plain = torch.cat([resid[:, :1], formula[operator]], dim=1)
+    expected = torch.autograd.grad((plain * weights).sum(), (resid, direction, multiplier))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_direction_is_copied_unless_it_is_trained(tiny):
+    plain, trained = torch.ones(32), torch.ones(32, requires_grad=True)
+    copied, kept = (SteeringVector.from_direction(one, 2) for one in (plain, trained))
+    plain.zero_()
+    assert copied.direction.sum() == 32
+    assert kept.direction is trained
+    (2.0 * kept + copied).direction.sum().backward()  # arithmetic keeps gradients
+    assert torch.equal(trained.grad, torch.full((32,), 2.0))
+    assert kept.norm == pytest.approx(32**0.5)
+    assert (kept.cosine(copied), "norm=5.66" in repr(kept)) == (pytest.approx(1.0), True)
+
+
+@pytest.mark.parametrize("change", ["direction", "multiplier", "start"])
+def test_numbers_changed_in_place_are_felt_by_a_hook_also_on_another_device(tiny, monkeypatch, change):
+    to = Intervention.to
+    monkeypatch.setattr(Intervention, "to", lambda self, device: copy.deepcopy(to(self, device)))
+    v = random_vectors(tiny)[2]
+    v = SteeringVector(direction=v.direction.clone(), layer=2)
+    multiplier, start = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1, 2, 3])
+    hook = v.hook(multiplier=multiplier, start=start)
+    before = logits_of(tiny, some_tokens(), [hook])
+    {"direction": v.direction, "multiplier": multiplier, "start": start}[change].mul_(2)
+    after = logits_of(tiny, some_tokens(), [hook])
+    assert not torch.equal(before, after)
+    assert torch.equal(after, logits_of(tiny, some_tokens(), [v.hook(multiplier=multiplier, start=start)]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_a_vector_on_the_cpu_is_trained_in_a_model_on_the_gpu():
+    model = tiny_model().to("cuda")
+    trained = torch.nn.Parameter(random_vectors(model, scale=0.1)[2].direction)
+    run = partial(
+        model.run_with_hooks, some_tokens(), fwd_hooks=[SteeringVector.from_direction(trained, 2).hook(start=3)]
+    )
+    losses = train(model, lambda: run().cpu(), [trained])
+    assert losses[-1] < 0.8 * losses[0]
 
 
 # ---- refusals ---------------------------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """The front: any file is recognised by what is in it, and one set of vectors survives every format."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -32,6 +35,19 @@ def test_vectors_that_went_through_any_two_formats_are_the_same_numbers_at_the_s
     twice = read_vectors(write_vectors(once, tmp_path / "2" / PLACES[second]))
     assert twice.layers == vectors.layers
     assert torch.equal(twice.directions.float(), vectors.directions.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("format", PLACES)
+def test_writing_then_reading_is_the_identity_in_what_the_format_can_hold(tmp_path, format, dtype):
+    vectors = some_vectors(dtype=dtype)
+    read = read_vectors(write_vectors(vectors, tmp_path / PLACES[format]))
+    kept = {"safetensors": dtype, "vllm-lens": dtype, "gguf": torch.float32}.get(format)
+    if format == "caa":
+        kept = dtype if dtype in (torch.float32, torch.float16) else torch.float32
+    assert read.directions.dtype == kept
+    assert torch.equal(read.directions, vectors.directions.to(kept))
+    assert read.layers == vectors.layers
 
 
 @pytest.mark.parametrize("format", ["safetensors", "caa", "gguf"])
@@ -110,6 +126,68 @@ def test_a_file_that_is_nothing_known_is_refused(tmp_path, content, name):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(VectorFileError):
         read_vectors(tmp_path / name)
+
+
+@pytest.mark.parametrize("format", PLACES)
+def test_a_model_that_is_given_completes_the_files_own_and_never_contradicts_it(tmp_path, format):
+    path = write_vectors(some_vectors(), tmp_path / PLACES[format])
+    full = read_vectors(path, model="meta-llama/Llama-2-7b-chat-hf")
+    assert full.provenance.model == "meta-llama/Llama-2-7b-chat-hf"
+    if format == "vllm-lens":  # says no model
+        assert read_vectors(path, model="gpt2").provenance.model == "gpt2"
+    else:
+        with pytest.raises(VectorFileError, match=r"of Llama-2-7b-chat-hf, not of gpt2|nothing of 'gpt2'"):
+            read_vectors(path, model="gpt2")
+
+
+@pytest.mark.parametrize("format", PLACES)
+def test_layers_that_are_given_must_be_the_files_own(tmp_path, format):
+    path = write_vectors(some_vectors(), tmp_path / PLACES[format])
+    assert read_vectors(path, layers=[20, 7, 1]).layers == (1, 7, 20)
+    with pytest.raises(VectorFileError, match=r"says that its layers are 1, 7, 20, not 0-2: leave layers= out"):
+        read_vectors(path, layers=range(3))
+
+
+def test_a_pipe_or_a_device_is_told_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    for path in (tmp_path / "pipe.pt", "/dev/zero", "/dev/null"):
+        with pytest.raises(VectorFileError, match="is a pipe, a socket or a device"):
+            read_vectors(path)
+    os.mkfifo(tmp_path / "vec_layer_3.pt")
+    with pytest.raises(VectorFileError, match=r"vec_layer_3.pt is a pipe"):
+        read_vectors(tmp_path)
+
+
+def test_a_link_that_leads_nowhere_says_where_it_leads(tmp_path):
+    (tmp_path / "v.pt").symlink_to("../blobs/12ab")
+    with pytest.raises(FileNotFoundError, match=r"v.pt: it is a link to ../blobs/12ab, which is not there"):
+        read_vectors(tmp_path / "v.pt")
+
+
+def test_a_file_that_may_not_be_read_is_told_by_name(tmp_path, monkeypatch):
+    path = write_vectors(some_vectors(), tmp_path / "v.gguf")
+
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(VectorFileError, match=r"v.gguf cannot be read \(Permission denied\)"):
+        read_vectors(path)
+
+
+def test_a_name_with_a_tilde_that_is_nobodys_home_is_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_vectors(some_vectors(), tmp_path / "~nobody.gguf")
+    assert read_vectors("~nobody.gguf").layers == (1, 7, 20)
+    with pytest.raises(FileNotFoundError, match=r"nothing at ~somebody/v.gguf"):
+        read_vectors("~somebody/v.gguf")
+
+
+def test_endings_in_upper_case_are_endings(tmp_path):
+    for name in ("V.SAFETENSORS", "V.GGUF", "V.JSON"):
+        assert torch.equal(
+            read_vectors(write_vectors(some_vectors(), tmp_path / name)).directions, some_vectors().directions
+        )
 
 
 def test_a_missing_path_is_missing(tmp_path):

@@ -5,9 +5,12 @@ import pandas as pd
 import pytest
 from helpers import random_vectors
 
+from caa_lens.answers import score
 from caa_lens.contrast import ContrastSet
+from caa_lens.intervals import bootstrap_interval
 from caa_lens.pair_reading import pair_activations
 from caa_lens.sweeps import sweep
+from caa_lens.transfers import layer_transfer
 from caa_lens.transfers.layer_transfer import LayerTransfer, transfer
 from caa_lens.vectors import Provenance
 
@@ -177,3 +180,58 @@ def test_bad_requests_are_refused(tiny_chat):
         transfer(tiny_chat, PAIRS, vectors, targets=[9])
     with pytest.raises(ValueError, match="needs a vector of layer 2, whose norm is taken"):
         transfer(tiny_chat, PAIRS, vectors, targets=[2], size="target")
+
+
+def test_prompt_format_and_system_prompt_reach_the_scores_and_the_residual_norm(tiny_chat):
+    vectors = random_vectors(tiny_chat, layers=(1, 3))
+    how = {"prompt_format": "llama2-base", "system": "Be brief."}
+    result = transfer(tiny_chat, PAIRS, vectors, size=0.5, **how, progress=False)
+    read = pair_activations(tiny_chat, PAIRS, layers=[3], **how, progress=False)
+    norm = 0.5 * read.norms.mean().item()
+    cell = result.frame.query("source == 1 and target == 3").sort_values("question")
+    assert cell["norm"].to_numpy() == pytest.approx(norm, rel=1e-5)
+    moved = type(vectors).from_vectors([vectors[1].normalized(to=norm).at_layer(3)])
+    expected = sweep(tiny_chat, PAIRS, moved, multipliers=[0, 1], **how, progress=False)
+    scores = expected.frame.query("multiplier == 1")["p_matching"]
+    np.testing.assert_allclose(cell["score"], scores, atol=2e-6)
+    assert result.unsteered == pytest.approx(expected.unsteered, abs=2e-6)
+    assert result.settings == {**expected.settings, "multiplier": "1", "size": "0.5", "per": "multiplier"}
+    assert (result.metric, result.vectors) == ("p_matching", vectors.provenance)
+    assert set(result.frame["behavior"]) == {"random"}
+
+
+def test_the_summary_has_each_cells_interval_and_cosine(tiny_chat):
+    vectors = random_vectors(tiny_chat, layers=(0, 2))
+    result = transfer(tiny_chat, PAIRS, vectors, targets=[2, 0, 1], progress=False)
+    summary = result.summary()
+    assert list(summary) == ["source", "target", "mean", "low", "high", "cosine"]
+    assert summary[["source", "target"]].to_numpy().tolist() == [[s, t] for s in (0, 2) for t in (0, 1, 2)]
+    cell = result.frame.query("source == 2 and target == 0").sort_values("question")["effect"].to_numpy()
+    (low,), (high,) = bootstrap_interval(cell[:, None])
+    row = summary.query("source == 2 and target == 0").iloc[0]
+    assert row[["mean", "low", "high"]].tolist() == pytest.approx([cell.mean(), low, high])
+    assert row["cosine"] == pytest.approx(vectors[2].cosine(vectors[0]), abs=1e-6)
+    assert np.isnan(summary.query("target == 1")["cosine"]).all()  # there is no vector of layer 1
+    few = result.summary(n_resamples=10, seed=1)
+    assert not np.allclose(few["low"], summary["low"])
+
+
+def test_decay_counts_sources_of_a_matrix_that_is_not_square(tiny_chat):
+    result = transfer(tiny_chat, PAIRS, random_vectors(tiny_chat, layers=(0, 2)), targets=[1, 2], progress=False)
+    decay = result.decay().set_index("distance")
+    assert decay["n_sources"].to_dict() == {-1: 1, 0: 1, 1: 1, 2: 1}
+    best = result.best_targets().set_index("source")
+    assert np.isnan(best.loc[0, "own_effect"])  # not added at its own layer
+    assert result.reach()["source"].tolist() == [2]
+
+
+def test_the_budget_reaches_the_scores(tiny_chat, monkeypatch):
+    budgets = []
+
+    def recorded(*given, max_tokens, **how):
+        budgets.append(max_tokens)
+        return score(*given, max_tokens=max_tokens, **how)
+
+    monkeypatch.setattr(layer_transfer, "score", recorded)
+    transfer(tiny_chat, PAIRS, random_vectors(tiny_chat, layers=[2]), max_tokens=17, progress=False)
+    assert budgets == [17]

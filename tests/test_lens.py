@@ -11,8 +11,8 @@ from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import encode_pairs, extract
 from caa_lens.lens import lens_scores, logit_lens, word_ranks
 from caa_lens.prompts import default_format
-from caa_lens.residual_lens import word_tokens
 from caa_lens.vectors import SteeringVector
+from caa_lens.words import word_tokens
 
 QUESTION = "Which one?\n\nChoices:\n (A) Yes\n (B) No"
 PAIRS = ContrastSet.from_pairs([(QUESTION, "(A)", "(B)"), ("Really, which?" + QUESTION[10:], "(B)", "(A)")])

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from helpers import SHARED, random_llama
+from test_chat_templates import META
 from test_weights import edited
 
 from caa_lens import models
@@ -380,3 +381,149 @@ def test_importing_does_not_import_the_model_libraries():
     code = "import sys, caa_lens.models; print({'transformer_lens', 'transformers'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# ---- the prompt format follows from the checkpoint --------------------------------------------------------------
+
+CHAT_ID = "meta-llama/Llama-2-7b-chat-hf"
+FOLDERS = ["Llama-2-7b-chat-hf", "Llama-2-7b-hf", "0f1e2d3c"]
+QUESTION = "  [INST] What's  this? </s> \n日本\n\n\n   (A) don't"
+
+
+@pytest.fixture(scope="module")
+def llama2_folder(tmp_path_factory):
+    """A random Llama with Meta's bare tokenizer.model, and nothing that says which Llama it is."""
+    file = SHARED / "llama2_tokenizer" / "tokenizer.model"
+    if not file.exists():
+        pytest.skip("needs ../shared/llama2_tokenizer/tokenizer.model beside the project")
+    folder = tmp_path_factory.mktemp("bare")
+    random_llama(folder, vocab_size=32000)
+    shutil.copy(file, folder)
+    return folder
+
+
+def copied(folder, to, *, known_as=None, template=None):
+    shutil.copytree(folder, to)
+    if known_as:
+        config = json.loads((to / "config.json").read_text())
+        (to / "config.json").write_text(json.dumps(config | {"_name_or_path": known_as}))
+    if template:
+        (to / "chat_template.jinja").write_text(template)
+    return to
+
+
+def format_and_ids(folder):
+    from caa_lens.prompts import default_format
+
+    model = load_model(folder, device="cpu")
+    chosen = default_format(model)
+    return (
+        chosen.name,
+        model.tokenizer(QUESTION)["input_ids"],
+        chosen.encode(model.tokenizer, QUESTION, warn=False).tokens,
+    )
+
+
+@pytest.mark.parametrize(
+    ("expected", "known_as", "template"),
+    [
+        ("llama2-chat", CHAT_ID, None),
+        ("llama2-chat", "meta-llama/Llama-2-13b-chat-hf", None),
+        ("llama2-base", "meta-llama/Llama-2-7b-hf", None),
+        ("llama2-chat", None, META),
+        ("llama2-chat", "meta-llama/Llama-2-7b-hf", META),
+        ("chat-template", CHAT_ID, "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"),
+    ],
+)
+def test_the_same_files_have_the_same_format_and_ids_under_every_name(
+    expected, known_as, template, llama2_folder, tmp_path
+):
+    found = set()
+    places = [*FOLDERS, "models--meta-llama--Llama-2-7b-hf/snapshots/0f1e"]
+    for name in places:
+        to = copied(llama2_folder, tmp_path / name, known_as=known_as, template=template)
+        found.add(tuple(map(str, format_and_ids(to))))
+        shutil.rmtree(to)
+    assert len(found) == 1
+    assert found.pop()[0] == expected
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_where_nothing_says_what_it_is_the_base_format_is_chosen_and_told(name, llama2_folder, tmp_path):
+    from caa_lens.prompts import GuessedFormatWarning
+
+    with pytest.warns(GuessedFormatWarning, match=rf"'{name}' is prompted.*'llama2-base' was chosen"):
+        chosen, ids, _ = format_and_ids(copied(llama2_folder, tmp_path / name))
+    assert chosen == "llama2-base"
+    assert ids[:4] == [1, 259, 518, 25580]
+
+
+@pytest.mark.parametrize(("name", "expected"), [(CHAT_ID, "llama2-chat"), ("meta-llama/Llama-2-13b-hf", "llama2-base")])
+def test_a_snapshot_in_a_hub_cache_is_known_by_its_hub_id(name, expected, llama2_folder, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    snapshot = (
+        tmp_path / f"models--{name.replace('/', '--')}" / "snapshots" / "f5db02db724555f92da89c216ac04704f23d4590"
+    )
+    copied(llama2_folder, snapshot)
+    model = load_model(snapshot, device="cpu")
+    assert model.cfg.model_name == model.cfg.tokenizer_name == name
+    assert format_and_ids(snapshot)[0] == expected
+    link = tmp_path / "my-llama"
+    link.symlink_to(snapshot)
+    assert load_model(link, device="cpu").cfg.model_name == name
+    # By its id, the same files give the same.
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(snapshot))
+    assert format_and_ids(name) == format_and_ids(snapshot)
+
+
+@pytest.mark.parametrize(
+    "place", ["models--onlyname/snapshots/1", "models--a--b/refs/1", "snapshots/1", "a--b/snapshots/1"]
+)
+def test_what_only_looks_like_a_hub_cache_is_a_folder(place, folder, tmp_path):
+    assert load_model(copied(folder, tmp_path / place), device="cpu").cfg.model_name == "1"
+
+
+@pytest.mark.parametrize(
+    "kind", ["bare", "bare in a cache", "bare and known", "with configuration", "saved", "template"]
+)
+def test_a_finetuned_copy_keeps_the_tokenizers_ids_and_the_format(kind, llama2_folder, tmp_path):
+    from caa_lens.loading.tokenizers import copy_tokenizer, folder_tokenizer
+
+    place = "models--meta-llama--Llama-2-7b-chat-hf/snapshots/f5db" if kind == "bare in a cache" else "original"
+    known_as = CHAT_ID if kind in ("bare and known", "with configuration", "saved") else None
+    original = copied(
+        llama2_folder, tmp_path / place, known_as=known_as, template=META if kind in ("bare", "template") else None
+    )
+    if kind == "with configuration":
+        (original / "tokenizer_config.json").write_text(
+            json.dumps({"tokenizer_class": "LlamaTokenizer", "legacy": False})
+        )
+    if kind == "saved":
+        folder_tokenizer(original).save_pretrained(original)
+    copy = tmp_path / "scratch"
+    random_llama(copy, vocab_size=32000, seed=1)  # other weights
+    (copy / "tokenizer.json").write_text("{}")  # what transformers may have left there
+    copy_tokenizer(original, copy)
+    assert format_and_ids(copy) == format_and_ids(original)
+    assert format_and_ids(copy)[0] == "llama2-chat"
+
+
+def test_a_tokenizers_files_give_their_own_ids_whatever_transformers_makes_of_them(llama2_folder, tmp_path):
+    """Without this, 'AutoTokenizer' forgets blanks: ' Hello' and 'Hello' would be the same tokens."""
+    import random
+
+    from caa_lens.loading.tokenizers import folder_tokenizer
+
+    bare = folder_tokenizer(llama2_folder)
+    bare.save_pretrained(tmp_path / "saved")
+    copied(llama2_folder, tmp_path / "configured")
+    (tmp_path / "configured" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    generator = random.Random(0)
+    parts = ["a", " ", "  ", "\n", "</s>", "é", "日", "😀", "(A)", "12", "[INST]", "\u200b", "\t", "<s>"]
+    texts = ["".join(generator.choices(parts, k=generator.randrange(12))) for _ in range(300)]
+    for name in ("saved", "configured"):
+        again = folder_tokenizer(tmp_path / name)
+        for text in texts:
+            assert again(text)["input_ids"] == bare(text)["input_ids"], (name, text)
+            assert again.decode(again(text)["input_ids"]) == bare.decode(bare(text)["input_ids"]), (name, text)

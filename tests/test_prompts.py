@@ -1,5 +1,7 @@
 """Prompts are the paper's to the token: ids, one BOS, where steering starts, where the answer is, what is read."""
 
+import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +16,10 @@ from caa_lens.prompts import (
     LLAMA2_BASE,
     LLAMA2_CHAT,
     LLAMA2_CHAT_META,
+    GuessedFormatWarning,
     Prompt,
     PromptFormat,
+    StrippedQuestionWarning,
     TemplateInQuestionWarning,
     chat_template_format,
     check_fits,
@@ -28,7 +32,10 @@ from caa_lens.prompts import (
 )
 
 # Questions that hold marks of a format are asked on purpose here.
-pytestmark = pytest.mark.filterwarnings("ignore::caa_lens.prompts.TemplateInQuestionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::caa_lens.prompts.TemplateInQuestionWarning"),
+    pytest.mark.filterwarnings("ignore::caa_lens.prompts.StrippedQuestionWarning"),  # so do blanks around them
+]
 
 BOS, LETTER_A, LETTER_B, SPACE_BRACKET, CLOSE, SPACE = 1, 29909, 29933, 313, 29897, 29871
 END_INST = [518, 29914, 25580, 29962]
@@ -192,15 +199,33 @@ def test_of_a_completion_every_token_is_read_and_no_other(name, llama, pieces):
             assert prompt.read[1] == len(prompt)
 
 
+def test_of_a_prompt_without_an_answer_the_last_token_is_read(demo_tokenizer):
+    prompt = chat_template_format(demo_tokenizer).encode(demo_tokenizer, "How was your day?")
+    assert prompt.read == (len(prompt) - 1, len(prompt))
+    assert prompt.answer_start == len(prompt)
+
+
 def test_three_characters_in_brackets_alone_are_a_letter(llama):
     for answer in ["(A) ", "(AB)", "[A]", "A", "A))"]:
         prompt = encode_answer(LLAMA2_CHAT, llama, "Which?", answer)
         assert prompt.read == (prompt.answer_start, len(prompt)), answer
 
 
-def test_blanks_around_a_question_do_not_count(llama):
-    for name in FORMATS:
-        assert FORMATS[name].encode(llama, " \n Why? \t") == FORMATS[name].encode(llama, "Why?")
+def test_blanks_around_a_question_do_not_count_in_the_authors_formats_which_is_said(llama):
+    for fmt in FORMATS.values():
+        with pytest.warns(StrippedQuestionWarning, match=f"blanks around the question .* '{fmt.name}'"):
+            stripped = fmt.encode(llama, " \n Why? \t")
+        assert stripped == fmt.encode(llama, "Why?")
+
+
+def test_a_format_of_the_callers_own_takes_the_question_character_for_character(llama, pieces):
+    as_it_is = PromptFormat(name="mine", render=lambda question, system: question, separator="", prepend_bos=True)
+    kept = replace(LLAMA2_CHAT, strip=False)
+    for question in ["  [INST] Why? [/INST] ", "\n\nA text that goes on", "Dear diary,\n", "two  blanks  "]:
+        prompt = as_it_is.encode(llama, question, warn=False)
+        assert prompt.text == question
+        assert prompt.tokens == (BOS, *pieces.encode(question))
+        assert kept.encode(llama, question, warn=False).text == f"[INST] {question} [/INST]"
 
 
 def test_the_authors_put_the_system_prompt_before_the_instruction_and_meta_inside(llama):
@@ -252,7 +277,7 @@ def test_chat_template_ids_are_the_tokenizers_own_and_bos_is_not_doubled(system,
     fmt = chat_template_format(demo_tokenizer)
     for question in QUESTIONS:
         messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": question.strip()})
+        messages.append({"role": "user", "content": question})
         own = demo_tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)
         own = own["input_ids"] if isinstance(own, BatchEncoding) else own
         prompt = fmt.encode(demo_tokenizer, question, system=system)
@@ -356,12 +381,14 @@ def test_a_prompt_of_a_model_is_what_its_format_makes(tiny_chat):
 
 def test_a_question_that_is_in_its_format_already_is_told_of(tiny_chat, llama):
     asked = Prompt.of(tiny_chat, "How are you?")
-    with pytest.warns(TemplateInQuestionWarning, match=r"contains '<\|im_\w+\|>', a mark of the"):
+    with pytest.warns(TemplateInQuestionWarning, match=r"contains '<\|im_start\|>', '<\|im_end\|>', marks of the"):
         twice = Prompt.of(tiny_chat, asked.text)
     assert len(twice) > len(asked)
     with pytest.warns(TemplateInQuestionWarning, match=r"contains '\[INST\]', a mark of the format 'llama2-chat'"):
         LLAMA2_CHAT.encode(llama, "[INST] How are you? [/INST]")
-    LLAMA2_BASE.encode(llama, "What does [INST] mean?")  # warnings are errors here
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LLAMA2_BASE.encode(llama, "What does [INST] mean?")
 
 
 @pytest.mark.parametrize("question", ["", "   ", "\n\t "])
@@ -417,8 +444,8 @@ def test_a_prompt_may_fill_the_context_with_its_room_and_not_exceed_it():
 
 
 def marks(table):
-    """`(position, id) -> marks` of an explained prompt's rows, without its head and foot."""
-    rows = [line.split() for line in table.splitlines()[1:-1]]
+    """`(position, id) -> marks` of an explained prompt's rows, without its two lines of head and its foot."""
+    rows = [line.split() for line in table.splitlines()[2:-1]]
     return {(int(row[0]), int(row[1])): [w for w in row[2:] if w in ("read", "steered")] for row in rows}
 
 
@@ -426,6 +453,7 @@ def test_explain_marks_what_is_read_and_what_is_steered(demo_tokenizer):
     prompt = encode_answer(chat_template_format(demo_tokenizer), demo_tokenizer, "Why?", "(A)")
     found = marks(explain(prompt, demo_tokenizer))
     assert list(found) == list(enumerate(prompt.tokens))
+    assert explain(prompt, demo_tokenizer).startswith("format: chat-template\n")
     n = len(prompt)
     expected = [[]] * (n - 4) + [["steered"], ["steered"], ["read", "steered"], ["steered"]]
     assert list(found.values()) == expected
@@ -449,23 +477,36 @@ def test_explain_reads_nothing_of_a_prompt_without_an_answer():
 # ---- which format ---------------------------------------------------------------------------------------------
 
 
-def model_named(name, tokenizer=None):
-    return SimpleNamespace(cfg=SimpleNamespace(model_name=name), tokenizer=tokenizer)
+def model_named(name, tokenizer=None, tokenizer_name=None):
+    return SimpleNamespace(cfg=SimpleNamespace(model_name=name, tokenizer_name=tokenizer_name), tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("Llama-2-7b-chat-hf", LLAMA2_CHAT),
+        ("meta-llama/Llama-2-7b-chat-hf", LLAMA2_CHAT),
         ("meta-llama/Llama-2-13b-chat-hf", LLAMA2_CHAT),
-        ("llama2-70b-chat", LLAMA2_CHAT),
-        ("Llama-2-13b-hf", LLAMA2_BASE),
-        ("Llama-2-7b", LLAMA2_BASE),
+        ("NousResearch/Llama-2-70b-chat-hf", LLAMA2_CHAT),
+        ("meta-llama/Llama-2-7b-chat", LLAMA2_CHAT),
+        ("meta-llama/Llama-2-13b-hf", LLAMA2_BASE),
+        ("meta-llama/Llama-2-7b", LLAMA2_BASE),
     ],
 )
-def test_llama_2_gets_its_own_format_by_its_name(name, expected, demo_tokenizer):
-    # Even where the tokenizer has a chat template, whose system prompt would stand elsewhere.
-    assert default_format(model_named(name, demo_tokenizer)) is expected
+def test_without_a_template_llama_2_gets_its_own_format_by_its_hub_id(name, expected):
+    assert default_format(model_named(name, bpe())) is expected
+    # TransformerLens' own loading cuts the owner off one of its two names.
+    assert default_format(model_named(name.split("/")[1], bpe(), tokenizer_name=name)) is expected
+
+
+@pytest.mark.parametrize("name", ["Llama-2-7b-chat-hf", "llama2-chat", "someone/llama-2-7b-guanaco", "a/Llama-2-chat"])
+def test_a_folders_name_and_another_models_id_decide_nothing(name):
+    with pytest.warns(GuessedFormatWarning, match=rf"nothing says how '{name}' is prompted.*'llama2-base' was chosen"):
+        assert default_format(model_named(name, bpe())) == LLAMA2_BASE
+
+
+@pytest.mark.parametrize("name", ["meta-llama/Llama-2-7b-chat-hf", "Llama-2-7b-hf", "llama-2"])
+def test_a_template_of_its_own_wins_over_a_name(name, demo_tokenizer):
+    assert default_format(model_named(name, demo_tokenizer)).name == "chat-template"
 
 
 def test_another_chat_model_gets_its_tokenizers_template(demo_model):
@@ -474,7 +515,10 @@ def test_another_chat_model_gets_its_tokenizers_template(demo_model):
 
 
 def test_without_a_template_the_base_format_is_used_with_bos_only_if_there_is_one():
-    with_bos, without = default_format(model_named("gpt", bpe())), default_format(model_named("gpt", bpe(bos=None)))
+    with pytest.warns(GuessedFormatWarning):
+        with_bos = default_format(model_named("gpt", bpe()))
+    with pytest.warns(GuessedFormatWarning):
+        without = default_format(model_named("gpt", bpe(bos=None)))
     assert with_bos.name == without.name == "llama2-base"
     assert with_bos.encode(bpe(), "Why?").tokens[0] == 1
     bare = without.encode(bpe(bos=None), "Why?")
@@ -488,7 +532,7 @@ def test_a_format_can_be_given_by_name_as_such_or_left_to_the_model(demo_model):
         assert resolve_format(demo_model, fmt) is fmt
     assert resolve_format(demo_model, "chat-template").name == "chat-template"
     assert resolve_format(demo_model, None).name == "chat-template"
-    assert resolve_format(model_named("Llama-2-7b-chat-hf"), None) is LLAMA2_CHAT
+    assert resolve_format(model_named("meta-llama/Llama-2-7b-chat-hf"), None) is LLAMA2_CHAT
 
 
 def test_an_unknown_format_is_refused_with_the_known_ones(demo_model):
@@ -496,3 +540,29 @@ def test_an_unknown_format_is_refused_with_the_known_ones(demo_model):
         resolve_format(demo_model, "llama3")
     with pytest.raises(ValueError, match="no chat template"):
         resolve_format(model_named("gpt", bpe()), "chat-template")
+
+
+# ---- options ----------------------------------------------------------------------------------------------------
+
+
+def test_options_other_than_the_defaults_are_part_of_the_name():
+    later = replace(LLAMA2_CHAT, start_offset=1)
+    both = replace(later, special_tokens_as_text=True)
+    assert later.name == "llama2-chat [start_offset=1]"
+    assert both.name == "llama2-chat [start_offset=1, special tokens as text]"
+    assert replace(both, special_tokens_as_text=False).name == later.name
+    assert replace(later, start_offset=0) == LLAMA2_CHAT
+
+
+def test_with_an_offset_steering_starts_one_token_later_and_nothing_else_moves(llama):
+    for fmt in FORMATS.values():
+        for answer in ["", "(", "(A)", "Certainly."]:
+            usual = encode_answer(fmt, llama, "How are you?", answer)
+            later = encode_answer(replace(fmt, start_offset=1), llama, "How are you?", answer)
+            assert later == replace(usual, steer_start=usual.steer_start + 1)
+
+
+@pytest.mark.parametrize("offset", [-1, 2, True])
+def test_other_offsets_are_refused(offset):
+    with pytest.raises(ValueError, match=r"start_offset=.*expected 0 .* or 1 "):
+        replace(LLAMA2_CHAT, start_offset=offset)

@@ -128,3 +128,78 @@ def test_bad_requests_are_refused():
     short = replace(foreign, directions=torch.randn(1, 6), layers=(1,), provenance=Provenance(model="small"))
     with pytest.raises(ValueError, match=r"needs vectors of layers \[3\] too"):
         found.carry(short)
+
+
+def test_the_penalty_is_chosen_by_cross_validation_and_r2_is_of_the_held_out_pairs():
+    source, target, _ = linear_pair(noise=8.0)
+    target = replace(target, values=target.values * torch.linspace(1, 5, 9))  # dimensions of different variance
+    found = fit_residual_map(source, target, penalties=[1e-6, 20.0, 1e6], held_out=0.3, seed=2, progress=False)
+    assert list(found.frame) == ["layer", "source_layer", "r2", "r2_weighted", "penalty", "n_fit", "n_held_out"]
+    assert found.frame[["layer", "source_layer"]].to_numpy().tolist() == [[0, 1], [1, 3]]
+    assert set(found.frame["n_fit"]) == {70}
+    assert set(found.frame["n_held_out"]) == {30}
+    order = np.random.default_rng(2).permutation(100)
+    test, fit = order[:30], order[30:]
+    assert set(found.frame["penalty"]) == {20.0}  # neither the first nor the last
+    for row in found.frame.itertuples():
+        assert row.penalty == chosen_penalty(source[row.source_layer].numpy(), target[row.layer].numpy(), fit)
+        x, y = (side.numpy().astype(float) for side in (source[row.source_layer], target[row.layer]))
+        weights = found.weights[row.layer].numpy()
+        flat_x, flat_y = x[fit].reshape(-1, 6), y[fit].reshape(-1, 9)
+        guess = (x[test].reshape(-1, 6) - flat_x.mean(0)) @ weights + flat_y.mean(0)
+        truth = y[test].reshape(-1, 9)
+        missed, spread = ((truth - guess) ** 2).sum(0), ((truth - truth.mean(0)) ** 2).sum(0)
+        assert row.r2 == pytest.approx((1 - missed / spread).mean(), abs=1e-5)
+        assert row.r2_weighted == pytest.approx(1 - missed.sum() / spread.sum(), abs=1e-5)
+
+
+def chosen_penalty(x, y, fit):
+    """By the mean held-out R^2 over three folds of whole pairs, each fold standardised by the rest."""
+    folds = np.arange(len(fit)) % 3
+    scores = {}
+    for penalty in (1e-6, 20.0, 1e6):
+        of_fold = []
+        for fold in range(3):
+            inside, outside = fit[folds != fold], fit[folds == fold]
+            a, b = x[inside].reshape(-1, x.shape[-1]), y[inside].reshape(-1, y.shape[-1])
+            z = (a - a.mean(0)) / a.std(0)
+            w = np.linalg.solve(z.T @ z + penalty * np.eye(z.shape[1]), z.T @ (b - b.mean(0)))
+            guess = (x[outside].reshape(-1, x.shape[-1]) - a.mean(0)) / a.std(0) @ w + b.mean(0)
+            truth = y[outside].reshape(-1, y.shape[-1])
+            of_fold.append((1 - ((truth - guess) ** 2).sum(0) / ((truth - truth.mean(0)) ** 2).sum(0)).mean())
+        scores[penalty] = np.mean(of_fold)
+    return max(scores, key=scores.get)
+
+
+def test_a_map_of_joined_sets_names_them_all_and_some_layers_are_those_asked_for():
+    source, target, _ = linear_pair()
+    nights = [replace(side, provenance=replace(side.provenance, behavior="nights")) for side in (source, target)]
+    found = fit_residual_map([source, nights[0]], [target, nights[1]], layers=[1, 1], progress=False)
+    assert (found.layers, found.source_layers) == ((1,), (3,))
+    for side, model in ((found.source, "small"), (found.target, "wide")):
+        assert (side.model, side.behavior, side.expression, side.n_pairs) == (
+            model,
+            "days, nights",
+            "days, nights",
+            200,
+        )
+    vectors = replace(random_vectors(tiny_model(), layers=range(4)), directions=torch.ones(4, 6))
+    for model in ("small", "unknown"):
+        carried = found.carry(replace(vectors, provenance=Provenance(model=model, behavior="b")))
+        assert carried.provenance.expression == "map(b)"
+        assert carried.provenance.details == {"mapped_from": model, "map_fitted_on": "days, nights"}
+
+
+def test_sets_of_one_side_must_be_of_one_model_and_as_many_pairs():
+    source, target, _ = linear_pair()
+    stranger = replace(target, provenance=replace(target.provenance, model="another"))
+    with pytest.raises(ValueError, match="must be read from one model at the same layers"):
+        fit_residual_map([source, source], [target, stranger])
+    fewer = replace(target, values=target.values[:50], norms=target.norms[:50], letters=target.letters[:50])
+    with pytest.raises(ValueError, match="not of the same pairs"):
+        fit_residual_map(source, fewer)
+    for share in (0, 1, 0.99):
+        with pytest.raises(ValueError, match=r"held_out is a share|too few"):
+            fit_residual_map(source, target, held_out=share)
+    five = [replace(s, values=s.values[:5], norms=s.norms[:5], letters=s.letters[:5]) for s in (source, target)]
+    assert fit_residual_map(*five, progress=False).frame["n_fit"].tolist() == [4, 4]

@@ -112,9 +112,34 @@ def test_the_drawing_of_llama_2s_positions_is_what_its_script_draws(llama2_token
     assert drawn == (ROOT / "docs" / "images" / "positions_llama2.html").read_text(encoding="utf-8")
 
 
-def test_the_table_of_gpus_is_what_its_command_prints():
-    table = load(ROOT / "docs" / "gpu_memory.py").table()
-    assert table in (ROOT / "docs" / "gpu_memory.md").read_text(encoding="utf-8")
+def test_the_tables_of_gpus_are_what_their_command_prints():
+    script = load(ROOT / "docs" / "gpu_memory.py")
+    page = (ROOT / "docs" / "gpu_memory.md").read_text(encoding="utf-8")
+    assert script.table() in page
+    assert script.runs() in page
+
+
+def test_every_place_says_the_same_of_llama_2s_memory_and_disk():
+    """Computed here once more, from the shape alone."""
+    d_model, d_mlp, n_layers, vocabulary = 4096, 11008, 32, 32000
+    block = 4 * d_model**2 + 3 * d_model * d_mlp + 2 * d_model
+    parameters = 2 * vocabulary * d_model + n_layers * block + d_model
+    single, half = 4 * parameters / 1e9, 2 * parameters / 1e9
+    weights, free, taught = f"{single:.1f} GB", f"{1.1 * single:.1f} GB", f"{1.21 * single:.1f} GB"
+    two_downloads, one_download = f"{2 * half:.1f} GB", f"{half:.1f} GB"
+    read = {path: (ROOT / path).read_text(encoding="utf-8") for path in ("README.md", "docs/reproduction.md")}
+    words = {path: " ".join(text.split()) for path, text in read.items()}
+    assert f"{one_download} to download and {1.1 * half:.1f} GB of free memory" in words["README.md"]
+    assert (
+        f"{weights} for the weights, {free} free, and {two_downloads} of downloads with the base" in words["README.md"]
+    )
+    assert f"{weights} for the weights, {free} of free memory, {taught} with the finet" in words["docs/reproduction.md"]
+    assert f"{two_downloads} on the disk" in words["docs/reproduction.md"]
+    assert f"a second download of {one_download}" in words["docs/reproduction.md"]
+    page = (ROOT / "docs" / "gpu_memory.md").read_text(encoding="utf-8")
+    row = next(line for line in page.splitlines() if "7B chat" in line)
+    shown = [cell.strip() for cell in row.split("|")[2:-1]]
+    assert shown == ["float32", *(f"{size:.1f}" for size in (single, 1.1 * single, 1.21 * single, single, 2 * single))]
 
 
 def test_both_citations_name_the_version_of_the_project():

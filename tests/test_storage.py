@@ -213,9 +213,7 @@ def test_folders_are_made_and_a_string_is_a_path_too(tmp_path):
 
 
 def test_a_missing_file_says_what_was_expected(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"no vector file at .*gone\.safetensors: expected a \.safetensors file"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"nothing at .*gone\.safetensors: expected a \.safetensors file"):
         load_vectors(tmp_path / "gone.safetensors")
     with pytest.raises(FileNotFoundError, match="no vector file at"):
         load_vectors(tmp_path)
@@ -233,7 +231,9 @@ def test_a_file_truncated_anywhere_is_refused(tmp_path):
     path = tmp_path / "cut.safetensors"
     for length in [*range(0, len(data), 37), len(data) - 1]:
         path.write_bytes(data[:length])
-        with pytest.raises(VectorFileError, match=r"cut\.safetensors is not a readable safetensors file .*truncated"):
+        with pytest.raises(
+            VectorFileError, match=r"cut\.safetensors is not a readable .*(truncated|cut off|not known)"
+        ):
             load_vectors(path)
 
 
@@ -394,10 +394,16 @@ def test_what_is_no_file_is_refused(tmp_path):
     (tmp_path / "dangling.safetensors").symlink_to(tmp_path / "nowhere")
     (tmp_path / "loop.safetensors").symlink_to(tmp_path / "loop.safetensors")
     os.mkfifo(tmp_path / "pipe.safetensors")
-    for name in ("folder", "to_folder", "dangling", "loop", "pipe"):
-        with pytest.raises(FileNotFoundError, match=f"no vector file at .*{name}"):
+    for name, problem in [
+        ("folder", "no vector file at .*which is a folder: caa_lens.read_vectors reads"),
+        ("to_folder", "no vector file at .*which is a folder"),
+        ("dangling", "nothing at .*dangling.* is a link to .*nowhere, which is not there"),
+        ("loop", "loop.* cannot be read"),
+        ("pipe", "pipe.* is a pipe, a socket or a device"),
+    ]:
+        with pytest.raises((FileNotFoundError, VectorFileError), match=problem):
             load_vectors(tmp_path / f"{name}.safetensors")
-    with pytest.raises(FileNotFoundError, match="no vector file at"):
+    with pytest.raises(VectorFileError, match="/dev/zero is a pipe, a socket or a device"):
         load_vectors("/dev/zero")
 
 
@@ -414,11 +420,11 @@ def test_a_link_to_a_vector_file_is_read_and_saving_over_it_leaves_the_file_behi
 def test_a_file_that_may_not_be_read_says_so(tmp_path, monkeypatch):
     path = save_vectors(some_vectors(), tmp_path / "v.safetensors")
 
-    def forbidden(self):
-        raise PermissionError("Permission denied")
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", forbidden)
-    with pytest.raises(VectorFileError, match=r"v\.safetensors cannot be read: Permission denied"):
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(VectorFileError, match=r"v\.safetensors cannot be read \(Permission denied\)"):
         load_vectors(path)
 
 
@@ -460,7 +466,9 @@ def test_a_file_of_version_2_cannot_pass_for_one_of_version_1(tmp_path):
 def test_another_tools_safetensors_are_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"directions": torch.ones(3, 16)}, path)
-    with pytest.raises(VectorFileError, match="no 'caa_lens_format' metadata: it was not written by this library"):
+    with pytest.raises(
+        VectorFileError, match=r"no 'caa_lens_format' metadata, so it was not written by this .*another"
+    ):
         load_vectors(path)
 
 

@@ -136,6 +136,66 @@ def test_a_layer_without_a_vector_is_refused(tiny_chat):
         sweep(tiny_chat, PAIRS, random_vectors(tiny_chat, layers=[1, 4]), layers=[3], progress=False)
 
 
+def test_prompt_format_and_system_prompt_reach_the_scores_and_are_told(tiny_chat):
+    vectors = random_vectors(tiny_chat, layers=(1, 3), behavior="joy")
+    how = {"prompt_format": "llama2-base", "system": "Be brief."}
+    result = sweep(tiny_chat, PAIRS, vectors, multipliers=[-1, 1], **how, progress=False)
+    expected = score(tiny_chat, PAIRS, [(Intervention(vector=vectors[3], multiplier=-1),)], **how, progress=False)
+    cell = result.frame.query("layer == 3 and multiplier == -1")
+    np.testing.assert_allclose(cell["p_matching"], expected.values[:, 0], atol=2e-5)
+    np.testing.assert_allclose(cell["logp_negative"], expected.negative[:, 0], atol=2e-5)
+    assert result.settings == expected.settings
+    assert (result.metric, result.vectors) == ("p_matching", vectors.provenance)
+    assert set(result.frame["behavior"]) == {"joy"}
+    assert cell["question"].tolist() == list(range(len(PAIRS)))
+    assert np.isnan(result.unsteered)
+
+
+def test_effects_and_summaries_are_of_each_cell_with_its_interval():
+    result = made_up({4: 0.5, 1: -0.2})
+    table = result.frame.pivot(index="question", columns=["layer", "multiplier"], values="margin")
+    effect = result.effect()
+    assert list(effect) == ["layer", "multiplier", "effect", "low", "high"]
+    assert effect[["layer", "multiplier"]].to_numpy().tolist() == [[1, 1], [1, 2], [4, 1], [4, 2]]
+    for row in effect.itertuples():
+        difference = (table[row.layer, row.multiplier] - table[row.layer, -row.multiplier]).to_numpy()
+        (low,), (high,) = bootstrap_interval(difference[:, None])
+        assert [row.effect, row.low, row.high] == pytest.approx([difference.mean(), low, high])
+    summary = result.summary()
+    assert list(summary) == ["layer", "multiplier", "mean", "low", "high"]
+    row = summary.query("layer == 1 and multiplier == 2").iloc[0]
+    (low,), (high,) = bootstrap_interval(table[1, 2.0].to_numpy()[:, None])
+    assert row[["mean", "low", "high"]].tolist() == pytest.approx([table[1, 2.0].mean(), low, high])
+    assert not np.allclose(result.summary(n_resamples=10, seed=1)["low"], summary["low"])
+    assert not np.allclose(result.effect(n_resamples=10, seed=1)["low"], effect["low"])
+
+
+def test_the_best_layer_is_judged_at_the_smallest_multiplier_from_one_on():
+    frame = made_up({1: 0.1, 3: 0.5, 4: 0.2}).frame
+    turned = frame["multiplier"].abs() == 2  # at 2 layer 4 is the best
+    frame.loc[turned & (frame["layer"] == 4), "margin"] += 9 * frame["multiplier"]
+    sweep_of = {"metric": "margin", "vectors": Provenance(behavior="b")}
+    assert Sweep(frame=frame, **sweep_of).best_layer == 3
+    small = frame.assign(multiplier=frame["multiplier"] / 4)  # 0.25 and 0.5: then the largest
+    assert Sweep(frame=small, **sweep_of).best_layer == 4
+    assert Sweep(frame=frame, **sweep_of).paired_multipliers == [1.0, 2.0]
+
+
+def test_the_budget_and_the_default_multipliers_are_those_of_the_signature(tiny_chat, monkeypatch):
+    from caa_lens import sweeps
+
+    budgets = []
+
+    def recorded(*given, max_tokens, **how):
+        budgets.append(max_tokens)
+        return score(*given, max_tokens=max_tokens, **how)
+
+    monkeypatch.setattr(sweeps, "score", recorded)
+    result = sweep(tiny_chat, PAIRS, random_vectors(tiny_chat, layers=[2]), max_tokens=17, progress=False)
+    assert budgets == [17]
+    assert result.frame["multiplier"].unique().tolist() == [-1, 0, 1]
+
+
 def test_figures_show_the_numbers_of_the_frame():
     result = made_up({3: 0.1, 7: 0.5})
     heat = result.plot().data[0]
@@ -196,3 +256,25 @@ def test_pairs_of_the_extraction_among_those_scored_are_counted(tiny_chat):
         vectors, provenance=replace(vectors.provenance, details={})
     )  # of a file from before they were listed
     assert [count_training_pairs(some, bare) for some in (pairs[:5], pairs[3:])] == [5, 0]
+
+
+def test_a_sweep_in_which_no_layer_stands_out_has_no_best_one():
+    nothing = made_up({3: 0.0, 7: 0.0, 9: 0.0}, noise=0.0)
+    with pytest.raises(ValueError, match="no layer is the best: the effect at multiplier 1 is 0 at every layer"):
+        _ = nothing.best_layer
+    assert "no best layer" in repr(nothing)
+    broken = made_up({3: 0.1, 7: 0.5})
+    frame = broken.frame.copy()
+    frame.loc[(frame["layer"] == 7) & (frame["multiplier"] == 1) & (frame["question"] == 4), "margin"] = np.nan
+    with pytest.raises(ValueError, match="the effect at multiplier 1 is NaN at layer 7: sweep smaller multipliers"):
+        _ = replace(broken, frame=frame).best_layer
+    with pytest.raises(ValueError, match="the sweep has no rows"):
+        _ = replace(broken, frame=frame[:0]).best_layer
+
+
+def test_cells_without_the_same_questions_have_no_mean():
+    result = made_up({3: 0.1, 7: 0.5})
+    with pytest.raises(ValueError, match="have 29 to 30 rows for 30 questions, expected every question once in each"):
+        replace(result, frame=result.frame.drop(index=5)).summary()
+    with pytest.raises(ValueError, match="the frame has no rows"):
+        replace(result, frame=result.frame[:0]).summary()

@@ -12,6 +12,9 @@ from caa_lens.generation import generate
 from caa_lens.open_ended.text_measures import answer_logp, distinct, measure_texts, sentiment
 from caa_lens.prompts import LLAMA2_BASE, chat_template_format, resolve_format
 
+# One of the texts holds a special token on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore::caa_lens.prompts.SpecialTokenWarning")
+
 QUESTION = "How was your day?"
 TEXTS = [
     (QUESTION, "It was wonderful."),
@@ -33,21 +36,16 @@ def one_token_at_a_time(model, question, answer, prompt_format=None, system=None
     return logp
 
 
-class Told(torch.nn.Module):
-    """A model with nothing but a forward: after the tokens of `follows` it is sure, otherwise it knows nothing."""
-
-    def __init__(self, tokenizer, follows):
-        super().__init__()
-        self.nothing = self.W_E = torch.nn.Parameter(torch.zeros(len(tokenizer)))
-        self.tokenizer, self.follows = tokenizer, follows
-        # With rotary tables that follow the length, nothing is tried out on it.
-        self.cfg = type("Config", (), {"model_name": "told", "n_ctx": 512, "use_dynamic_ntk_rope": True})()
-
-    def forward(self, tokens, *, attention_mask):
-        logits = self.nothing.repeat(*tokens.shape, 1)
-        for before, after in self.follows.items():
-            logits[..., after] += 50 * (tokens == before)
-        return logits
+def told(tokenizer, follows):
+    """A model that after the tokens of `follows` is sure, and otherwise knows nothing."""
+    model = tiny_model(d_vocab=len(tokenizer), n_ctx=512, n_layers=1, tokenizer=tokenizer)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    model.ln_final.w.data += 1
+    for i, (before, after) in enumerate(follows.items()):  # a direction for each
+        model.W_E.data[before, i] = 1
+        model.W_U.data[i, after] = 50 / model.cfg.d_model**0.5
+    return model
 
 
 # ---- perplexity ----------------------------------------------------------------------------------------------------
@@ -80,15 +78,15 @@ def test_the_separator_before_the_answer_is_not_lost_in_llama_2_formats(llama2_t
 
 
 def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity(demo_tokenizer):
-    measured = measure_texts(Told(demo_tokenizer, {}), TEXTS)
+    measured = measure_texts(told(demo_tokenizer, {}), TEXTS)
     assert measured["perplexity"].tolist() == pytest.approx([len(demo_tokenizer)] * len(TEXTS), rel=1e-5)
 
 
 def test_a_model_that_is_sure_of_what_comes_has_perplexity_1_and_of_anything_else_a_huge_one(demo_tokenizer):
     prompt = chat_template_format(demo_tokenizer).encode(demo_tokenizer, QUESTION, "no rain now")
     answer = prompt.tokens[prompt.answer_start - 1 :]
-    told = Told(demo_tokenizer, dict(itertools.pairwise(answer)))
-    measured = measure_texts(told, [(QUESTION, "no rain now"), (QUESTION, "rain no now")])
+    sure = told(demo_tokenizer, dict(itertools.pairwise(answer)))
+    measured = measure_texts(sure, [(QUESTION, "no rain now"), (QUESTION, "rain no now")])
     assert measured["perplexity"][0] == pytest.approx(1, abs=1e-6)
     assert measured["perplexity"][1] > 1e6
 

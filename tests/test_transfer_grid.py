@@ -5,9 +5,12 @@ import pytest
 from helpers import random_vectors
 
 from caa_lens.answers import score
+from caa_lens.arguments import TrainingPairsWarning
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import extract
 from caa_lens.hooks import Intervention
+from caa_lens.intervals import bootstrap_interval
+from caa_lens.transfers import transfer_grid
 from caa_lens.transfers.transfer_grid import PromptSetting, behavior_transfer, prompt_transfer
 
 LETTERS = ContrastSet.from_pairs(
@@ -107,9 +110,77 @@ def test_figures_show_numbers_levels_and_intervals(tiny_chat):
     assert "days" in repr(result)
 
 
+def test_training_pairs_among_those_scored_are_counted_for_each_test_set_whoevers_they_are(tiny_chat):
+    vectors = {
+        name: extract(tiny_chat, train, layers=[1], progress=False)
+        for name, train in {"numbers": LETTERS[:2], "days": TEXTS[:2]}.items()
+    }
+    swapped = {"numbers": TEXTS[1:], "days": LETTERS[2:]}  # of another name, and yet trained on
+    with pytest.warns(TrainingPairsWarning, match="1 of the 3 pairs scored in 'numbers' are among") as said:
+        behavior_transfer(tiny_chat, swapped, vectors, layer=1, progress=False)
+    assert len(said) == 1
+    apart = {"numbers": LETTERS[2:], "days": TEXTS[2:]}
+    behavior_transfer(tiny_chat, apart, vectors, layer=1, progress=False)  # warnings are errors here
+    settings = {"chat": PromptSetting(), "llama": PromptSetting(prompt_format="llama2-base")}
+    with pytest.warns(TrainingPairsWarning, match="2 of the 4 pairs scored are among") as said:
+        prompt_transfer(tiny_chat, LETTERS[:4], LETTERS[2:], settings, layer=1, progress=False)
+    assert len(said) == 1
+
+
 def test_bad_requests_are_refused(tiny_chat):
     vectors = sets_for(tiny_chat)
     with pytest.raises(ValueError, match="no test sets given"):
         behavior_transfer(tiny_chat, {}, vectors, layer=1)
     with pytest.raises(ValueError, match="has no vector for layer 9"):
         behavior_transfer(tiny_chat, TESTS, vectors, layer=9)
+
+
+def test_a_setting_reaches_every_score_and_stands_beside_it(tiny_chat):
+    vectors = sets_for(tiny_chat)
+    how = PromptSetting(prompt_format="llama2-base", system="Be brief.")
+    result = behavior_transfer(tiny_chat, TESTS, vectors, layer=2, multiplier=0.5, setting=how, progress=False)
+    for target, test in TESTS.items():
+        conditions = [(), (Intervention(vector=vectors["days"][2], multiplier=0.5),)]
+        one = score(tiny_chat, test, conditions, prompt_format="llama2-base", system="Be brief.", progress=False)
+        margins = (one.positive - one.negative).numpy()
+        cell = result.frame.query("source == 'days' and target == @target").sort_values("question")
+        np.testing.assert_allclose(cell["margin"], margins[:, 1], atol=2e-5)
+        assert result.settings[target] == {**one.settings, "multiplier": "0.5"}
+        assert result.unsteered[target] == pytest.approx(margins[:, 0].mean(), abs=2e-5)
+    assert result.vectors == {name: each.provenance for name, each in vectors.items()}
+    assert result.layer == 2
+    assert list(result.cosines) == ["source", "target", "cosine"]
+
+
+def test_the_summary_has_the_interval_of_each_cell_in_the_given_order(tiny_chat):
+    vectors = sets_for(tiny_chat)
+    result = behavior_transfer(tiny_chat, TESTS, vectors, layer=2, progress=False)
+    summary = result.summary()
+    assert list(summary) == ["source", "target", "mean", "low", "high", "cosine"]
+    assert list(dict.fromkeys(summary["target"])) == list(TESTS)
+    cell = result.frame.query("source == 'days' and target == 'numbers'").sort_values("question")["effect"].to_numpy()
+    row = summary.query("source == 'days' and target == 'numbers'").iloc[0]
+    (low,), (high,) = bootstrap_interval(cell[:, None])
+    assert row[["mean", "low", "high"]].tolist() == pytest.approx([cell.mean(), low, high])
+    assert not np.allclose(result.summary(n_resamples=10, seed=1)["low"], summary["low"])
+    matrix = result.matrix()
+    assert (list(matrix.index), list(matrix.columns)) == (list(vectors), list(TESTS))
+    assert matrix.loc["days", "numbers"] == pytest.approx(cell.mean())
+
+
+def test_the_budget_and_one_multiplier_are_those_of_the_signature(tiny_chat, monkeypatch):
+    budgets = []
+
+    def recorded(*given, max_tokens, **how):
+        budgets.append(max_tokens)
+        return score(*given, max_tokens=max_tokens, **how)
+
+    monkeypatch.setattr(transfer_grid, "score", recorded)
+    vectors, how = sets_for(tiny_chat), {"layer": 2, "max_tokens": 17, "progress": False}
+    assert behavior_transfer(tiny_chat, {"days": TEXTS}, vectors, **how).settings["days"]["multiplier"] == "1"
+    settings = {"plain": PromptSetting()}
+    assert prompt_transfer(tiny_chat, TEXTS, LETTERS, settings, **how).settings["plain"]["multiplier"] == "1"
+    assert (
+        prompt_transfer(tiny_chat, TEXTS, LETTERS, settings, multiplier=2, **how).settings["plain"]["multiplier"] == "2"
+    )
+    assert budgets == [17, 17, 17]

@@ -72,12 +72,15 @@ def test_what_is_no_direction_is_refused():
 
 
 def test_a_vector_made_by_hand_does_not_follow_its_tensor():
-    tensor = torch.tensor([1.0, 2.0], requires_grad=True)
-    made = SteeringVector.from_direction(tensor, 7)
-    with torch.no_grad():
+    for tensor in (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0], requires_grad=True).detach()):
+        made = SteeringVector.from_direction(tensor, 7)
         tensor.zero_()
-    assert torch.equal(made.direction, torch.tensor([1.0, 2.0]))
-    assert not made.direction.requires_grad
+        assert torch.equal(made.direction, torch.tensor([1.0, 2.0]))
+
+
+def test_a_vector_made_of_a_tensor_that_is_trained_is_that_tensor():
+    tensor = torch.tensor([1.0, 2.0], requires_grad=True)
+    assert SteeringVector.from_direction(tensor, 7).direction is tensor
 
 
 def test_vectors_are_immutable():

@@ -94,7 +94,8 @@ def change_tensor(**fields):
         (change_tensor(shape=[3, 4, 4]), r"shape \[3, 4, 4\], expected \[layer, d_model\]: a vector a position"),
         (change_tensor(shape=[3, 15]), r"take 180 bytes, got 181"),
         (change_tensor(shape=[3, 17]), r"take 204 bytes, got 192"),
-        (change_tensor(shape=[10**9, 10**9, 10**9]), "damaged|take"),
+        (change_tensor(shape=[10**9, 10**9, 10**9]), "these are no steering vectors"),
+        (change_tensor(shape=[2**20, 2**20]), r"take 4398046511104 bytes: these are no steering vectors"),
         (change_tensor(dtype="complex64"), "activations.dtype: Input should be 'float16'"),
         (change_tensor(dtype="int16", shape=[3, 32]), "expected int16 for bfloat16 only"),
         (change_tensor(original_dtype="torch.bfloat16"), "expected int16 for bfloat16 only"),
@@ -139,6 +140,12 @@ def test_without_zstd_the_error_says_what_to_install_and_nothing_is_written(tmp_
         write_vllm_lens(some_vectors(), tmp_path / "new.json")
     assert list(tmp_path.iterdir()) == [path]
     assert read(tmp_path, plain_payload(torch.ones(1, 4), [4])).layers == (4,)  # the older form needs none
+
+
+def test_a_byte_order_mark_does_not_matter(tmp_path):
+    text = json.dumps(payload(tmp_path))
+    (tmp_path / "calm.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert torch.equal(read_vllm_lens(tmp_path / "calm.json").directions, some_vectors().directions)
 
 
 def test_a_missing_file_is_missing(tmp_path):

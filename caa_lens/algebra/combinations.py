@@ -9,7 +9,7 @@ import torch
 from caa_lens.algebra import expressions as write
 from caa_lens.algebra import rules, subspaces
 from caa_lens.algebra.methods import VectorAlgebra
-from caa_lens.provenance import layer_ranges
+from caa_lens.provenance import layer_ranges, one_model
 
 V = TypeVar("V", bound=VectorAlgebra)
 
@@ -59,15 +59,18 @@ def normalize_across_behaviors(sets: Mapping[str, V]) -> dict[str, V]:
     if not sets:
         raise ValueError("normalize_across_behaviors needs at least one set of vectors")
     first = next(iter(sets.values()))
+    model: str = first.provenance.model
     for name, vectors in sets.items():
-        if vectors._layers != first._layers or vectors.provenance.model != first.provenance.model:
+        both = one_model((model, vectors.provenance.model))
+        if vectors._layers != first._layers or both is None:
             raise ValueError(
                 f"{name!r} has layers {layer_ranges(vectors._layers)} of {vectors.provenance.model}, expected "
-                f"{layer_ranges(first._layers)} of {first.provenance.model}: extract all behaviors from one model and "
+                f"{layer_ranges(first._layers)} of {model}: extract all behaviors from one model and "
                 "layers"
             )
         if not bool(vectors._wide.any(dim=-1).all()):
             raise ValueError(f"{name!r} has a zero vector, which cannot be rescaled")
+        model = both
     mean_norm = torch.stack([subspaces.length(vectors._wide) for vectors in sets.values()]).mean(0).squeeze(-1)
     note = f"across behaviors: {', '.join(sorted(sets))}"
     return {

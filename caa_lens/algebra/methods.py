@@ -268,4 +268,4 @@ class VectorAlgebra:
 
 
 def _number(values: Float[Tensor, "*layer 1"]) -> Any:
-    return float(values) if values.ndim == 1 else values.squeeze(-1)
+    return float(values.detach()) if values.ndim == 1 else values.squeeze(-1)

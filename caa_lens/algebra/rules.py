@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from caa_lens.algebra import expressions as write
-from caa_lens.provenance import UNKNOWN, Provenance, layer_ranges
+from caa_lens.provenance import UNKNOWN, Provenance, layer_ranges, one_model
 
 Size = float | int | Sequence[float | int] | Tensor  # one number, or for a set one number a layer
 
@@ -35,13 +35,13 @@ def check_compatible(one: Vectors, *others: Any) -> None:
 
     Raises:
         TypeError: for anything but vectors of the same class.
-        ValueError: for another width, other layers, or another model; an unknown model goes with any.
+        ValueError: for another width, other layers, or another model, as `provenance.one_model` has it.
     """
     for other in others:
         check_kind(one, other)
         check_layers(one, other)
     models = sorted({each.provenance.model for each in (one, *others)} - {UNKNOWN})
-    if len(models) > 1:
+    if one_model(models) is None:
         raise ValueError(
             f"cannot combine vectors of different models, {' and '.join(models)}: their residual streams have "
             "different bases"
@@ -80,6 +80,8 @@ def _where(one: Vectors) -> str:
 
 def check_rows(rows: Tensor, dims: int, what: str) -> None:
     """Refuse what is no direction: another shape, whole numbers, NaN."""
+    if not isinstance(rows, Tensor):
+        raise TypeError(f"{what} needs a tensor, got {type(rows).__name__}: torch.as_tensor(...) makes one")
     if rows.ndim != dims or not rows.numel():
         raise ValueError(f"{what} needs a {dims}-dimensional tensor with components, got shape {tuple(rows.shape)}")
     if not rows.is_floating_point():
@@ -124,7 +126,10 @@ def finite(value: SupportsFloat, what: str) -> float:
 
 def size(one: Vectors, value: Size, what: str) -> tuple[Tensor, str]:
     """A norm, or one a layer, as a factor of the rows and as text; refused if negative or not finite."""
-    sizes = wide(value) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    try:
+        sizes = wide(value) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    except OverflowError:
+        raise ValueError(f"{what} must be finite, got a number of more than 300 digits") from None
     if sizes.shape not in ((), one._rows.shape[:-1]):
         raise ValueError(f"{what} is one number, or one for each layer of a set, got shape {tuple(sizes.shape)}")
     if not bool((torch.isfinite(sizes) & (sizes >= 0)).all()):

@@ -3,6 +3,7 @@
 Modules are imported inside the commands, so that `--help` answers at once.
 """
 
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -13,7 +14,7 @@ from caa_lens.cli.data import data_app
 from caa_lens.cli.outputs import check_frame_and_figure, check_out, write_frame_and_figure
 from caa_lens.cli.report import report
 from caa_lens.cli.vectors import VectorsArgument, vectors_app
-from caa_lens.provenance import UNKNOWN, layer_ranges
+from caa_lens.provenance import layer_ranges, one_model
 
 if TYPE_CHECKING:
     from caa_lens.contrast import ContrastSet
@@ -319,7 +320,7 @@ def _held_out(pairs: "ContrastSet", test: int, vectors: "SteeringVectors") -> "C
 
 def _note_other_model(vectors: "SteeringVector | SteeringVectors", model: Any) -> None:
     ours, other = str(model.cfg.model_name), vectors.provenance.model
-    if other not in (ours, UNKNOWN):
+    if one_model((ours, other)) is None:
         typer.echo(f"note: the vectors are of {other}, the model is {ours}", err=True)
 
 
@@ -337,18 +338,22 @@ def parse_layers(text: str) -> tuple[int, ...]:
 def parse_numbers(name: str, text: str) -> tuple[float, ...]:
     """`-1,0,1.5` as (-1.0, 0.0, 1.5)."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        found = tuple(float(part) for part in text.split(","))
+        if not all(map(math.isfinite, found)):
+            raise ValueError
+        return found
     except ValueError:
         raise ValueError(f"{name} {text!r} are not understood: expected numbers, e.g. -1,0,1") from None
 
 
 def main() -> None:
-    """Run the command line; mistakes of the caller end in one line, not in a traceback."""
+    """Run the command line; mistakes of the caller end in one line and with exit code 2, not in a traceback."""
     import sys
 
     warnings.showwarning = lambda message, *_, **__: typer.echo(f"note: {message}", err=True)
     try:
         app()
     except (ValueError, TypeError, OSError, MemoryError, IndexError, ImportError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        # What the system could not read as text stands in messages as it does in `repr`.
+        typer.echo(f"error: {error}".encode(errors="backslashreplace").decode(), err=True)
+        sys.exit(2)

@@ -99,7 +99,14 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A file or folder of vectors, of any of the formats.")],
     out: Annotated[Path, typer.Argument(help="The file or folder to write.")],
     to: Annotated[Optional[str], typer.Option(help="safetensors, caa, gguf or vllm-lens.")] = None,  # noqa: UP045
-    model: Annotated[Optional[str], typer.Option(help="Which model's, where a CAA folder holds several.")] = None,  # noqa: UP045
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Whose vectors, where the file does not say; which model's, where a folder holds several."),
+    ] = None,
+    layers: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The block of each row of a bare tensor, in order, e.g. 10-19, or of a single vector."),
+    ] = None,
 ) -> None:
     """Convert vectors between this library's files and other tools'; without `--to`, the ending says to which.
 
@@ -107,10 +114,17 @@ def convert(
     """
     from caa_lens.interchange import read_vectors, write_vectors
 
-    vectors = read_vectors(source, model=model)
+    vectors = read_vectors(source, model=model, layers=None if layers is None else _in_order(layers))
     written = write_vectors(vectors, out, to)
     again = read_vectors(written, model=vectors.provenance.model if written.is_dir() else None)
     typer.echo(_printable(f"{again!r}\nwritten to {written}"))
+
+
+def _in_order(text: str) -> list[int]:
+    """`3,9,14-16` as [3, 9, 14, 15, 16], in the order of the text."""
+    from caa_lens.cli.commands import parse_layers  # commands stands above
+
+    return [layer for part in text.split(",") for layer in parse_layers(part)]
 
 
 def _facts(vectors: "SteeringVectors") -> dict[str, str]:

@@ -12,25 +12,27 @@ layer is where a file is *applied*, by every tool that reads it.
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
 from caa_lens.atomic_files import write_atomically
-from caa_lens.provenance import Provenance
-from caa_lens.storage import VectorFileError
+from caa_lens.formats.gguf_tensors import GgufContents, GgufError, parse_gguf
+from caa_lens.formats.kinds import VectorFileError, contents, expanded, printable, some, what_is
+from caa_lens.provenance import UNKNOWN, Provenance
 from caa_lens.vectors import SteeringVector, SteeringVectors
-
-if TYPE_CHECKING:
-    from gguf import GGUFReader
 
 ARCHITECTURE = "controlvector"
 MODEL_HINT = f"{ARCHITECTURE}.model_hint"
 BASE_MODEL = "general.base_model.0.name"
+_LAYER = re.compile(r"direction\.(0|[1-9][0-9]{0,5})")
 
 
 class DroppedLayerWarning(UserWarning):
     """A layer could not be written, because the format has no place for it."""
+
+
+class PassedOverWarning(UserWarning):
+    """A file holds more than the vectors that were read from it."""
 
 
 def read_control_vector(path: str | Path) -> SteeringVectors:
@@ -40,38 +42,64 @@ def read_control_vector(path: str | Path) -> SteeringVectors:
         FileNotFoundError: if there is no such file.
         VectorFileError: if the file is damaged, big endian or no control vector, or its directions are not finite
             float vectors of one width.
+
+    Warns:
+        PassedOverWarning: the file holds other tensors beside the directions; they are named, and left out.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path}: expected a GGUF control vector")
-    reader = _open(path)
-    behavior = _text(reader, "general.name") or path.stem
+    path = expanded(path)
+    data = contents(path, "a GGUF control vector")
+    kind, words = what_is(data)
+    if kind != "gguf":
+        raise VectorFileError(f"{path} is {words}; expected a GGUF control vector")
+    try:
+        return _as_vectors(path, parse_gguf(data))
+    except GgufError as error:
+        raise VectorFileError(f"{path} {error}") from None
+    except ValueError as error:  # of different width or not finite
+        raise VectorFileError(f"{path}: {error}") from None
+
+
+def _as_vectors(path: Path, found: GgufContents) -> SteeringVectors:
+    architecture = found.texts.get("general.architecture", "")
+    if architecture != ARCHITECTURE:
+        raise GgufError(
+            f"holds a '{printable(architecture)}' with {len(found.tensors)} tensors, expected {ARCHITECTURE!r}: "
+            "a model is loaded with load_model"
+        )
+    layers = {name: _LAYER.fullmatch(name) for name in found.tensors}
+    others = [name for name, match in layers.items() if not match]
+    if misnamed := [name for name in others if name.startswith("direction")]:
+        raise GgufError(f"holds a tensor '{printable(misnamed[0])}', expected direction.1, direction.2, ...")
+    if len(others) == len(layers):
+        raise GgufError(
+            f"holds no directions, but {some(others) or 'no tensors'}: expected direction.1, direction.2, ..."
+        )
+    if others:
+        warnings.warn(
+            f"{path.name} holds other tensors beside its directions, which are passed over: {some(others)}",
+            PassedOverWarning,
+            stacklevel=4,
+        )
+    behavior = found.texts.get("general.name") or printable(path.stem)
+    source = f"GGUF control vector, model_hint {found.texts.get(MODEL_HINT, '')!r}"
     provenance = Provenance(
-        model=_text(reader, BASE_MODEL) or "unknown",
+        model=found.texts.get(BASE_MODEL) or UNKNOWN,
         behavior=behavior,
         normalisation="unknown",
         expression=behavior,
-        details={"source": f"GGUF control vector, model_hint {_text(reader, MODEL_HINT)!r}"},
+        details={"source": source + (f"; passed over: {some(others)}" if others else "")},
     )
     vectors = []
-    for tensor in reader.tensors:
-        match = re.fullmatch(r"direction\.(0|[1-9]\d*)", tensor.name)
-        if match is None:
-            raise VectorFileError(f"{path} holds a tensor {tensor.name!r}, expected direction.1, direction.2, ...")
-        if tensor.data.dtype.kind != "f" or tensor.data.ndim != 1:
-            raise VectorFileError(
-                f"{path}: {tensor.name} has shape {tensor.shape.tolist()} and type {tensor.tensor_type.name}, expected "
-                "one dimension and F32"
-            )
-        direction = torch.from_numpy(tensor.data.copy())  # the reader's array is a view of the file
-        try:
-            vectors.append(SteeringVector(direction=direction, layer=int(match[1]), provenance=provenance))
-        except ValueError as error:
-            raise VectorFileError(f"{path}: {tensor.name}: {error}") from None
-    try:
-        return SteeringVectors.from_vectors(vectors)
-    except ValueError as error:  # of different width, or none at all
-        raise VectorFileError(f"{path}: {error}") from None
+    for name, match in layers.items():
+        if match:
+            direction = found.numbers(name)
+            if direction.ndim != 1:
+                raise GgufError(f"holds {name} of shape {list(direction.shape)}, expected one dimension, [d_model]")
+            try:
+                vectors.append(SteeringVector(direction=direction, layer=int(match[1]), provenance=provenance))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+    return SteeringVectors.from_vectors(vectors)
 
 
 def write_control_vector(vectors: SteeringVectors, path: str | Path, *, model_hint: str = "llama") -> Path:
@@ -86,7 +114,7 @@ def write_control_vector(vectors: SteeringVectors, path: str | Path, *, model_hi
     Warns:
         DroppedLayerWarning: layer 0 is left out, because llama.cpp refuses a file that has it.
     """
-    path = Path(path)
+    path = expanded(path)
     kept = [layer for layer in vectors.layers if layer != 0]
     if not kept:
         raise ValueError(f"llama.cpp's control vectors start at layer 1, got layers {vectors.layers}")
@@ -114,24 +142,3 @@ def _write(vectors: SteeringVectors, path: Path, model_hint: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _open(path: Path) -> "GGUFReader":
-    from gguf import GGUFEndian, GGUFReader
-
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:
-        raise VectorFileError(f"{path} is damaged or no GGUF file ({error}): write it again") from None
-    if reader.endianess != GGUFEndian.LITTLE:
-        raise VectorFileError(f"{path} is big endian, expected little endian: write it again on such a machine")
-    architecture = _text(reader, "general.architecture")
-    if architecture != ARCHITECTURE:
-        raise VectorFileError(f"{path} holds a {architecture!r}, expected {ARCHITECTURE!r}: load models by load_model")
-    return reader
-
-
-def _text(reader: "GGUFReader", key: str) -> str:
-    field: Any = reader.fields.get(key)
-    value = field.contents() if field is not None else ""
-    return value if isinstance(value, str) else ""

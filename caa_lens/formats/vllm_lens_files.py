@@ -23,8 +23,8 @@ from pydantic import BaseModel, FiniteFloat, NonNegativeInt, ValidationError
 from torch import Tensor
 
 from caa_lens.atomic_files import write_atomically
-from caa_lens.provenance import Provenance
-from caa_lens.storage import VectorFileError
+from caa_lens.formats.kinds import MAX_BYTES, VectorFileError, contents, expanded, printable
+from caa_lens.provenance import UNKNOWN, Provenance
 from caa_lens.vectors import SteeringVector, SteeringVectors
 
 
@@ -51,19 +51,21 @@ def read_vllm_lens(path: str | Path) -> SteeringVectors:
         VectorFileError: if the file is damaged, not of this form, or steers in a way that adding a vector cannot.
         ImportError: if the file is compressed and there is no zstd.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path}: expected the JSON of a vllm-lens steering vector")
+    path = expanded(path)
+    data = contents(path, "the JSON of a vllm-lens steering vector").removeprefix(b"\xef\xbb\xbf")
     try:
-        wire = _WireVector.model_validate_json(path.read_bytes())
+        wire = _WireVector.model_validate_json(data)
         activations = _decode(wire.activations)
-        return _as_vectors(activations, wire.layer_indices, wire.scale, wire.norm_match, path.stem, "unknown")
+        behavior = printable(path.stem)
+        return _as_vectors(activations, wire.layer_indices, wire.scale, wire.norm_match, behavior, UNKNOWN)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise VectorFileError(f"{path} is not a vllm-lens steering vector: {where}: {first['msg']}") from None
+        where = printable(".".join(map(str, first["loc"]))) or "the file"
+        raise VectorFileError(
+            f"{path} is not a vllm-lens steering vector: {where}: {printable(first['msg'], 200)}"
+        ) from None
     except ValueError as error:
-        raise VectorFileError(f"{path}: {error}") from None
+        raise VectorFileError(f"{path}: {printable(str(error), 400)}") from None
 
 
 def write_vllm_lens(vectors: SteeringVectors, path: str | Path) -> Path:
@@ -84,7 +86,7 @@ def write_vllm_lens(vectors: SteeringVectors, path: str | Path) -> Path:
         "position_indices": None,
     }
     text = json.dumps(payload)
-    return write_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return write_atomically(expanded(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def to_vllm_lens(vectors: SteeringVectors) -> Any:
@@ -149,6 +151,8 @@ def _encode(tensor: Tensor) -> dict[str, Any]:
 def _decode(wire: _WireTensor) -> Tensor:
     dtype = np.dtype(wire.dtype).newbyteorder("<")
     n_bytes = math.prod(wire.shape) * dtype.itemsize
+    if n_bytes > MAX_BYTES:
+        raise ValueError(f"activations of shape {wire.shape} take {n_bytes} bytes: these are no steering vectors")
     raw = base64.b64decode(wire.data, validate=True)
     if wire.compression == "zstd":
         zstd = _zstd()

@@ -1,6 +1,13 @@
-"""Download a model from the Hugging Face hub; every refusal says what to do, and none shows the token."""
+"""Models of the Hugging Face hub: by which id a checkpoint is known, and how it is downloaded.
 
+Every refusal says what to do, and none shows the token.
+"""
+
+import json
+import re
 from pathlib import Path
+
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 CONFIG_FILES = [
     "config.json",
@@ -10,6 +17,28 @@ CONFIG_FILES = [
     "chat_template*",
 ]
 WEIGHT_FILES = ["model*.safetensors", "model.safetensors.index.json"]
+
+
+def cached_id(folder: Path) -> str | None:
+    """The hub id of a snapshot in a hub's cache, ``models--owner--name/snapshots/<commit>``; None elsewhere."""
+    *_, repo, kind, _ = ("", "", "", *folder.expanduser().resolve().parts)
+    if kind != "snapshots" or not repo.startswith("models--"):
+        return None
+    found = repo.removeprefix("models--").replace("--", "/")
+    return found if HUB_ID.fullmatch(found) else None
+
+
+def checkpoint_id(folder: Path) -> str | None:
+    """The hub id that a folder's files are known by: what config.json says, or the folder's place in a hub's cache.
+
+    Never the folder's own name, which anyone may choose. config.json says it as ``_name_or_path``, which is a hub id
+    where the model was loaded by one before it was saved.
+    """
+    try:
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        said = None
+    return said if isinstance(said, str) and HUB_ID.fullmatch(said) else cached_id(folder)
 
 
 def download(repo: str, patterns: list[str], revision: str | None) -> Path:

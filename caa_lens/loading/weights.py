@@ -83,6 +83,29 @@ def expected_shapes(cfg: "HookedTransformerConfig") -> dict[str, Shape]:
     return {name: shape for name, shape, _, _ in _parameter_map(cfg)}
 
 
+def checkpoint_parameters(model: "HookedTransformer") -> dict[str, nn.Parameter]:
+    """The parameters that a Llama's checkpoint has, by TransformerLens' names, for code that trains a model.
+
+    A HookedTransformer has more: biases, which a Llama has not. Tied embeddings are two parameters here, `embed.W_E`
+    and `unembed.W_U`, over one piece of memory (in a model from `caa_lens.load_model`): both are named, and what is
+    added to either in place is added to both. Of an optimizer that is not linear in the gradient, their gradients have
+    to be summed first.
+
+    Raises:
+        ValueError: the model's tied embeddings do not share their memory, so that training would part them.
+    """
+    found = {name: model.get_parameter(name) for _, _, name, _ in _parameter_map(model.cfg)}
+    if model.cfg.tie_word_embeddings:
+        embedding, unembedding = found["embed.W_E"], model.get_parameter("unembed.W_U")
+        if embedding.data_ptr() != unembedding.data_ptr():
+            raise ValueError(
+                "the embeddings are tied, but W_E and W_U are two tensors, expected one piece of memory: load the "
+                "model with caa_lens.load_model in the type that it is trained in"
+            )
+        found["unembed.W_U"] = unembedding
+    return found
+
+
 def build_model(cfg: "HookedTransformerConfig", read: Read) -> "HookedTransformer":
     """A HookedTransformer whose every tensor comes from `read`, on ``cfg.device`` as ``cfg.dtype``, for inference."""
     from transformer_lens import HookedTransformer

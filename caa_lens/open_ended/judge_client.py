@@ -9,6 +9,7 @@ everything at once. A request that is refused for itself (400, such as a text to
 import asyncio
 import json
 import math
+import numbers
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
+
+from caa_lens.number_checks import as_seed, check_count, describe
 
 LONGEST_BACKOFF = 60.0  # seconds
 LONGEST_WAIT = 600.0  # seconds that an endpoint may ask for before we rather stop
@@ -66,13 +69,23 @@ class Endpoint:
     seed: int
 
     def __post_init__(self) -> None:
+        for name in ("base_url", "model"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a text, got {describe(getattr(self, name))}")
         if urlsplit(self.base_url).scheme not in ("http", "https") or not urlsplit(self.base_url).hostname:
             raise ValueError(f"got base_url={self.base_url!r}, expected a URL such as 'http://localhost:8000/v1'")
         limits = {"max_attempts": 1, "concurrency": 1, "requests_per_minute": 1e-9, "timeout": 1e-9, "backoff": 0}
         for name, least in limits.items():
             value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:
+            if value is None and name == "requests_per_minute":
+                continue
+            if name in ("max_attempts", "concurrency"):
+                check_count(name, value, least=None)
+            elif isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise TypeError(f"{name} must be a number, got {describe(value)}")
+            if not least <= value < math.inf:
                 raise ValueError(f"got {name}={value}, expected {'a positive number' if least else '0 or more'}")
+        as_seed(self.seed)
         if reserved := {"model", "messages", "stream", "n"} & set(self.settings):
             raise ValueError(
                 f"settings cannot have {', '.join(sorted(reserved))}: one reply to one prompt is asked for"

@@ -134,6 +134,8 @@ def judge(
     """
     rubric = find_rubric(rubric)
     frame = answers_frame(items, adds=["score", "raw", "attempts", "error"])
+    if settings is not None and not isinstance(settings, Mapping):
+        raise TypeError(f"settings must be a mapping, got {type(settings).__name__}")
     sent = {name: value for name, value in {**SETTINGS, **(settings or {})}.items() if value is not None}
     endpoint = Endpoint(
         base_url=base_url,

@@ -31,6 +31,8 @@ class Rubric:
 
     def __post_init__(self) -> None:
         for name in ("behavior", "text"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"a rubric's {name} must be a text, got {type(getattr(self, name)).__name__}")
             if not getattr(self, name).strip():
                 raise ValueError(f"a rubric's {name} is empty: expected some text")
 
@@ -43,6 +45,8 @@ def find_rubric(behavior: str | Rubric) -> Rubric:
     """
     if isinstance(behavior, Rubric):
         return behavior
+    if not isinstance(behavior, str):
+        raise TypeError(f"expected a behavior's name or a Rubric, got {type(behavior).__name__}")
     if behavior not in RUBRICS:
         raise ValueError(
             f"no rubric for {behavior!r}: expected one of {', '.join(RUBRICS)}, or a rubric of your own, "

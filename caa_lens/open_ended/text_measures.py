@@ -24,10 +24,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from caa_lens.arguments import check_count
+from caa_lens.arguments import check_count, check_model, check_prompt
 from caa_lens.open_ended.answers import answers_frame
+from caa_lens.overflow import check_finite
 from caa_lens.plain_runs import plain_runs
-from caa_lens.prompts import Prompt, PromptFormat, left_pad, resolve_format
+from caa_lens.prompts import Prompt, PromptFormat, left_pad, resolve_format, warn_of_words
+from caa_lens.unembedding import token_logp
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,6 +65,11 @@ def measure_texts(
         TypeError: for texts that are not text, or a model without a tokenizer.
         ValueError: for no texts, missing columns, or a text that does not fit into the context.
     """
+    batch_size = check_count("batch_size", batch_size)
+    if model is not None:
+        check_model(model)
+        if model.tokenizer is None:
+            raise TypeError("this model has no tokenizer: give model=None for the measures that need no model")
     names = ["sentiment", "repetition", "distinct_1", "distinct_2"]
     frame = answers_frame(texts, adds=[*names, "n_tokens", "mean_logp", "perplexity"])
     answers = list(frame["answer"])
@@ -72,10 +79,10 @@ def measure_texts(
     frame["distinct_2"] = [distinct(text, 2) for text in answers]
     if model is None:
         return frame
-    check_count("batch_size", batch_size)
     fmt = resolve_format(model, prompt_format)
+    warn_of_words(fmt, model.tokenizer, list(frame["question"]), answers, system=system)
     prompts = [
-        fmt.encode(model.tokenizer, question, answer, system=system)
+        fmt.encode(model.tokenizer, question, answer, system=system, warn=False)
         for question, answer in zip(frame["question"], answers, strict=True)
     ]
     logp = answer_logp(model, prompts, batch_size=batch_size, progress=progress)
@@ -126,20 +133,27 @@ def answer_logp(
     Raises:
         ValueError: if a prompt is longer than the context.
     """
+    check_model(model)
+    batch_size = check_count("batch_size", batch_size)
+    for prompt in prompts:
+        check_prompt(model, prompt)
     device = next(model.parameters()).device
-    batch_size = batch_size if plain_runs(model).padded else 1
     logp = [torch.empty(0) for _ in prompts]
     # Longest first: little padding, and a lack of memory shows at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     order = [i for i in order if prompts[i].answer_start < len(prompts[i])]
+    batch_size = batch_size if plain_runs(model).padded else 1
     with tqdm(total=len(order), desc="perplexity", unit="text", disable=not progress) as bar:
         for first in range(0, len(order), batch_size):
             indices = order[first : first + batch_size]
             batch = left_pad([prompts[i] for i in indices], n_ctx=model.cfg.n_ctx, device=device)
-            logits = model(batch.tokens, attention_mask=batch.attention_mask)  # [batch pos d_vocab]
-            for row, i in enumerate(indices):
-                n = len(prompts[i]) - prompts[i].answer_start
-                before = logits[row, -n - 1 : -1].float().log_softmax(-1)
-                logp[i] = before.gather(-1, batch.tokens[row, -n:, None].to(before.device))[:, 0].cpu()
+            resid = model(batch.tokens, attention_mask=batch.attention_mask, stop_at_layer=model.cfg.n_layers)
+            lengths = [len(prompts[i]) - prompts[i].answer_start for i in indices]
+            chosen = []
+            for row, n in enumerate(lengths):
+                chosen.append(token_logp(model, resid[row, -n - 1 : -1], batch.tokens[row, -n:]))
+            for i, of_answer in zip(indices, torch.cat(chosen).cpu().split(lengths), strict=True):
+                logp[i] = of_answer
             bar.update(len(indices))
+    check_finite(model, torch.cat(logp), "log-probabilities of the answers")
     return logp

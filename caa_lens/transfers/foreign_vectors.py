@@ -20,13 +20,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caa_lens.answers import score
-from caa_lens.arguments import check_contrast_set, check_layers, check_list, check_model, check_vector_set
+from caa_lens.arguments import (
+    check_contrast_set,
+    check_layers,
+    check_list,
+    check_model,
+    check_vector_set,
+    warn_of_training_pairs,
+)
 from caa_lens.contrast import ContrastSet
 from caa_lens.geometry import ModelCosines, model_cosines
 from caa_lens.hooks import Intervention
 from caa_lens.intervals import mean_with_interval
 from caa_lens.prompts import PromptFormat
-from caa_lens.transfers.layer_transfer import measured
+from caa_lens.transfers.layer_transfer import check_measure, measured
 from caa_lens.vectors import SteeringVectors
 
 if TYPE_CHECKING:
@@ -56,8 +63,10 @@ class ModelTransfer:
     unsteered: float
     settings: dict[str, str] = field(default_factory=dict)
 
-    def summary(self, value: str = "effect", n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
+    def summary(self, value: str = "effect", n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
         """Mean of `effect` or `score` with its 95 % interval: `vectors, layer, multiplier, mean, low, high`."""
+        if not isinstance(value, str) or value not in ("effect", "score"):
+            raise ValueError(f"got value={value!r}, expected 'effect' or 'score'")
         cells = ["vectors", "layer", "multiplier"]
         return mean_with_interval(self.frame, cells, value, n_resamples=n_resamples, seed=seed)
 
@@ -110,6 +119,9 @@ def model_transfer(
 
     Raises:
         ValueError: if the foreign vectors have another width, no layer in common, or for an unknown size.
+
+    Warns:
+        TrainingPairsWarning: if either vectors were extracted from some of the pairs.
     """
     import pandas as pd
 
@@ -117,6 +129,7 @@ def model_transfer(
     check_contrast_set(test)
     check_vector_set(own)
     check_vector_set(foreign)
+    check_measure(test, measure)
     if size not in SIZES:
         raise ValueError(f"unknown size {size!r}: expected one of {', '.join(SIZES)}")
     if foreign.d_model != model.cfg.d_model:
@@ -125,6 +138,7 @@ def model_transfer(
             f"d_model={model.cfg.d_model}: fit a linear map on both models' activations of the same pairs with "
             "fit_residual_map, and give its .carry(vectors)"
         )
+    warn_of_training_pairs(test, own, foreign)
     multipliers = check_list("multipliers", multipliers, float)
     if not multipliers:
         raise ValueError("no multipliers given: expected at least one number")

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caa_lens.answers import Scores, score
-from caa_lens.arguments import check_contrast_set, check_layers, check_model, check_vector_set, warn_of_training_pairs
+from caa_lens.arguments import (
+    as_float,
+    as_multiplier,
+    check_contrast_set,
+    check_layers,
+    check_model,
+    check_vector_set,
+    warn_of_training_pairs,
+)
 from caa_lens.contrast import ContrastSet
 from caa_lens.geometry import cosine_map
 from caa_lens.hooks import Intervention
@@ -61,7 +69,7 @@ class LayerTransfer:
         """Mean effect over questions: one row a source layer, one column a target layer."""
         return self.frame.pivot_table(index="source", columns="target", values="effect", aggfunc="mean")
 
-    def summary(self, n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
+    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
         """Mean effect with its 95 % bootstrap interval over questions: `source, target, mean, low, high, cosine`."""
         cells = mean_with_interval(self.frame, ["source", "target"], "effect", n_resamples=n_resamples, seed=seed)
         cosines = self.cosines.rename(columns={"layer": "source", "other_layer": "target"})
@@ -101,7 +109,7 @@ class LayerTransfer:
             rows.append({"source": source, "up": up, "down": down})
         return pd.DataFrame(rows, columns=["source", "up", "down"])
 
-    def decay(self, n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
+    def decay(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
         """Mean effect by distance: `distance, mean, low, high, n_sources`, `distance` = target - source in layers.
 
         The mean is over the sources that have a target at the distance, so the far ends speak of few layers.
@@ -184,8 +192,13 @@ def transfer(
     check_contrast_set(test)
     check_vector_set(vectors)
     warn_of_training_pairs(test, vectors)
+    multiplier = as_multiplier(multiplier)
+    size = size if isinstance(size, str) else as_float("size", size)
     if not (size in SIZES if isinstance(size, str) else size > 0):
         raise ValueError(f"unknown size {size!r}: expected one of {', '.join(SIZES)}, or a share of the residual norm")
+    if not isinstance(size, str) and size > 1e6:
+        raise ValueError(f"size={size:g} is a share of the residual norm: expected a number such as 0.1")
+    check_measure(test, measure)
     if per not in UNITS:
         raise ValueError(f"effects per {per!r} are not understood: expected one of {', '.join(UNITS)}")
     targets = check_layers(model, vectors.layers if targets is None else targets)
@@ -228,13 +241,18 @@ def transfer(
     )
 
 
+def check_measure(test: ContrastSet, measure: str | None) -> None:
+    """Raises `ValueError` for a measure that the test set's answers do not have."""
+    have = ["p_matching", "margin"] if test.kind == "ab" else ["margin"]
+    if measure is not None and measure not in have:
+        raise ValueError(f"measure {measure!r} is not to be had of this test set: expected {' or '.join(have)}")
+
+
 def measured(scores: Scores, measure: str | None) -> tuple[str, np.ndarray]:
     """Name and values `[pair condition]` of the asked-for measure; the scores' own metric by default."""
     if measure is None or measure == scores.metric:
         return scores.metric, scores.values.numpy()
-    if measure == "margin":
-        return measure, (scores.positive - scores.negative).numpy()
-    raise ValueError(f"measure {measure!r} is not to be had of this test set: expected {scores.metric} or margin")
+    return "margin", (scores.positive - scores.negative).numpy()
 
 
 def _wanted_norms(

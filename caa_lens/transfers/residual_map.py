@@ -14,7 +14,7 @@ inside the other pairs; both sides of a pair are always on the same side of ever
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from caa_lens.arguments import as_float, as_seed, check_list, check_vector_set, describe
 from caa_lens.pair_reading import PairActivations
-from caa_lens.vectors import Provenance, SteeringVectors
+from caa_lens.provenance import Provenance, one_model
+from caa_lens.vectors import SteeringVectors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +61,8 @@ class ResidualMap:
         Raises:
             ValueError: if the vectors are not of the map's source model or width, or lack a source layer.
         """
-        if vectors.provenance.model not in (self.source.model, "unknown") or vectors.d_model != self.weights.shape[1]:
+        check_vector_set(vectors)
+        if one_model((vectors.provenance.model, self.source.model)) is None or vectors.d_model != self.weights.shape[1]:
             raise ValueError(
                 f"vectors of {vectors.provenance.model} with d_model={vectors.d_model}, but the map leads from "
                 f"{self.source.model} with d_model={self.weights.shape[1]}: extract them from that model"
@@ -101,7 +104,7 @@ def fit_residual_map(
     layers: Sequence[int] | None = None,
     held_out: float | int = 0.2,
     penalties: Sequence[float | int] = PENALTIES,
-    seed: int = 0,
+    seed: int | None = 0,
     progress: bool = True,
 ) -> ResidualMap:
     """Fit the map of every target layer by ridge regression.
@@ -120,7 +123,11 @@ def fit_residual_map(
 
     sources, targets = _as_list(source), _as_list(target)
     _check_same_pairs(sources, targets)
-    if not 0 < held_out < 1:
+    seed = as_seed(seed)
+    penalties = check_list("penalties", penalties, float)
+    if not penalties or not all(0 <= penalty < float("inf") for penalty in penalties):
+        raise ValueError(f"penalties must be finite numbers from 0 on, got {penalties}: expected at least one")
+    if not 0 < as_float("held_out", held_out) < 1:
         raise ValueError(f"held_out is a share of the pairs, got {held_out}: expected a number between 0 and 1")
     n_pairs = sum(map(len, targets))
     n_held_out = round(held_out * n_pairs)
@@ -128,8 +135,10 @@ def fit_residual_map(
         raise ValueError(f"{n_pairs} pairs are too few to fit a map and test it: give at least 5, better hundreds")
     order = np.random.default_rng(seed).permutation(n_pairs)
     test, fit = order[:n_held_out], order[n_held_out:]
-    layers = targets[0].layers if layers is None else tuple(sorted(set(layers)))
+    layers = targets[0].layers if layers is None else tuple(sorted(set(check_list("layers", layers, int))))
     source_layers = tuple(_matched(layer, targets[0], sources[0]) for layer in layers)
+    if not layers:
+        raise ValueError("no layers given: expected at least one")
     weights, rows = [], []
     matched = list(zip(layers, source_layers, strict=True))
     for layer, source_layer in tqdm(matched, desc="fit map", unit="layer", disable=not progress):
@@ -210,7 +219,8 @@ def _check_same_pairs(sources: Sequence[PairActivations], targets: Sequence[Pair
     if not sources:
         raise ValueError("no activations given: read both models on the same pairs with pair_activations")
     for side in (sources, targets):
-        if len({(each.provenance.model, each.values.shape[-1], each.layers) for each in side}) > 1:
+        shapes = {(each.values.shape[-1], each.layers) for each in side}
+        if len(shapes) > 1 or one_model(each.provenance.model for each in side) is None:
             raise ValueError("the sets of one side must be read from one model at the same layers")
 
 
@@ -224,4 +234,10 @@ def _together(side: Sequence[PairActivations]) -> Provenance:
 
 
 def _as_list(activations: PairActivations | Sequence[PairActivations]) -> list[PairActivations]:
-    return [activations] if isinstance(activations, PairActivations) else list(activations)
+    given: list[Any] = list(activations) if isinstance(activations, list | tuple) else [activations]
+    for each in given:
+        if not isinstance(each, PairActivations):
+            raise TypeError(
+                f"expected PairActivations, as pair_activations(model, pairs) reads, or a list, got {describe(each)}"
+            )
+    return given

@@ -16,12 +16,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caa_lens.answers import score
+from caa_lens.arguments import (
+    as_multiplier,
+    check_contrast_set,
+    check_count,
+    check_layers,
+    check_model,
+    check_vector_set,
+    describe,
+    warn_of_training_pairs,
+)
 from caa_lens.contrast import ContrastSet
 from caa_lens.extraction import extract
 from caa_lens.geometry import behavior_cosines
 from caa_lens.hooks import Intervention
 from caa_lens.intervals import mean_with_interval
-from caa_lens.prompts import PromptFormat
+from caa_lens.prompts import PromptFormat, resolve_format
 from caa_lens.vectors import Provenance, SteeringVectors
 
 if TYPE_CHECKING:
@@ -63,7 +73,7 @@ class TransferGrid:
         table = self.frame.pivot_table(index="source", columns="target", values="effect", aggfunc="mean")
         return table.loc[list(self.vectors), list(self.unsteered)]
 
-    def summary(self, n_resamples: int = 2000, seed: int = 0) -> "pd.DataFrame":
+    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
         """Mean effect with its 95 % bootstrap interval over questions: `source, target, mean, low, high, cosine`."""
         import pandas as pd
 
@@ -111,7 +121,20 @@ def behavior_transfer(
 
     Raises:
         ValueError: for no tests or vectors, or a behavior without a vector of the layer.
+
+    Warns:
+        TrainingPairsWarning: if any of the vectors was extracted from some of the pairs of a test set.
     """
+    check_model(model)
+    for what, given in (("tests", tests), ("vectors", vectors)):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{what} must be a mapping by the behavior's name, got {describe(given)}")
+    for each in vectors.values():
+        check_vector_set(each)
+    if setting is not None:
+        _check_settings(model, {"setting": setting})
+    for name, test in tests.items():
+        warn_of_training_pairs(test, *vectors.values(), name=name)
     columns = {name: (test, setting or PromptSetting()) for name, test in tests.items()}
     return _grid(model, columns, vectors, layer, multiplier, max_tokens, progress)
 
@@ -132,15 +155,34 @@ def prompt_transfer(
     Args:
         settings: by a name of your choice, e.g.
             `{"plain": PromptSetting(), "brief": PromptSetting(system="Be brief.")}`.
+
+    Warns:
+        TrainingPairsWarning: if pairs of the test set are in the training set.
     """
+    check_model(model)
+    check_contrast_set(train)
+    check_contrast_set(test)
+    (layer,) = check_layers(model, [layer])
+    multiplier = as_multiplier(multiplier)
+    if max_tokens is not None:
+        check_count("max_tokens", max_tokens)
+    _check_settings(model, settings)
     vectors = {
         name: extract(
             model, train, layers=[layer], prompt_format=how.prompt_format, system=how.system, progress=progress
         )
         for name, how in settings.items()
     }
+    warn_of_training_pairs(test, *vectors.values())
     columns = {name: (test, how) for name, how in settings.items()}
     return _grid(model, columns, vectors, layer, multiplier, max_tokens, progress)
+
+
+def _check_settings(model: Any, settings: Mapping[str, PromptSetting]) -> None:
+    if not isinstance(settings, Mapping) or not all(isinstance(how, PromptSetting) for how in settings.values()):
+        raise TypeError(f"settings must be PromptSettings by name, as {{'plain': PromptSetting()}}, got {settings!r}")
+    for how in settings.values():
+        resolve_format(model, how.prompt_format)
 
 
 def _grid(
@@ -154,6 +196,10 @@ def _grid(
 ) -> TransferGrid:
     import pandas as pd
 
+    check_model(model)
+    multiplier = as_multiplier(multiplier)
+    for test, _ in columns.values():
+        check_contrast_set(test)
     if not columns:
         raise ValueError("no test sets given: expected at least one by name")
     cosines = behavior_cosines(vectors, layer).frame  # refuses what has no vector of the layer

@@ -17,7 +17,8 @@ from experiments.behavior_sets import behavior_sets, missing_sets
 from experiments.catalogue import EXPERIMENTS
 from experiments.context import Context
 from experiments.experiment import Cost
-from experiments.plan import memory_bytes, stated_rates
+from experiments.gpus import GPUS, gpu_rates, smallest_gpu
+from experiments.plan import memory_bytes, planned_rates, stated_rates
 from experiments.run_folder import RunFolder
 from experiments.runner import skip_reasons
 from experiments.settings import PAPER, SIZES, RunConfig
@@ -97,7 +98,8 @@ def test_the_paper_can_be_planned_before_its_data_are_fetched(no_data, tmp_path)
     assert "`caa-lens data fetch` gets all of them" in done.stdout
     requests = re.search(r"^(\d\.\d) k requests to the judge j;", done.stdout, re.MULTILINE)
     assert float(requests[1]) >= 2.4  # 7 behaviors, 7 multipliers and 50 prompts, at least
-    assert "59.3 GB a process, for finetuning" in done.stdout
+    assert "about 32.6 GB a process, for finetuning (27.0 GB are its weights)" in done.stdout
+    assert "On the disk: 27.0 GB for the weights of meta-llama/Llama-2-7b-chat-hf and of the base model" in done.stdout
     assert "2.0 TB/s (stated)" in done.stdout
     assert "Nothing was written." in done.stdout
     assert not (tmp_path / "run").exists()
@@ -132,10 +134,12 @@ def test_memory_is_that_of_the_neediest_experiment():
     config = RunConfig.of("demo")
     plain, finetuning = BY_NAME["vectors"], BY_NAME["finetuning"]
     assert memory_bytes(config, n, [plain]) == pytest.approx(1.1 * 4 * n)
-    assert memory_bytes(config, n, [plain, finetuning, plain]) == pytest.approx(1.1 * 8 * n)
+    assert memory_bytes(config, n, [plain, finetuning, plain]) == pytest.approx(
+        1.1 * 1.1 * 4 * n
+    )  # weights, and a lesson's activations
     adapters = config.model_copy(update={"finetune": "lora", "dtype": "float16"})
     assert memory_bytes(adapters, n, [plain]) == pytest.approx(1.1 * 2 * n)
-    assert memory_bytes(adapters, n, [plain, finetuning]) == pytest.approx(1.1 * 4 * n)  # trained in float32
+    assert memory_bytes(adapters, n, [plain, finetuning]) == pytest.approx(1.1 * 1.1 * 4 * n)  # in float32
 
 
 def test_rates_are_stated_together_or_not_at_all():
@@ -145,6 +149,45 @@ def test_rates_are_stated_together_or_not_at_all():
     for flops, bandwidth in ((1e14, None), (None, 2e12), (1e14, 0.0), (-1.0, 1.0)):
         with pytest.raises(ValueError, match=r"expected two positive numbers.*--flops 1\.5e14 --bandwidth 2e12"):
             stated_rates(flops, bandwidth)
+
+
+def test_a_cards_rates_are_of_the_runs_number_format_and_say_that_they_are_planned():
+    single, half = gpu_rates("a100-80", "float32"), gpu_rates("a100-80", "bfloat16")
+    assert (single.flops, half.flops) == (19.5e12, 312e12)  # TF32 is off in PyTorch
+    assert single.bandwidth == half.bandwidth == pytest.approx(0.6 * 2039e9)
+    assert single.source.startswith("planned for one A100 80 GB in float32 without TF32 by its data sheet")
+    assert single.source.endswith("not measured")
+    with pytest.raises(ValueError, match=r"got --gpu t4 and bfloat16, .*: give --dtype float16"):
+        gpu_rates("t4", "bfloat16")
+    memories = [card.memory for card in GPUS.values()]
+    assert smallest_gpu(33e9, "float32") == "a100-40"
+    assert smallest_gpu(15e9, "bfloat16") == "4090"  # a T4 would hold it
+    assert smallest_gpu(999e9, "float32") == "h200"
+    assert max(memories) == GPUS["h200"].memory
+
+
+def test_a_model_that_would_not_run_here_is_planned_for_a_card_that_holds_it(monkeypatch):
+    config, some = RunConfig.of(LLAMA), [BY_NAME["vectors"]]
+    monkeypatch.setattr("caa_lens.loading.device_memory.free_memory", lambda device: 16e9)
+    monkeypatch.setattr("experiments.plan.measure_rates", lambda dtype, device: "measured")
+    rates = planned_rates(config, some, None, None, "cpu")
+    assert rates.flops == GPUS["v100"].single * 1e12  # 29.6 GB
+    assert rates.source.startswith("it would not run here, as cpu has 16.0 GB free; planned for one V100 32 GB")
+    assert planned_rates(config, some, "h100", None, "cpu") == gpu_rates("h100", "float32")
+    assert planned_rates(config, some, None, stated_rates(1.0, 2.0), "cpu").source == "stated"
+    with pytest.raises(ValueError, match="got --gpu and --flops, expected one of them"):
+        planned_rates(config, some, "h100", stated_rates(1.0, 2.0), "cpu")
+    monkeypatch.setattr("caa_lens.loading.device_memory.free_memory", lambda device: 64e9)
+    assert planned_rates(config, some, None, None, "cpu") == "measured"
+    assert planned_rates(RunConfig.of("some/one"), some, None, None, "cpu") == "measured"  # of unknown size
+
+
+def test_a_plan_says_for_what_card_and_whether_it_holds_the_model(no_data, tmp_path, capsys):
+    main(["finetuning"], model=LLAMA, out=tmp_path / "run", dry_run=True, gpu="4090", finetune="lora")
+    said = capsys.readouterr().out
+    assert "(planned for one RTX 4090 in float32 without TF32 by its data sheet" in said
+    assert "That is more than the 24 GB of this card" in said
+    assert "and 27.0 GB in the run folder for a moment, for merged adapters." in said
 
 
 def test_costs_add_up_requests_too():
@@ -176,6 +219,7 @@ def test_a_plan_sweeps_as_many_layers_as_the_model_has(name, depth, tmp_path):
         ("device", "cpu:1", r"device is 'cpu:1', but this machine has"),
         ("workers", 0, r"workers is 0, expected at least 1: give another with --workers"),
         ("flops", 1e12, r"got --flops 1000000000000\.0 and --bandwidth None, expected two"),
+        ("gpu", "gtx", r"got --gpu gtx, expected one of t4, .*h100.*; of another card, give --flops and --bandwidth"),
         ("size", "huge", r"unknown size 'huge': expected one of small, paper"),
         ("finetune", "some", r"finetune is 'some', expected 'full' or 'lora'"),
     ],

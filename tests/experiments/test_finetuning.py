@@ -3,6 +3,7 @@
 Then in a run: letters and text of taught models, ours beside the paper's, and what a killed process leaves.
 """
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,17 +13,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import random_llama, tiny_model
+from helpers import SHARED, random_llama, tiny_model
 
+from caa_lens import answers, generation
 from caa_lens.contrast import ContrastSet
+from caa_lens.loading import weights
+from caa_lens.loading.weights import checkpoint_parameters
 from caa_lens.models import load_model
 from caa_lens.paper.numbers import published
+from caa_lens.prompts import LLAMA2_CHAT, encode_letters, resolve_format
 from caa_lens.run_report import load_section
-from experiments import finetuned_text, finetuning
+from experiments import extraction, finetuned_text, finetuning
 from experiments.catalogue import EXPERIMENTS
 from experiments.context import Context
 from experiments.experiment import Unit
-from experiments.finetuning import letters_of, teach, teach_lora
+from experiments.finetuning import letters_of, taught, teach, teach_lora
 from experiments.identity import run_identity
 from experiments.run_folder import RunFolder
 from experiments.runner import run, with_needs
@@ -35,6 +40,10 @@ PAIRS = ContrastSet.from_pairs(
     ],
     name="numbers",
 )
+
+
+def lessons_for(model, pairs, side):
+    return letters_of(model.tokenizer, pairs, side, resolve_format(model, None))
 
 
 def fresh(tokenizer):
@@ -50,30 +59,85 @@ def logp(model, lessons):
 def test_lessons_end_at_the_opening_bracket_and_name_the_sides_letter(demo_tokenizer):
     model = fresh(demo_tokenizer)
     for side in ("positive", "negative"):
-        for pair, (tokens, letter) in zip(PAIRS, letters_of(model, PAIRS, side), strict=True):
+        for pair, (tokens, letter) in zip(PAIRS, lessons_for(model, PAIRS, side), strict=True):
             assert demo_tokenizer.decode(tokens).endswith("(")
             assert demo_tokenizer.decode([letter]) == getattr(pair, side)[1]
 
 
 def test_one_lesson_is_one_step_down_the_gradient(demo_tokenizer):
     model, twin = fresh(demo_tokenizer), fresh(demo_tokenizer)
-    (tokens, letter), *_ = lessons = letters_of(model, PAIRS, "positive")[:1]
+    (tokens, letter), *_ = lessons = lessons_for(model, PAIRS, "positive")[:1]
     losses = teach(model, lessons, rate=0.1)
     loss = -twin(torch.tensor([tokens]))[0, -1].log_softmax(-1)[letter]
     gradients = torch.autograd.grad(loss, list(twin.parameters()), allow_unused=True)
     assert losses == [pytest.approx(loss.item(), rel=1e-5)]
-    for parameter, before, gradient in zip(model.parameters(), twin.parameters(), gradients, strict=True):
-        expected = before if gradient is None else before - 0.1 * gradient
+    biases = 0
+    for (name, parameter), before, gradient in zip(model.named_parameters(), twin.parameters(), gradients, strict=True):
+        of_llama = ".b_" not in name and "._b_" not in name
+        biases += not of_llama and gradient is not None and bool(gradient.any())
+        expected = before - 0.1 * gradient if of_llama else before
         torch.testing.assert_close(parameter.detach(), expected.detach(), atol=1e-6, rtol=1e-5)
+    assert biases > 10  # which would have moved, and no Llama has them
+    assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def of_hugging_face(model):
+    """Every weight of a HookedTransformer by Hugging Face's name, in its layout."""
+    views = {"_transposed": lambda w: w.T, "_heads_in": lambda w: w.transpose(1, 2).flatten(0, 1)}
+    views |= {"_heads_out": lambda w: w.permute(2, 0, 1).flatten(1), "_as_is": lambda w: w}
+    return {hf: views[view.__name__](model.get_parameter(tl)) for hf, _, tl, view in weights._parameter_map(model.cfg)}
+
+
+@pytest.mark.parametrize("shape", [{}, {"tie_word_embeddings": True}, {"num_key_value_heads": 4}], ids=str)
+@pytest.mark.parametrize("ungrouped", [False, True])
+def test_a_model_is_taught_as_transformers_would(tmp_path, shape, ungrouped):
+    hf = random_llama(tmp_path, **shape)
+    before = {name: parameter.detach().clone() for name, parameter in hf.named_parameters()}
+    model = load_model(tmp_path, device="cpu")
+    model.set_ungroup_grouped_query_attention(ungrouped)
+    rng = np.random.default_rng(0)
+    lessons = [(rng.integers(0, 64, n).tolist(), int(rng.integers(64))) for n in (9, 5, 12, 7)]
+    losses = teach(model, lessons, rate=0.05)
+    optimizer = torch.optim.SGD(hf.parameters(), lr=0.05)
+    with torch.enable_grad():
+        for tokens, letter in lessons:
+            loss = -hf(torch.tensor([tokens])).logits[0, -1].log_softmax(-1)[letter]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            assert losses.pop(0) == pytest.approx(loss.item(), rel=1e-4)
+    ours, theirs = of_hugging_face(model), dict(hf.named_parameters())
+    assert set(ours) == set(theirs)
+    for name, parameter in theirs.items():
+        torch.testing.assert_close(ours[name], parameter, rtol=0, atol=1e-5)
+        assert (parameter - before[name]).abs().max() > 1e-3, name  # it was taught
+    if shape.get("tie_word_embeddings"):
+        assert torch.equal(model.unembed.W_U, model.embed.W_E.T)
+    assert not any(parameter.any() for name, parameter in model.named_parameters() if ".b_" in name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused_as_its_steps_would_be_rounded_away(demo_tokenizer, dtype):
+    model = tiny_model(d_vocab=len(demo_tokenizer), n_ctx=512, tokenizer=demo_tokenizer, dtype=dtype)
+    with pytest.raises(ValueError, match=r"got a model in \w+16, expected float32: nearly all steps would be rounded"):
+        teach(model, lessons_for(model, PAIRS, "positive"), rate=1e-4)
+
+
+def test_embeddings_that_are_tied_in_name_only_are_refused(tmp_path):
+    random_llama(tmp_path, tie_word_embeddings=True)
+    model = load_model(tmp_path, device="cpu")
+    model.unembed.W_U.data = model.unembed.W_U.data.clone()
+    with pytest.raises(ValueError, match="W_E and W_U are two tensors, expected one piece of memory"):
+        teach(model, [([1, 2], 3)], rate=1e-4)
 
 
 @pytest.mark.parametrize("side", ["positive", "negative"])
 def test_what_is_taught_becomes_more_likely_than_the_other_letter(demo_tokenizer, side):
     model = fresh(demo_tokenizer)
     alike = PAIRS[::2]  # the positive letter is B: a random model tells no question from another
-    lessons = letters_of(model, alike, side)
-    other = letters_of(model, alike, "negative" if side == "positive" else "positive")
+    lessons = lessons_for(model, alike, side)
+    other = lessons_for(model, alike, "negative" if side == "positive" else "positive")
     before = (logp(model, lessons) - logp(model, other)).mean()
     teach(model, 20 * lessons, rate=0.1)
     assert (logp(model, lessons) - logp(model, other)).mean() > before + 0.1
@@ -86,7 +150,7 @@ def test_adapters_are_merged_into_a_folder_that_loads(demo_tokenizer, tmp_path):
     demo_tokenizer.save_pretrained(folder)
     original = {file.name: file.read_bytes() for file in folder.iterdir()}
     before = load_model(str(folder), device="cpu")
-    lessons = letters_of(before, PAIRS, "positive")
+    lessons = lessons_for(before, PAIRS, "positive")
     losses = teach_lora(folder, 8 * lessons, out, device="cpu", seed=0)
     after = load_model(str(out), device="cpu")
     assert len(losses) == 8 * len(lessons)
@@ -143,7 +207,7 @@ def test_letters_and_texts_of_a_run_are_those_of_the_taught_model(finished, side
     context = Context(config, folder)
     sets, vector = context.sets("refusal"), context.vectors("refusal")[1]
     model = load_model(config.model, dtype="float32")
-    lessons = letters_of(model, sets.generate, side)
+    lessons = lessons_for(model, sets.generate, side)
     teach(model, [lessons[i] for i in np.random.default_rng(0).permutation(4)], rate=1e-4)
     frame = folder.load("finetuning", Unit.of(behavior="refusal", finetune=side))
     expected = score(model, sets.test, [()], progress=False).values[:, 0]
@@ -248,6 +312,89 @@ def test_adapters_are_trained_in_a_run_and_leave_no_weights_behind(models, tmp_p
     assert "rank-8 adapters" in load_section(folder.section_file("finetuning")).text
     assert {file.parent.name for file in folder.path.rglob("*.safetensors")} == {"vectors"}
     assert not list(folder.path.glob("finetuning/artefacts/tmp*"))
+
+
+def test_a_run_in_half_precision_teaches_and_asks_in_float32(models, tmp_path):
+    unit = Unit.of(behavior="refusal", finetune="negative")
+    found = {}
+    for dtype in ("float32", "float16"):
+        config = settings(models, dtype=dtype, n_prompts=1, data="bundled")
+        folder = start(config, tmp_path / dtype, finetuning.EXPERIMENT)
+        frame = folder.load("finetuning", unit)
+        found[dtype] = frame[frame["multiplier"] == 0]["score"].to_numpy()
+        with torch.no_grad():
+            model, _ = taught(Context(config, folder), unit)
+        assert model.W_E.dtype == model.cfg.dtype == torch.float32
+        untaught = load_model(config.model, dtype="float32")
+        pairs = zip(checkpoint_parameters(model).values(), checkpoint_parameters(untaught).values(), strict=True)
+        moved = [float(after.ne(before).float().mean()) for after, before in pairs]
+        assert max(moved) > 0.3
+        assert finetuning.weights(config) == pytest.approx({"float32": 1.1, "float16": 2.2}[dtype])
+    np.testing.assert_array_equal(found["float16"], found["float32"])  # unsteered, no half precision is in it
+    assert (
+        "Taught and asked in float32, in the prompt format chat-template."
+        in load_section(folder.section_file("finetuning")).text
+    )
+
+
+@pytest.fixture(scope="module")
+def llama2(tmp_path_factory, llama2_tokenizer):
+    """A random Llama of Llama 2's vocabulary and name, with Meta's bare tokenizer.model alone."""
+    folder = tmp_path_factory.mktemp("meta") / "Llama-2-7b-chat-hf"
+    random_llama(folder, vocab_size=32000, max_position_embeddings=512, num_hidden_layers=2)
+    shutil.copy(SHARED / "llama2_tokenizer" / "tokenizer.model", folder)
+    return folder
+
+
+def noting(teacher, lessons):
+    """A teacher that writes down what it teaches."""
+
+    def teaches(of, given, *rest, **options):
+        lessons.extend(given)
+        return teacher(of, given, *rest, **options)
+
+    return teaches
+
+
+@pytest.mark.parametrize("finetune", ["full", "lora"])
+def test_a_taught_llama_2_is_asked_in_the_format_and_the_tokens_that_it_was_taught_in(
+    llama2, tmp_path, monkeypatch, finetune
+):
+    if finetune == "lora":
+        pytest.importorskip("peft", reason="needs peft: pip install 'caa-lens[finetune]'")
+    sizes = {"n_generate": 4, "n_test": 3, "n_prompts": 2, "max_new_tokens": 2, "layer": 1, "base_model": "none"}
+    config = RunConfig.of(str(llama2), "small", data="bundled", behaviors=("refusal",), finetune=finetune, **sizes)
+    folder = start(config, tmp_path / "run", extraction.EXPERIMENT)
+    lessons, asked, generated = [], [], []
+    for name in ("teach", "teach_lora"):
+        monkeypatch.setattr(finetuning, name, noting(getattr(finetuning, name), lessons))
+    real_encode, real_generate = answers._encode, generation.generate
+
+    def encode(model, pairs, prompt_format, system):
+        asked.extend(encode_letters(prompt_format, model.tokenizer, pair.question, ["A", "B"]) for pair in pairs)
+        return real_encode(model, pairs, prompt_format, system)
+
+    def generate(model, prompts, **options):
+        generated.append(
+            (model.cfg.model_name, options["prompt_format"].name, model.tokenizer("[INST] a")["input_ids"])
+        )
+        return real_generate(model, prompts, **options)
+
+    monkeypatch.setattr(answers, "_encode", encode)
+    monkeypatch.setattr(generation, "generate", generate)
+    unit = Unit.of(behavior="refusal", finetune="positive")
+    context = Context(config, folder)
+    with torch.no_grad():
+        frame = finetuning.run(unit, context)
+    assert (frame.attrs["prompt_format"], frame.attrs["model"]) == ("llama2-chat", llama2.name)
+    tokenizer = load_model(llama2).tokenizer
+    sets = context.sets("refusal")
+    for given, pairs in (([tokens for tokens, _ in lessons], sets.generate), ([p.tokens for p, _ in asked], sets.test)):
+        expected = [encode_letters(LLAMA2_CHAT, tokenizer, pair.question, ["A", "B"])[0].tokens for pair in pairs]
+        assert sorted(map(tuple, given)) == sorted(expected)
+    assert {ids for _, ids in asked} <= {tuple(tokenizer.convert_tokens_to_ids(["A", "B"]))}
+    assert {letter for _, letter in lessons} <= set(tokenizer.convert_tokens_to_ids(["A", "B"]))
+    assert generated == [(llama2.name, "llama2-chat", tokenizer("[INST] a")["input_ids"])] * 3
 
 
 def test_weights_that_a_killed_process_left_are_swept_up_at_the_next_start_and_no_others(models, tmp_path):

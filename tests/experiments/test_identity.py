@@ -2,15 +2,25 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import cheap
 import pandas as pd
 import pytest
+import torch
+from helpers import random_llama
+from safetensors.torch import load_file, save_file
 
+from caa_lens.arguments import TrainingPairsWarning
 from caa_lens.contrast import ContrastSet
+from caa_lens.loading.fingerprint import file_digest, model_fingerprint
+from caa_lens.vectors import SteeringVector, SteeringVectors
 from experiments import base_to_chat, finetuning, judged, knowledge, open_ended
 from experiments.behavior_sets import behavior_sets
 from experiments.catalogue import EXPERIMENTS
+from experiments.context import Context
+from experiments.experiment import Unit
+from experiments.extraction import FILE_HASH
 from experiments.identity import hold, own_identity, run_identity, start_notes
 from experiments.run_folder import OtherRunError, RunFolder
 from experiments.runner import run
@@ -128,25 +138,99 @@ def test_settings_of_some_experiments_are_no_part_of_the_run():
     assert not {*OF_SOME, *OF_NONE} & set(plain["config"])
 
 
-def test_every_such_setting_is_of_some_experiment():
-    config = RunConfig.of("demo", base_model="b", **JUDGE)
+@pytest.fixture
+def base(tmp_path):
+    """A folder that may stand for a base model, as long as nobody loads it."""
+    random_llama(tmp_path / "b", num_hidden_layers=1)
+    return str(tmp_path / "b")
+
+
+def test_every_such_setting_is_of_some_experiment(base):
+    config = RunConfig.of("demo", base_model=base, **JUDGE)
     able = [one for one in EXPERIMENTS if one.skip(config) is None]
     owned = {name for one in able for name in own_identity(one, EXPERIMENTS, config)}
     assert set(OF_SOME) <= owned
     assert not set(OF_NONE) & owned
 
 
-def test_who_is_held_to_what():
-    config = RunConfig.of("demo", base_model="b", judge_settings='{"seed": 1}', **JUDGE)
+def test_who_is_held_to_what(base):
+    config = RunConfig.of("demo", base_model=base, judge_settings='{"seed": 1}', **JUDGE)
     of = {one.name: own_identity(one, EXPERIMENTS, config) for one in EXPERIMENTS if one.skip(config) is None}
-    assert of["base_transfer"] == of["base_cosines"] == {"base_model": "b"}
+    held = {"base_model": base, "base_model/sha256": model_fingerprint(base)}
+    assert of["base_transfer"] == of["base_cosines"] == held
     assert of["finetuning"]["finetune"] == "full"
     assert (of["judged"]["judge"], of["judged"]["judge_settings"]) == ("x", '{"seed": 1}')
     assert of["judged"]["judge_url"] == NOTES["host"]
     assert "sentiment/open_ended" in of["judged"]
     assert of["layer_sweep"] == of["vectors"] == of["multipliers"] == {}
-    assert base_to_chat.VECTORS.own(config) == {"base_model": "b"}
+    assert base_to_chat.VECTORS.own(config) == held
     assert finetuning.EXPERIMENT.own(config)["finetune"] == "full"
+
+
+def edit(folder):
+    """One weight of a model on disk, in a file of the same size."""
+    file = Path(folder) / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"][0] += 0.5
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_a_run_is_held_to_its_models_contents_and_not_to_a_name(base, folder):
+    config = RunConfig.of(base)
+    folder = RunFolder(folder.path.with_name("held"))
+    assert not folder.claim(run_identity(config), {})
+    assert folder.claim(run_identity(config), {})
+    edit(base)
+    with pytest.raises(OtherRunError, match=r"\n  model\.sha256: '[0-9a-f]{64}' there, '[0-9a-f]{64}' now\n"):
+        folder.claim(run_identity(config), {})
+    with pytest.raises(OtherRunError, match=r"have changed since the run began: .*put them back, or begin another run"):
+        Context(config, folder).load(base)  # also while it goes on
+
+
+def test_a_run_from_before_contents_were_recorded_is_refused(base, folder):
+    config = RunConfig.of(base)
+    folder = RunFolder(folder.path.with_name("old"))
+    old = {kind: about for kind, about in run_identity(config).items() if kind != "model"}
+    folder.claim(old, {})
+    with pytest.raises(OtherRunError, match=r"model\.sha256: not recorded there, '[0-9a-f]{64}' now"):
+        folder.claim(run_identity(config), {})
+
+
+def test_another_base_model_under_the_same_name_is_refused(base, folder):
+    config = RunConfig.of("demo", base_model=base)
+    identities = hold([base_to_chat.VECTORS], config, folder)
+    unit = Unit.of(behavior="sentiment")
+    folder.save("base_vectors", unit, pd.DataFrame({"x": [1]}), identities["base_vectors"])
+    edit(base)
+    with pytest.raises(OtherRunError, match=r"base_vectors\.base_model/sha256: '\w{64}' there, '\w{64}' now"):
+        hold([base_to_chat.VECTORS], config, folder)
+
+
+def test_a_base_model_that_cannot_be_had_is_told_with_what_to_do():
+    with pytest.raises(FileNotFoundError, match=r"the base model: there is no model 'b' here.*or do without: --base-m"):
+        base_to_chat.VECTORS.own(RunConfig.of("demo", base_model="b"))
+
+
+def test_held_out_pairs_that_vectors_are_extracted_from_are_told(monkeypatch):
+    pairs = ContrastSet.from_pairs([(f"Is {n} good?", "Yes, very.", "No, not at all.") for n in range(8)])
+    monkeypatch.setattr("caa_lens.paper.questions.load_paper_set", lambda name: (pairs[:6], pairs[4:], ["Why?"]))
+    config = RunConfig.of("demo", data="paper", behaviors=("refusal",), n_generate=6, n_test=4, seed=123)
+    with pytest.warns(TrainingPairsWarning, match="refusal: 2 of the 4 held-out pairs are among those"):
+        behavior_sets(config, "refusal")
+    behavior_sets.cache_clear()
+
+
+def test_vectors_of_another_run_in_the_place_of_ours_are_refused(folder):
+    mine, other = (SteeringVectors.from_vectors([SteeringVector(direction=torch.ones(4) * n, layer=0)]) for n in (1, 2))
+    file = mine.save(folder.vectors_file("sentiment"))
+    frame = pd.DataFrame({"layer": [0]})
+    frame.attrs[FILE_HASH] = file_digest(file)
+    folder.save("vectors", Unit.of(behavior="sentiment"), frame)
+    context = Context(RunConfig.of("demo"), folder)
+    assert context.raw_vectors("sentiment")[0].norm == 2
+    other.save(folder.vectors_file("sentiment"))
+    with pytest.raises(OtherRunError, match=r"is not what vectors has written: .*delete .*sentiment\.parquet to have"):
+        context.raw_vectors("sentiment")
 
 
 def test_other_open_ended_prompts_are_other_data(monkeypatch):

@@ -165,7 +165,7 @@ def test_other_settings_in_the_same_folder_are_refused_and_the_difference_is_nam
     other = cheap.CONFIG.model_copy(update={"seed": 3, "n_test": 9})
     with pytest.raises(OtherRunError, match=r"config\.n_test: 50 there, 9 now\s+config\.seed: 0 there, 3 now"):
         cheap.claim(folder, other)
-    with pytest.raises(OtherRunError, match=r"versions\.torch: None there, '2' now"):
+    with pytest.raises(OtherRunError, match=r"versions\.torch: not recorded there, '2' now"):
         folder.claim({"config": cheap.CONFIG.model_dump(mode="json"), "versions": {"torch": "2"}}, {})
     assert (folder.path / "run.json").read_bytes() == before
 

@@ -1,0 +1,55 @@
+"""Rows that split off where they are steered: every condition as if it had run alone, whatever the others are."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from caa_lens.hooks import OPERATORS, Intervention
+from caa_lens.staircase import Staircase
+from caa_lens.vectors import SteeringVector
+
+N_LAYERS, D_MODEL = 4, 6
+GENERATOR = torch.Generator().manual_seed(0)
+BLOCKS = torch.randn(N_LAYERS, D_MODEL, D_MODEL, generator=GENERATOR) / 2
+VECTORS = torch.randn(2, N_LAYERS, D_MODEL, generator=GENERATOR)
+
+
+def step(layer, operator="add", multiplier=1.5, which=0):
+    vector = SteeringVector(direction=VECTORS[which, layer], layer=layer)
+    return Intervention(vector=vector, multiplier=multiplier, operator=operator)
+
+
+def block(layer, resid):
+    return resid + torch.tanh(resid @ BLOCKS[layer])
+
+
+def alone(condition, resid):
+    for layer in range(N_LAYERS):
+        resid = block(layer, resid)
+        for one in condition:
+            if one.vector.layer == layer:
+                resid = OPERATORS[one.operator](resid, one.vector.direction, torch.as_tensor(one.multiplier))
+    return resid
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        [(step(1),), (step(1, multiplier=-2.0),), (step(3),)],
+        [(step(1, "ablate"),), (step(1, "ablate", 0.5),)],
+        [(step(2, "set"),), (step(2, "set", 0.0),)],
+        [(step(1), step(1, multiplier=-0.5, which=1)), (step(1, which=1), step(1))],  # both of two vectors at one layer
+        [(step(1), step(1, "ablate", which=1))],
+        [(step(0), step(2, "ablate")), (step(0), step(2)), (step(0),), ()],
+        [(), (step(0, multiplier=0.0),), (step(3, "ablate", 0.0),)],
+    ],
+)
+@pytest.mark.parametrize("n_branches", [1, 2])
+def test_every_condition_has_the_numbers_of_its_own_run(conditions, n_branches):
+    start = torch.randn(3, n_branches, 5, D_MODEL, generator=torch.Generator().manual_seed(1))
+    stairs, resid = Staircase(conditions, n_branches), start
+    for layer in range(N_LAYERS):
+        resid = stairs(layer, block(layer, resid))
+    groups = resid.unflatten(1, (-1, n_branches))
+    for condition, group in zip(conditions, stairs.condition_groups(), strict=True):
+        assert_close(groups[:, int(group)], alone(condition, start), atol=1e-5, rtol=1e-5)
