@@ -21,6 +21,7 @@ from caa_lens.pair_reading import pair_activations
 from caa_lens.plain_runs import plain_runs
 from caa_lens.prefix_cache import SharedPrefixWarning
 from caa_lens.prompts import Prompt, encode_answer, encode_letters, resolve_format
+from caa_lens.steered_runs import NothingSteeredWarning
 
 LETTERS = ContrastSet.from_pairs(
     [("Is rain wet?\n (A) Yes\n (B) No", "(A)", "(B)"), ("Is fire cold, then?\n (A) Yes\n (B) No", "(B)", "(A)")],
@@ -349,6 +350,22 @@ def test_a_vector_whose_hook_point_was_replaced_is_refused_and_never_passed_over
             run_with_one_vector_at_layer_1(entry, model)
         model.setup()
     run_with_one_vector_at_layer_1(entry, model)
+
+
+def test_a_module_that_takes_the_hook_points_place_before_or_inside_a_steered_block_is_told_of():
+    model = model_of("llama")
+    v, tokens = random_vectors(model)[1], torch.tensor([[1, 2, 3]])
+    block = cl.steer(model, v, start=0)
+    own, model.blocks[1].hook_resid_post = model.blocks[1].hook_resid_post, Rescaled()
+    with pytest.raises(ValueError, match="Rescaled stands in the place of blocks"), block:
+        model(tokens)
+    model.blocks[1].hook_resid_post = own
+    inside = cl.steer(model, v, start=0)
+    inside.__enter__()
+    model.blocks[1].hook_resid_post = Rescaled()
+    model(tokens)
+    with pytest.warns(NothingSteeredWarning, match="a module put in the place of a hook point hides it"):
+        inside.__exit__(None, None, None)
 
 
 def test_a_block_inside_of_another_module_is_not_steered(tokenizer):

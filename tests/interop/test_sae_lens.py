@@ -181,7 +181,7 @@ def assert_readings_are_the_models_own(model, layer, *, splits):
     steps = [(layer, v.direction, prompt.steer_start)]
     steered = plain_forward(model, prompt.tokens, steps)
     tokens = torch.tensor([prompt.tokens])
-    with torch.no_grad(), cl.steer(model, v, start=prompt.steer_start):
+    with torch.no_grad(), cl.steer(model, v, prompt=prompt):
         assert_close(model(tokens, attention_mask=torch.ones_like(tokens))[0], steered)
         text = model.generate(tokens, max_new_tokens=3, do_sample=False, verbose=False, use_past_kv_cache=False)
     if "hook_embed" in model.hook_dict:  # TransformerLens' own loop runs the embedding without its hook point
