@@ -163,17 +163,18 @@ def check_hook_points(model: Any, layer: int) -> None:
         name, found = f"blocks.{layer}.{place}", model.blocks[layer]
         for part in place.split("."):
             found = getattr(found, part, None)
-        if type(found).__name__ != "HookPoint":
-            what = f"{name} is missing" if found is None else f"{type(found).__name__} stands in the place of {name}"
-            raise ValueError(
-                f"{what}, so that nothing can be steered at layer {layer}: steer at another layer, or take the module "
-                "away that was put there (of SAELens: model.reset_saes())"
-            )
-        if model.hook_dict.get(name) is not found:
+        if found is not None and found is model.hook_dict.get(name):
+            continue
+        if any(base.__name__ == "HookPoint" for base in type(found).__mro__):
             raise ValueError(
                 f"the model does not know its hook point {name}, so that hooks would change nothing at layer {layer}: "
                 "call model.setup() after putting a module in a hook point's place or taking it away"
             )
+        what = f"{name} is missing" if found is None else f"{type(found).__name__} stands in the place of {name}"
+        raise ValueError(
+            f"{what}, so that nothing can be steered at layer {layer}: steer at another layer, or take the module away "
+            "that was put there (of SAELens: model.reset_saes())"
+        )
 
 
 def check_layers(model: Any, layers: Sequence[int] | None) -> tuple[int, ...]:

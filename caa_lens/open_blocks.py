@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caa_lens.arguments import check_hook_points
 from caa_lens.hooks import Intervention
 from caa_lens.prompts import PromptBatch
 from caa_lens.steered_runs import SteeredRuns
@@ -99,12 +100,7 @@ class OpenBlock:
 
 
 def _points_of(model: Any, intervention: Intervention) -> list[Any]:
-    missing = [name for name in intervention.hook_points if name not in model.hook_dict]
-    if missing:
-        raise ValueError(
-            f"the model has no hook point {missing[0]!r}: if another module was put in its place (an SAE), take it "
-            "away (reset_saes), or steer at another layer"
-        )
+    check_hook_points(model, intervention.vector.layer)
     return [model.hook_dict[name] for name in intervention.hook_points]
 
 

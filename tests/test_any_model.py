@@ -21,6 +21,7 @@ from caa_lens.pair_reading import pair_activations
 from caa_lens.plain_runs import plain_runs
 from caa_lens.prefix_cache import SharedPrefixWarning
 from caa_lens.prompts import Prompt, encode_answer, encode_letters, resolve_format
+from caa_lens.steered_runs import NothingSteeredWarning
 
 LETTERS = ContrastSet.from_pairs(
     [("Is rain wet?\n (A) Yes\n (B) No", "(A)", "(B)"), ("Is fire cold, then?\n (A) Yes\n (B) No", "(B)", "(A)")],
@@ -351,6 +352,22 @@ def test_a_vector_whose_hook_point_was_replaced_is_refused_and_never_passed_over
     run_with_one_vector_at_layer_1(entry, model)
 
 
+def test_a_module_that_takes_the_hook_points_place_before_or_inside_a_steered_block_is_told_of():
+    model = model_of("llama")
+    v, tokens = random_vectors(model)[1], torch.tensor([[1, 2, 3]])
+    block = cl.steer(model, v, start=0)
+    own, model.blocks[1].hook_resid_post = model.blocks[1].hook_resid_post, Rescaled()
+    with pytest.raises(ValueError, match="Rescaled stands in the place of blocks"), block:
+        model(tokens)
+    model.blocks[1].hook_resid_post = own
+    inside = cl.steer(model, v, start=0)
+    inside.__enter__()
+    model.blocks[1].hook_resid_post = Rescaled()
+    model(tokens)
+    with pytest.warns(NothingSteeredWarning, match="a module put in the place of a hook point hides it"):
+        inside.__exit__(None, None, None)
+
+
 def test_a_block_inside_of_another_module_is_not_steered(tokenizer):
     """Extraction reads what the whole writes, and a hook would add a vector inside of it."""
     model = model_of("llama", tokenizer)
@@ -398,7 +415,9 @@ def test_attribution_and_perplexity_pad_only_where_the_model_bears_it(shape, tok
         steered = plain_forward(model, prompt.tokens, [(1, v.direction, prompt.steer_start)])
         change = (steered - unsteered(model, prompt.tokens))[-1]
         assert row.change == pytest.approx(float(change[good] - change[bad]), abs=2e-4)
-    prompts = [encode_answer(fmt, tokenizer, pair.question, pair.positive) for pair in TEXTS]
+    answers = ("It was fine.", "It rained all day. " * 8)  # the tables change at 64 tokens
+    prompts = [encode_answer(fmt, tokenizer, "How was it?", answer) for answer in answers]
+    assert len(prompts[0]) < 64 < len(prompts[1])
     for prompt, found in zip(prompts, answer_logp(model, prompts, progress=False), strict=True):
         logp = unsteered(model, prompt.tokens).log_softmax(-1)
         expected = [logp[pos - 1, prompt.tokens[pos]] for pos in range(prompt.answer_start, len(prompt))]

@@ -181,7 +181,7 @@ def assert_readings_are_the_models_own(model, layer, *, splits):
     steps = [(layer, v.direction, prompt.steer_start)]
     steered = plain_forward(model, prompt.tokens, steps)
     tokens = torch.tensor([prompt.tokens])
-    with torch.no_grad(), cl.steer(model, v, start=prompt.steer_start):
+    with torch.no_grad(), cl.steer(model, v, prompt=prompt):
         assert_close(model(tokens, attention_mask=torch.ones_like(tokens))[0], steered)
         text = model.generate(tokens, max_new_tokens=3, do_sample=False, verbose=False, use_past_kv_cache=False)
     if "hook_embed" in model.hook_dict:  # TransformerLens' own loop runs the embedding without its hook point
@@ -294,5 +294,8 @@ def test_the_demo_model_with_an_autoencoder(demo_model):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.interop for block in blocks(page))], ids=name_of)
 def test_a_page_of_the_docs_runs_with_the_blocks_that_need_saelens(page, stand_ins, tmp_path, monkeypatch, capsys):  # noqa: F811
+    own, made = sae_lens.StandardSAE, []
+    monkeypatch.setattr(sae_lens, "StandardSAE", lambda cfg: made.append(cfg) or own(cfg))
     monkeypatch.setattr(test_docs, "INTEROP", True)
     test_docs.test_the_code_of_a_page_runs_in_order(page, stand_ins, tmp_path, monkeypatch, capsys)
+    assert made  # the block was run
