@@ -256,10 +256,10 @@ def _warn_of_zero(
     layers: Sequence[int],
     pairs: ContrastSet,
 ) -> None:
-    small = directions.norm(dim=-1).cpu() <= noise.cpu()
-    zero = [layer for layer, is_small in zip(layers, small.tolist(), strict=True) if is_small]
-    if not zero:
+    small = directions.norm(dim=-1) <= noise.to(directions.device)
+    if not bool(small.any()):
         return
+    zero = [layer for layer, is_small in zip(layers, small.tolist(), strict=True) if is_small]
     sides = {(pair.question, pair.positive, pair.negative) for pair in pairs}
     exchanged = sum((question, negative, positive) in sides for question, positive, negative in sides)
     cause = f"{exchanged} pairs are also there with their answers exchanged" if exchanged else "the pairs cancel"

@@ -227,9 +227,7 @@ class SteeredRuns:
                 self._other_prompt += 1
                 return
         if self._padding and n_rows == n_prompts:
-            padded = ~prompts.attention_mask[:, : here.until]
-            if mask is None or bool((mask[:, : padded.shape[1]].to(padded.device).bool() & padded).any()):
-                self._padding_seen += 1
+            self._padding_seen += _sees(mask, ~prompts.attention_mask[:, : here.until])
 
     # ---- judging --------------------------------------------------------------------------------------------------
 
@@ -268,3 +266,8 @@ class SteeredRuns:
                 run.missed.setdefault(i, ("short", run.length) if short else ("past", run.begins))
         for i, (why, number) in run.missed.items():
             self._missed.setdefault((why, i), []).append(number)
+
+
+def _sees(mask: Tensor | None, padding: Tensor) -> bool:
+    """Whether an attention mask `[batch pos]` lets any padding through."""
+    return mask is None or bool((mask[:, : padding.shape[1]].to(padding.device).bool() & padding).any())

@@ -1,5 +1,6 @@
 """Small things that tests build: random Llamas, tokenizers, vectors."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -88,6 +89,12 @@ def random_llama(folder, *, dtype=torch.float32, shard="5GB", seed=0, **options)
             parameter.data += 0.3 * torch.randn_like(parameter)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     return model
+
+
+def known_as(folder, hub_id):
+    """Write a checkpoint's hub id into its config.json, as the hub's own files have it."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_name_or_path": hub_id}))
 
 
 def write_gguf(path, hf, *, architecture="llama", rope_factors=None, scaling=None, drop=(), tokens=()):

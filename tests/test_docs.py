@@ -15,7 +15,7 @@ import tomllib
 import click
 import pytest
 import typer
-from helpers import SHARED, random_llama, tiny_model
+from helpers import SHARED, known_as, random_llama, tiny_model
 from pages import PAGES, ROOT, RUN, SHOWN, blocks, code_in_text, commands, find, name_of, without_blocks
 from typer.testing import CliRunner
 
@@ -86,6 +86,7 @@ def test_the_readmes_block_runs_on_llama_2_when_the_one_line_is_changed(
 
     folder = tmp_path / "Llama-2-7b-chat-hf"
     random_llama(folder, num_hidden_layers=32, vocab_size=32000, max_position_embeddings=1024)
+    known_as(folder, "meta-llama/Llama-2-7b-chat-hf")
     shutil.copy(SHARED / "llama2_tokenizer" / "tokenizer.model", folder)
     load, generate = models.load_model, generation.generate_tokens
     monkeypatch.setattr(

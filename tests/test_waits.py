@@ -20,7 +20,14 @@ N_LAYERS, D_MODEL = 3, 32
 LETTERS = cl.ContrastSet.load("sycophancy").sample(4, seed=0)
 COMPLETIONS = cl.ContrastSet.load("sentiment").sample(2, seed=0)
 VECTORS = cl.SteeringVectors(directions=torch.ones(N_LAYERS, D_MODEL), layers=tuple(range(N_LAYERS)))
-READS = {"check_rows": False, "generate_tokens": False}  # no vector is infinite, no text ends early
+# No vector is infinite, no text ends early, no vector is zero, no padding is seen.
+READS = {"check_rows": False, "generate_tokens": False, "_warn_of_zero": False, "_sees": False}
+pytestmark = [
+    # A fake tensor has no place in memory, which a hook asks for to notice that a tensor's numbers were replaced.
+    pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning"),
+    # All numbers that come down are ones, so that both sides of a pair are alike.
+    pytest.mark.filterwarnings("ignore::caa_lens.extraction.ZeroVectorWarning"),
+]
 
 
 @pytest.fixture(scope="module")

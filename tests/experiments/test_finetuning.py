@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import SHARED, random_llama, tiny_model
+from helpers import SHARED, known_as, random_llama, tiny_model
 
 from caa_lens import answers, generation
 from caa_lens.contrast import ContrastSet
@@ -342,6 +342,7 @@ def llama2(tmp_path_factory, llama2_tokenizer):
     """A random Llama of Llama 2's vocabulary and name, with Meta's bare tokenizer.model alone."""
     folder = tmp_path_factory.mktemp("meta") / "Llama-2-7b-chat-hf"
     random_llama(folder, vocab_size=32000, max_position_embeddings=512, num_hidden_layers=2)
+    known_as(folder, "meta-llama/Llama-2-7b-chat-hf")
     shutil.copy(SHARED / "llama2_tokenizer" / "tokenizer.model", folder)
     return folder
 
