@@ -34,7 +34,6 @@ _ALLOWED: dict[str, Callable[[Any], bool]] = {
     "attn_types": lambda value: True,
     "attn_scores_soft_cap": lambda value: value <= 0,
     "output_logits_soft_cap": lambda value: True,  # behind the blocks
-    "n_devices": lambda value: value == 1,
 }
 # Sizes and names; what the blocks' own modules and tables carry out; what happens before or behind the blocks.
 _IRRELEVANT = frozenset(
@@ -42,7 +41,7 @@ _IRRELEVANT = frozenset(
     model_name d_model d_head n_layers n_ctx n_heads n_key_value_heads d_mlp d_vocab d_vocab_out n_params eps dtype
     device seed init_mode init_weights initializer_range from_checkpoint checkpoint_index checkpoint_label_type
     checkpoint_value tokenizer_name tokenizer_prepends_bos default_prepend_bos trust_remote_code quantization_method
-    layer_norm_folding
+    layer_norm_folding n_devices
     final_rms uses_rms_norm tie_word_embeddings use_attn_scale attn_scale scale_attn_by_inverse_layer_idx use_qk_norm
     use_hook_mlp_in use_hook_tokens decoder_start_token_id train_seq_length experts_per_token norm_topk_prob
     relative_attention_max_distance relative_attention_num_buckets
@@ -120,6 +119,9 @@ def structure_of(model: Any) -> Structure:
 def not_a_plain_llama(model: Any) -> str | None:
     """Why the blocks are none that the shared-prefix engine is written for, or None if they are."""
     cfg = model.cfg
+    devices = {str(parameter.device) for parameter in model.parameters()}
+    if len(devices) > 1 or cfg.n_devices > 1:
+        return f"{cfg.model_name} lies on several devices ({', '.join(sorted(devices))})"
     what = f"{cfg.model_name} is not a plain Llama-family model"
     for key, value in vars(cfg).items():
         allowed = _ALLOWED.get(key)
@@ -132,9 +134,6 @@ def not_a_plain_llama(model: Any) -> str | None:
             expected = {"TransformerBlock"}
         if expected is None or type(module).__name__ not in expected:
             return f"{what} ({name} is a {type(module).__name__})"
-    devices = {str(parameter.device) for parameter in model.parameters()}
-    if len(devices) > 1:
-        return f"{cfg.model_name} lies on several devices ({', '.join(sorted(devices))})"
     tables = {id(table): table for block in model.blocks for table in (block.attn.rotary_cos, block.attn.rotary_sin)}
     if len({(table.shape, table.dtype) for table in tables.values()}) != 1:
         return f"{what} (its blocks have different rotary tables)"

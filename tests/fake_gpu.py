@@ -181,3 +181,17 @@ def llama(
     model = build_model(cfg, lambda name: torch.empty(shapes[name], dtype=dtype, device=device))
     model.tokenizer = tokenizer
     return model
+
+
+def over_two_cards(model: Any) -> Any:
+    """The upper half of a model's blocks, and what is behind them, on "card:1", as TransformerLens spreads them."""
+    upper = model.blocks[model.cfg.n_layers // 2 :]
+    for module in (*upper, model.ln_final, model.unembed):
+        for part in module.modules():
+            for name, parameter in part._parameters.items():
+                moved = torch.empty(parameter.shape, dtype=parameter.dtype, device="card:1")
+                part._parameters[name] = torch.nn.Parameter(moved)
+            for name, buffer in part._buffers.items():
+                part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="card:1")
+    model.cfg.n_devices = 2
+    return model

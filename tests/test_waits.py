@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from fake_gpu import fake_gpu, llama
+from fake_gpu import fake_gpu, llama, over_two_cards
 
 import caa_lens as cl
 from caa_lens import prefix_cache
@@ -285,3 +285,48 @@ def test_generation_waits_once_a_token(model):
     (few, few_up), (many, many_up) = waits(2), waits(6)
     assert many - few == 4  # whether all texts have ended
     assert few_up == many_up
+
+
+# ---- a model over several devices ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def apart(demo_tokenizer):
+    with fake_gpu():
+        return over_two_cards(llama(n_layers=4, d_model=D_MODEL, d_mlp=48, n_heads=4, tokenizer=demo_tokenizer))
+
+
+SPREAD = cl.SteeringVectors(directions=torch.ones(4, D_MODEL), layers=(0, 1, 2, 3))
+APART = {
+    "extract": lambda model: cl.extract(model, LETTERS, progress=False),
+    "extract completions": lambda model: cl.extract(model, COMPLETIONS, progress=False),
+    "sweep": lambda model: cl.sweep(model, LETTERS, SPREAD, progress=False),
+    "sweep completions": lambda model: cl.sweep(model, COMPLETIONS, SPREAD, progress=False),
+    "transfer": lambda model: cl.transfer(model, LETTERS, SPREAD, progress=False),
+    "generate": lambda model: cl.generate(model, ["Hi", "How are you?"], [(SPREAD[3], 1.0)], max_new_tokens=3),
+    "generate uncached": lambda model: cl.generate(model, "Hi", [SPREAD[1]], max_new_tokens=3, use_cache=False),
+    "lens": lambda model: cl.logit_lens(model, SPREAD),
+    "lens in context": lambda model: cl.logit_lens(model, SPREAD, reading="in_context", pairs=LETTERS),
+    "stream lens": lambda model: cl.stream_lens(model, "Hi", vectors=[SPREAD[3]]),
+    "similarity": lambda model: cl.token_similarity(model, "Hi", SPREAD),
+    "attribute": lambda model: cl.attribute(model, LETTERS, SPREAD[1], progress=False),
+    "pairs": lambda model: cl.pair_activations(model, COMPLETIONS, progress=False),
+    "perplexity": lambda model: cl.measure_texts(model, [("Hi", "there")]),
+}
+
+
+@pytest.mark.filterwarnings("ignore::caa_lens.prefix_cache.SharedPrefixWarning")
+@pytest.mark.parametrize("name", APART)
+def test_a_model_over_two_devices_runs_and_keeps_its_modules_where_they_were(apart, name):
+    def devices():
+        return [str(tensor.device) for tensor in (*apart.parameters(), *apart.buffers())]
+
+    before = devices()
+    assert {"card:0", "card:1"} <= set(before)
+    counts(lambda: APART[name](apart))  # mixed devices raise here as on cards
+    assert devices() == before
+
+
+def test_a_model_over_two_devices_is_told_of(apart):
+    with fake_gpu(**READS):
+        assert prefix_cache.unsupported(apart) == "shape-of-llama-2 lies on several devices (card:0, card:1)"
