@@ -3,8 +3,8 @@
 The loop feeds the prompt once and then one token at a time. It keeps keys and values in place and computes logits of
 the last position only, in float32. Where the model has hooks of the caller's own, or is not a plain Llama, every step
 goes through the model's own `forward` and a warning says so: with TransformerLens' cache, so that those hooks see the
-prompt once and then each token, as under `model.generate`; or over the whole text again, where that cache was not found
-to give the same numbers (see `plain_runs`), or with `use_cache=False`.
+prompt once and then each token; or over the whole text again, where that cache was not found to give the same numbers
+(see `plain_runs`; with hooks, the first token behind the prompt is run both ways), or with `use_cache=False`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +22,13 @@ from caa_lens.arguments import as_float, as_prompt, as_seed, check_count, check_
 from caa_lens.hooks import Intervention
 from caa_lens.model_structure import structure_of
 from caa_lens.overflow import check_finite
-from caa_lens.plain_runs import new_cache, plain_runs
+from caa_lens.plain_runs import agrees, new_cache, plain_runs
 from caa_lens.positions import of_row
 from caa_lens.prompts import Prompt, PromptBatch, PromptFormat, left_pad
 from caa_lens.steering import Steering, as_interventions
 from caa_lens.unembedding import final_logits
+
+WHOLE_TEXT = "text is generated through the model's own forward, the whole text for every token,"
 
 Forward = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch d_model"]]
 
@@ -168,9 +170,11 @@ def _chosen_forward(
         return _in_place(model, batch, interventions, max_new_tokens)
     runs, structure = plain_runs(model), structure_of(model)
     if reason is not None and not (structure.hooked and structure.only_ours):
-        how = "through the model's own forward" + ("" if runs.cached else ", the whole text for every token")
-        prefix_cache.warn_unshared(reason, what=f"text is generated {how},")
+        what = "text is generated through the model's own forward," if runs.cached else WHOLE_TEXT
+        prefix_cache.warn_unshared(reason, what=what)
     make = _cached if use_cache and runs.cached else _uncached
+    if make is _cached and structure.hooked and not structure.only_ours:
+        return _cached_if_hooks_bear_it(model, batch, interventions)
     # Hooks may be made for the batch, as those of steer with several prompts are: they see it whole.
     if runs.padded or not batch.padding.any() or structure.hooked:
         return make(model, batch, interventions)
@@ -241,6 +245,33 @@ def _cached(model: Any, batch: PromptBatch, interventions: Sequence[Intervention
             return model(tokens, attention_mask=mask.long(), past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)[
                 :, -1
             ]
+
+    return forward
+
+
+def _cached_if_hooks_bear_it(model: Any, batch: PromptBatch, interventions: Sequence[Intervention]) -> Forward:
+    """`_cached`, unless the first token behind the prompt shows that the caller's hooks do something else under it.
+
+    A hook at the last position, say, leaves its edits in the cache, and one at position 0 edits every new token.
+    """
+    cached, whole = _cached(model, batch, interventions), _uncached(model, batch, interventions)
+    seen: list[Tensor] = []
+    chosen: list[Forward] = []
+
+    def forward(tokens: Tensor) -> Tensor:
+        if chosen:
+            return chosen[0](tokens)
+        seen.append(tokens)
+        resid = cached(tokens)
+        if len(seen) == 1:
+            return resid
+        expected = whole(torch.cat(seen, dim=1))
+        if agrees(model, resid, expected):
+            chosen.append(cached)
+        else:
+            chosen.append(whole)
+            prefix_cache.warn_unshared("hooks of your own do something else under a key-value cache", what=WHOLE_TEXT)
+        return expected
 
     return forward
 

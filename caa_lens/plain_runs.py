@@ -6,8 +6,9 @@ to TransformerLens' cache. Not every model computes the same under them (a cache
 may not reach its positions), so once a model, and again when its structure has changed, a short prompt is run in each
 of these ways and by itself, and compared.
 
-With hooks of the caller's nothing is tried out, since that would run them too: a hook may count, or look at absolute
-positions. Prompts then run one at a time and unpadded, and generation uses the cache only for a plain Llama.
+With hooks of the caller's nothing is tried out here, since that would run them too: a hook may count, or look at
+absolute positions. Prompts then run one at a time and unpadded, and generation uses the cache only for a plain Llama,
+and only after it compared the first token of the very text.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from caa_lens.model_structure import not_a_plain_llama, structure_of
@@ -72,7 +74,7 @@ def _compare(model: Any) -> PlainRuns:
             last = _last(model, again[:, some], mask[:, some], past_kv_cache=cache)
         return last
 
-    return PlainRuns(padded=_agrees(model, padded, alone), cached=_agrees(model, cached, alone))
+    return PlainRuns(padded=_works(model, padded, alone), cached=_works(model, cached, alone))
 
 
 def new_cache(model: Any, n_rows: int) -> Any:
@@ -87,12 +89,17 @@ def _last(model: Any, tokens: Tensor, attention_mask: Tensor, **settings: Any) -
     return resid[:, -1].float()
 
 
-def _agrees(model: Any, run: Callable[[], Tensor], expected: Tensor) -> bool:
+def _works(model: Any, run: Callable[[], Tensor], expected: Tensor) -> bool:
     """Whether a way to run the model works at all, and gives what is expected but for rounding."""
     try:
-        found = run().to(expected.device)
+        return agrees(model, run(), expected)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
         return False
-    error = (found - expected).norm() / expected.norm().clamp_min(1e-30)
+
+
+def agrees(model: Any, found: Float[Tensor, "batch d_model"], expected: Float[Tensor, "batch d_model"]) -> bool:
+    """Whether two ways to run a model through all its blocks differ by no more than rounding, in every row."""
+    expected = expected.float()
+    error = (found.to(expected.device).float() - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-30)
     # Errors add up over the blocks here.
-    return bool(error <= rounding(model) * model.cfg.n_layers**0.5)
+    return bool((error <= rounding(model) * model.cfg.n_layers**0.5).all())

@@ -78,7 +78,11 @@ TESTS: dict[str, list[list[str]]] = {
     "caa_lens/answers.py": [["tests/test_answers.py"], ["tests/test_sweeps.py", "tests/test_prefix_cache.py"]],
     "caa_lens/unembedding.py": [["tests/test_unembedding.py"], ["tests/test_any_model.py"]],
     "caa_lens/positions.py": [["tests/test_positions.py"], ["tests/test_steering.py"]],
-    "caa_lens/prefix_cache.py": [["tests/test_prefix_cache.py"], ["tests/test_any_model.py"], ["tests/test_answers.py"]],
+    "caa_lens/prefix_cache.py": [
+        ["tests/test_prefix_cache.py"],
+        ["tests/test_any_model.py"],
+        ["tests/test_answers.py"],
+    ],
     "caa_lens/plain_runs.py": [["tests/test_any_model.py"]],
     "caa_lens/model_structure.py": [["tests/test_any_model.py"]],
 }

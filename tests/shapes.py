@@ -193,6 +193,8 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "hook at the norm": lambda model: model.add_hook("ln_final.hook_normalized", lambda x, hook: x + 0.3),
     "hook at the logits": lambda model: model.add_hook("unembed.hook_in", lambda x, hook: x.flip(-1)),
     "hook at a position": lambda model: model.add_hook("blocks.1.hook_resid_post", _third_position),
+    "hook at the first position": lambda model: model.add_hook("blocks.1.hook_resid_post", _position(0)),
+    "hook at the last position": lambda model: model.add_hook("blocks.1.hook_resid_post", _position(-1)),
     "torch hook on a block": _hooked(lambda model: model.blocks[1].register_forward_hook(_double)),
     "torch hook before a block": _hooked(lambda model: model.blocks[1].register_forward_pre_hook(_double_first)),
     "torch hook on attention": _hooked(lambda model: model.blocks[1].attn.register_forward_hook(_double)),
@@ -217,6 +219,17 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "per-head results": lambda model: model.set_use_attn_result(True),
     "split inputs": lambda model: model.set_use_split_qkv_input(True),
 }
+
+
+def _position(where: int) -> Callable[..., torch.Tensor]:
+    """A hook that edits one position of whatever runs, which under a cache is another text than without."""
+
+    def edit(resid: torch.Tensor, hook: Any) -> torch.Tensor:
+        resid = resid.clone()
+        resid[:, where] = -1.5 * resid[:, where].flip(-1)
+        return resid
+
+    return edit
 
 
 def _third_position(resid: torch.Tensor, hook: Any) -> torch.Tensor:
