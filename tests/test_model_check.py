@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -101,6 +102,12 @@ def on_meta():
     return model
 
 
+def parallel():
+    # On the CPU, also where a test has set up a card that is not there.
+    with patch("torch.nn.parallel.data_parallel._get_available_device_type", return_value=None):
+        return torch.nn.DataParallel(tiny_model())
+
+
 def with_dropout():
     model = tiny_model()
     model.blocks[1].drop = torch.nn.Dropout(0.1)
@@ -126,7 +133,7 @@ WRONG = {
         ValueError,
         "the model is compiled, and torch.compile drops hooks",
     ),
-    "parallel": (lambda: torch.nn.DataParallel(tiny_model()), TypeError, "give the model inside, wrapper.module"),
+    "parallel": (parallel, TypeError, "give the model inside, wrapper.module"),
     "class": (lambda: type(tiny_model()), TypeError, "expected a model from caa_lens.load_model, got type"),
     "name": (lambda: "demo", TypeError, "got the str 'demo'"),
     "not loaded": (on_meta, ValueError, r"weights are not loaded \(they are on the device 'meta'\)"),
