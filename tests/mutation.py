@@ -67,15 +67,29 @@ TESTS: dict[str, list[list[str]]] = {
             "vector_words",
         )
     },
-    "caa_lens/extraction.py": [["tests/test_extraction.py"], ["tests/test_pair_geometry.py", "tests/test_storage.py"]],
+    "caa_lens/extraction.py": [
+        ["tests/test_extraction.py", "tests/test_zero_vectors.py", "tests/test_special_tokens.py"],
+        ["tests/test_pair_geometry.py", "tests/test_storage.py"],
+    ],
     "caa_lens/staircase.py": [
         ["tests/test_staircase.py", "tests/test_prefix_cache.py"],
         ["tests/test_answers.py"],
         ["tests/test_sweeps.py"],
     ],
-    "caa_lens/prompts.py": [["tests/test_prompts.py"], ["tests/test_answers.py", "tests/test_extraction.py"]],
-    "caa_lens/hooks.py": [["tests/test_hooks.py"], ["tests/test_steering.py"], ["tests/test_generation.py"]],
-    "caa_lens/answers.py": [["tests/test_answers.py"], ["tests/test_sweeps.py", "tests/test_prefix_cache.py"]],
+    "caa_lens/prompts.py": [
+        ["tests/test_prompts.py", "tests/test_chat_templates.py", "tests/test_special_tokens.py"],
+        ["tests/test_prompt_laws.py", "tests/test_start_offset.py", "tests/test_bare_models.py"],
+        ["tests/test_answers.py", "tests/test_extraction.py"],
+    ],
+    "caa_lens/hooks.py": [
+        ["tests/test_hooks.py", "tests/test_positions.py"],
+        ["tests/test_steering.py"],
+        ["tests/test_generation.py", "tests/test_waits.py"],
+    ],
+    "caa_lens/answers.py": [
+        ["tests/test_answers.py", "tests/test_start_offset.py", "tests/test_overflow.py"],
+        ["tests/test_sweeps.py", "tests/test_prefix_cache.py"],
+    ],
     "caa_lens/unembedding.py": [["tests/test_unembedding.py"], ["tests/test_any_model.py"]],
     "caa_lens/positions.py": [["tests/test_positions.py"], ["tests/test_steering.py"]],
     "caa_lens/prefix_cache.py": [

@@ -321,3 +321,17 @@ def test_an_answer_that_nothing_predicts_is_refused_by_name_before_anything_runs
         ValueError, match="pair 1: with its answer 'derful' the text has other tokens from its first on"
     ):
         score(tiny_chat, pairs, [()], prompt_format=bare, progress=False)
+
+
+def test_both_sides_log_probabilities_are_told(tiny_chat):
+    letters = score(tiny_chat, AB, [()], progress=False)
+    assert_close(letters.positive.exp() + letters.negative.exp(), torch.ones(len(AB), 1), atol=1e-6, rtol=0)
+    assert_close(letters.values, letters.positive.exp(), atol=0, rtol=0)
+    texts = score(tiny_chat, TEXT, [()], progress=False)
+    for side in ("positive", "negative"):
+        expected = [
+            twin_of_own_tokens(tiny_chat, default_format(tiny_chat), pair.question, getattr(pair, side))[0]
+            for pair in TEXT
+        ]
+        assert_close(getattr(texts, side)[:, 0], torch.stack(expected), atol=1e-4, rtol=0)
+    assert_close(texts.values, texts.positive - texts.negative, atol=0, rtol=0)

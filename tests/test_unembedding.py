@@ -194,3 +194,18 @@ def test_a_background_needs_logits_that_are_linear(demo_tokenizer):
     model = model_of("capped logits", demo_tokenizer)
     with pytest.raises(ValueError, match="the logits of 'capped logits' are not linear in the normalised stream"):
         cl.logit_lens(model, random_vectors(model)[1], reading="in_context", pairs=PAIRS.sample(2), background=2)
+
+
+@pytest.mark.parametrize("where", ["Unembed", "RMSNorm"])
+def test_a_class_that_was_patched_behind_the_blocks_is_felt(where, tiny_chat, monkeypatch):
+    from transformer_lens import components
+
+    resid = torch.randn(3, tiny_chat.cfg.d_model)
+    before = final_logits(tiny_chat, resid)
+    own = getattr(components, where).forward
+    monkeypatch.setattr(getattr(components, where), "forward", lambda self, x: own(self, x).flip(-1) + 1)
+    patched = tiny_chat.unembed(tiny_chat.ln_final(resid[None]))[0]
+    assert_close(final_logits(tiny_chat, resid), patched, atol=1e-5, rtol=1e-5)
+    assert_close(token_logits(tiny_chat, resid, torch.tensor([5, 7])), patched[:, [5, 7]], atol=1e-5, rtol=1e-5)
+    monkeypatch.undo()
+    assert torch.equal(final_logits(tiny_chat, resid), before)
