@@ -147,7 +147,7 @@ _checked: WeakKeyDictionary[Any, tuple[tuple, bool]] = WeakKeyDictionary()
 
 
 def _is_own(model: Any) -> bool:
-    """Whether the formulas here stand for what is behind the blocks: own modules, and numbers that were compared once."""
+    """Whether the formulas here stand for what is behind the blocks: own modules, and the same numbers once."""
     behind = [module for module in (_final_norm(model), model.unembed) if module is not None]
     if not all(untouched(module) for module in behind):
         return False
