@@ -90,7 +90,7 @@ TESTS: dict[str, list[list[str]]] = {
         ["tests/test_answers.py", "tests/test_start_offset.py", "tests/test_overflow.py"],
         ["tests/test_sweeps.py", "tests/test_prefix_cache.py"],
     ],
-    "caa_lens/unembedding.py": [["tests/test_unembedding.py"], ["tests/test_any_model.py"]],
+    "caa_lens/unembedding.py": [["tests/test_unembedding.py", "tests/test_lens.py"], ["tests/test_any_model.py"]],
     "caa_lens/positions.py": [["tests/test_positions.py"], ["tests/test_steering.py"]],
     "caa_lens/prefix_cache.py": [
         ["tests/test_prefix_cache.py"],

@@ -10,6 +10,7 @@ from shapes import CHANGES, OTHER, PLAIN, Rescaled, model_of
 from torch.testing import assert_close
 
 import caa_lens as cl
+from caa_lens import plain_runs as plain_module
 from caa_lens import prefix_cache
 from caa_lens.answers import score
 from caa_lens.contrast import ContrastSet
@@ -431,3 +432,16 @@ def test_another_object_in_the_place_of_one_that_is_gone_is_another_structure():
         signatures.append(structure_of(model).signature)
     assert all(one != other for i, one in enumerate(signatures) for other in signatures[:i])
     assert signatures[-1] == structure_of(model).signature
+
+
+def test_ways_to_run_a_model_are_tried_once_and_again_when_it_has_changed(monkeypatch):
+    ran = []
+    compare = plain_module._compare
+    monkeypatch.setattr(plain_module, "_compare", lambda model: ran.append(model) or compare(model))
+    model = model_of("gpt2")
+    for _ in range(3):
+        plain_runs(model)
+    assert len(ran) == 1
+    model.cfg.use_attn_result = True
+    plain_runs(model)
+    assert len(ran) == 2

@@ -19,7 +19,7 @@ OURS = str(Path("caa_lens") / "")
 # What fails in a caller's own function, or says in Python's words that there is nothing to go through.
 FOREIGN = {("extract", "estimator"), ("every function", "tensor of one")}
 # What texts a prompt takes is a matter of `PromptFormat.encode`, and of the tests of prompts.
-TEXTS = {"question", "answer", "system", "prompt", "text", "pairs"}
+TEXTS: set[str] = set()
 # Numbers of numpy and torch mean what they say.
 TAKEN = {
     ("generate", "max_new_tokens"): {"numpy int", "tensor of one"},

@@ -224,3 +224,9 @@ def test_an_intervention_with_positions_keeps_them_in_a_block(tiny):
         steered = logits_of(tiny, tokens)
     expected = logits_of(tiny, tokens, [at(w, [[6], [6]]), at(v, [[2], [2]])])
     torch.testing.assert_close(steered, expected, **LOGITS)
+
+
+def test_a_span_may_begin_at_the_first_token():
+    assert check_positions((0, 2)) == (0, 2)
+    with pytest.raises(ValueError, match="positions are counted from 0, got -1"):
+        check_positions((-1, 2))

@@ -62,9 +62,11 @@ def test_suffixes_behind_a_prefix_equal_whole_texts(n_key_value_heads):
 
 def test_a_batch_of_empty_prefixes_is_a_plain_forward(tiny):
     with torch.inference_mode():
-        prefix = prefix_cache.prefill(tiny, [[], []])
-        out = prefix_cache.run_suffixes(tiny, prefix, [[TEXTS[0]], [TEXTS[1]]], lambda layer, resid: resid)
-    assert_close(out[0, 0], twin_residual(tiny, TEXTS[0]), atol=2e-5, rtol=1e-5)
+        prefix = prefix_cache.prefill(tiny, [[], [], []])  # not as many as key heads
+        out = prefix_cache.run_suffixes(tiny, prefix, [[text] for text in TEXTS[:3]], lambda layer, resid: resid)
+    assert prefix.keys[0].shape == (3, 2, 8, 0)
+    assert prefix.values[0].shape == (3, 2, 0, 8)
+    assert_close(out[0, 0, :7], twin_residual(tiny, TEXTS[0]), atol=2e-5, rtol=1e-5)
     assert_close(out[1, 0, :3], twin_residual(tiny, TEXTS[1]), atol=2e-5, rtol=1e-5)
 
 
