@@ -110,7 +110,11 @@ class ContrastSet(Sequence[ContrastPair]):
             TypeError: for anything else.
             ValueError: for a pair that cannot be one, with its number, counted from 1.
         """
-        if isinstance(pairs, str | Mapping | ContrastPair) or hasattr(pairs, "columns"):
+        if (
+            isinstance(pairs, str | Mapping | ContrastPair)
+            or hasattr(pairs, "columns")
+            or getattr(pairs, "ndim", 1) == 0
+        ):
             load = "; a file is read by ContrastSet.load" if isinstance(pairs, str) else ""
             raise TypeError(f"got a {type(pairs).__name__}, {_EXPECTED_PAIRS}{load}")
         made = []

@@ -140,7 +140,7 @@ def stream_lens(
     check_fits(prompt, model.cfg.n_ctx)
     layers = check_layers(model, layers)
     where = _check_positions(prompt, positions)
-    if vectors:
+    if isinstance(vectors, Sequence) and vectors:
         check_steered(prompt)
     interventions = as_interventions(model, vectors, start=prompt.steer_start)
     for one in interventions:
