@@ -111,3 +111,9 @@ def test_a_model_without_a_final_norm_has_its_own_numbers(normless):
         last = normless(torch.tensor([PROMPT.tokens]))[0].softmax(-1).max(-1).values
     lens = stream_lens(normless, PROMPT, layers=[normless.cfg.n_layers - 1])
     assert list(lens.frame["probability"]) == pytest.approx(last.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("ids", [[], [3, -1], [-1, 3]])
+def test_token_ids_that_no_model_has_are_refused(ids):
+    with pytest.raises(ValueError):
+        Prompt.from_tokens(ids)

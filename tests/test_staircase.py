@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from helpers import random_vectors
 from torch.testing import assert_close
 
 from caa_lens.hooks import OPERATORS, Intervention
-from caa_lens.staircase import Staircase
+from caa_lens.staircase import Staircase, Staircases
 from caa_lens.vectors import SteeringVector
 
 N_LAYERS, D_MODEL = 4, 6
@@ -53,3 +54,15 @@ def test_every_condition_has_the_numbers_of_its_own_run(conditions, n_branches):
     groups = resid.unflatten(1, (-1, n_branches))
     for condition, group in zip(conditions, stairs.condition_groups(), strict=True):
         assert_close(groups[:, int(group)], alone(condition, start), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 5, 8, 11, 40])
+def test_chunks_hold_no_more_conditions_than_fit_and_are_no_more_than_twice_as_many_as_needed(tiny, at_once):
+    vectors = random_vectors(tiny)
+    conditions = [(Intervention(vector=vectors[layer], multiplier=m),) for m in (1.0, 2.0) for layer in (4, 0, 2, 1, 3)]
+    chunks = list(Staircases([*conditions, ()], 1).at_most(at_once))
+    sizes = [len(indices) for indices, _ in chunks]
+    assert max(sizes) <= at_once
+    assert len(sizes) <= 2 * -(-11 // at_once)
+    assert sorted(torch.cat([indices for indices, _ in chunks]).tolist()) == list(range(11))
+    assert all(len(stairs.condition_groups()) == size for (_, stairs), size in zip(chunks, sizes, strict=True))
