@@ -276,7 +276,8 @@ def _pair(given: object, n: int) -> ContrastPair:
     if isinstance(given, Mapping):
         texts = tuple(given[key] for key in keys) if set(given) >= set(keys) else ()
     else:
-        texts = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
+        is_one = isinstance(given, str) or getattr(given, "ndim", 1) == 0
+        texts = tuple(given) if isinstance(given, Iterable) and not is_one else ()
     if len(texts) != 3 or not all(isinstance(text, str) for text in texts):
         shown = repr(given)
         raise TypeError(f"pair {n}: got {shown if len(shown) <= 80 else shown[:77] + '...'}, {_EXPECTED_PAIRS}")
