@@ -25,10 +25,8 @@ from caa_lens import prefix_cache
 from caa_lens.arguments import (
     check_contrast_set,
     check_count,
-    check_hook_points,
-    check_layers,
     check_model,
-    check_width,
+    check_vector,
     describe,
 )
 from caa_lens.contrast import ContrastSet
@@ -125,9 +123,7 @@ def score(
         if not isinstance(condition, tuple | list) or not all(isinstance(step, Intervention) for step in condition):
             raise TypeError(f"expected tuples of Interventions as conditions, got {describe(condition)} among them")
         for intervention in condition:
-            check_layers(model, [intervention.vector.layer])
-            check_width(model, intervention.vector)
-            check_hook_points(model, intervention.vector.layer)
+            check_vector(model, intervention.vector)
             if isinstance(intervention.multiplier, Tensor) and intervention.multiplier.ndim:
                 raise ValueError("a condition's multiplier must be one number: make one condition of each multiplier")
             if intervention.positions is not None:
@@ -154,14 +150,14 @@ def score(
         torch.inference_mode(),
     ):
         for i in whole:
-            logp[i] = _score_plainly(model, [items[i]], conditions, max_tokens)[0].float().cpu()
+            logp[i] = _score_plainly(model, [items[i]], conditions)[0].float().cpu()
             bar.update()
         while order:
             n = 1 if reason else _batch_size(model, [items[i] for i in order], len(conditions), max_tokens)
             indices, order = order[:n], order[n:]
             some = [items[i] for i in indices]
             if reason:
-                scored = _score_plainly(model, some, conditions, max_tokens)
+                scored = _score_plainly(model, some, conditions)
             else:
                 scored = _score_with_shared_prefix(model, some, staircases, max_tokens)
             logp[indices] = scored.float().cpu()
@@ -270,7 +266,7 @@ def _score_with_shared_prefix(
 
 
 def _score_plainly(
-    model: Any, items: Sequence[_Item], conditions: Sequence[Condition], max_tokens: int | None
+    model: Any, items: Sequence[_Item], conditions: Sequence[Condition]
 ) -> Float[Tensor, "pair condition side"]:
     """One forward a condition and branch through the model's own `forward`, unpadded, with the caller's hooks felt."""
     logp = torch.empty(len(items), len(conditions), 2, device=device_behind(model))

@@ -153,6 +153,13 @@ def check_width(model: Any, vectors: SteeringVector | SteeringVectors) -> None:
         )
 
 
+def check_vector(model: Any, vector: SteeringVector) -> None:
+    """Raises `ValueError` for a vector that cannot be added in this model: its layer, its width, its hook points."""
+    check_layers(model, [vector.layer])
+    check_width(model, vector)
+    check_hook_points(model, vector.layer)
+
+
 def check_hook_points(model: Any, layer: int) -> None:
     """Raises `ValueError` where TransformerLens' hooks do not reach the two hook points that a layer's vector needs.
 

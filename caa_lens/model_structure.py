@@ -12,13 +12,15 @@ Neither is proof by itself: `prefix_cache.unsupported` also compares numbers.
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+Found = TypeVar("Found")
 
 # What a configuration may say for the engine to hold. Anything that is in neither table must be switched off.
 _ALLOWED: dict[str, Callable[[Any], bool]] = {
@@ -87,25 +89,17 @@ def structure_of(model: Any) -> Structure:
     signature: list[Any] = [id(type(model)), *((key, repr(value)) for key, value in sorted(vars(model.cfg).items()))]
     for name, module in model.named_modules():
         kind = type(module)
-        if any(getattr(module, hooks) for hooks in _HOOKS):
+        if _has_hooks(module):
             hooked.append(name or "the model itself")
             only_ours = only_ours and _hooks_are_ours(module)
-        if name.rpartition(".")[2].startswith("hook_"):
-            if kind.__name__ != "HookPoint" or not _is_transformer_lens(kind):
-                altered.append(f"{name} is a {kind.__name__} instead of a HookPoint")
-        elif not _is_own(kind):
-            altered.append(f"{name or 'the model'} is a {kind.__name__}, which is not TransformerLens' own")
-        altered.extend(f"{name}.{key}".lstrip(".") + " was replaced" for key in _replaced_methods(module))
-        if getattr(module, "_compiled_call_impl", None) is not None:
-            altered.append(f"{name or 'the model'} was compiled")
+        altered.extend(_alterations(name, module))
         cfg = getattr(module, "cfg", model.cfg)
         if cfg is not model.cfg and vars(cfg) != vars(model.cfg):
             altered.append(f"{name} has a configuration of its own")
         if kind.__name__ != "HookPoint":
             signature.append((name, id(kind), id(kind.forward), *_plain_values(module)))
             signature.extend((key, p.dtype, p.device) for key, p in module._parameters.items() if p is not None)
-    everywhere = torch.nn.modules.module
-    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+    if _hooks_everywhere():
         hooked.append("every module of torch")
         only_ours = False
     return Structure(
@@ -153,16 +147,43 @@ def _hooks_are_ours(module: nn.Module) -> bool:
 
 def untouched(module: nn.Module) -> bool:
     """Whether a part of a model is TransformerLens' own, with nobody's hooks on it or on all of torch's modules."""
-    everywhere = torch.nn.modules.module
-    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
-        return False
-    return all(
-        _is_transformer_lens(type(part))
-        and not any(getattr(part, hooks) for hooks in _HOOKS)
-        and not _replaced_methods(part)
-        and (type(part).__name__ == "HookPoint" or not name.rpartition(".")[2].startswith("hook_"))
+    return not _hooks_everywhere() and all(
+        _is_transformer_lens(type(part)) and not _has_hooks(part) and not _alterations(name, part)
         for name, part in module.named_modules()
     )
+
+
+def once_a_structure(
+    found: MutableMapping[Any, tuple[tuple, Found]], model: Any, signature: tuple, find: Callable[[Any], Found]
+) -> Found:
+    """What `find(model)` gives, kept in `found` until the model's signature is another one."""
+    known = found.get(model)
+    if known is None or known[0] != signature:
+        known = found[model] = (signature, find(model))
+    return known[1]
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, hooks) for hooks in _HOOKS)
+
+
+def _hooks_everywhere() -> bool:
+    everywhere = torch.nn.modules.module
+    return bool(everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks)
+
+
+def _alterations(name: str, module: nn.Module) -> list[str]:
+    """What of a module is not TransformerLens' own, hooks apart, in words."""
+    kind, found = type(module), []
+    if name.rpartition(".")[2].startswith("hook_"):
+        if kind.__name__ != "HookPoint" or not _is_transformer_lens(kind):
+            found.append(f"{name} is a {kind.__name__} instead of a HookPoint")
+    elif not _is_own(kind):
+        found.append(f"{name or 'the model'} is a {kind.__name__}, which is not TransformerLens' own")
+    found.extend(f"{name}.{key}".lstrip(".") + " was replaced" for key in _replaced_methods(module))
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        found.append(f"{name or 'the model'} was compiled")
+    return found
 
 
 def _inner_modules(model: Any) -> Iterator[tuple[str, nn.Module]]:

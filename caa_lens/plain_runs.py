@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from caa_lens.model_structure import not_a_plain_llama, structure_of
+from caa_lens.model_structure import not_a_plain_llama, once_a_structure, structure_of
 from caa_lens.prefix_cache import rounding
 
 
@@ -45,11 +45,7 @@ def plain_runs(model: Any) -> PlainRuns:
     structure = structure_of(model)
     if structure.hooked:
         return PlainRuns(padded=False, cached=structure.altered is None and not_a_plain_llama(model) is None)
-    signature, found = _checked.get(model, (None, None))
-    if found is None or signature != structure.signature:
-        found = _compare(model)
-        _checked[model] = (structure.signature, found)
-    return found
+    return once_a_structure(_checked, model, structure.signature, _compare)
 
 
 @torch.inference_mode()

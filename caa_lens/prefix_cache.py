@@ -31,7 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from caa_lens.loading.device_memory import free_memory
-from caa_lens.model_structure import not_a_plain_llama, structure_of
+from caa_lens.model_structure import not_a_plain_llama, once_a_structure, structure_of
 
 Edit = Callable[[int, Tensor], Tensor]
 
@@ -75,11 +75,7 @@ def unsupported(model: Any) -> str | None:
     reason = structure.hooked or structure.altered or not_a_plain_llama(model)
     if reason is not None:
         return reason
-    signature, found = _checked.get(model, (None, None))
-    if signature != structure.signature:
-        found = _disagreement(model)
-        _checked[model] = (structure.signature, found)
-    return found
+    return once_a_structure(_checked, model, structure.signature, _disagreement)
 
 
 @torch.inference_mode()

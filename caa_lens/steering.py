@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caa_lens.arguments import as_prompt, check_hook_points, check_layers, check_model, check_width, describe
+from caa_lens.arguments import as_prompt, check_model, check_vector, describe
 from caa_lens.hooks import Intervention
 from caa_lens.open_blocks import OpenBlock
 from caa_lens.overflow import check_steps
@@ -216,9 +216,7 @@ def as_interventions(
                 "expected a SteeringVector, a (SteeringVector, multiplier) pair or an Intervention, got "
                 f"{describe(given)}; {remedy}"
             )
-        check_layers(model, [made.vector.layer])
-        check_width(model, made.vector)
-        check_hook_points(model, made.vector.layer)
+        check_vector(model, made.vector)
         interventions.append(made)
     check_steps(model, interventions)
     return interventions

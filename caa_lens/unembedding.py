@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caa_lens.model_structure import untouched
+from caa_lens.model_structure import once_a_structure, untouched
 from caa_lens.prefix_cache import rounding
 
 PIECE = 2**25  # numbers of W_U that are converted at once, 134 MB in float32
@@ -153,11 +153,7 @@ def _is_own(model: Any) -> bool:
         return False
     kinds = [(id(type(part)), id(type(part).forward)) for module in behind for part in module.modules()]
     signature = (*kinds, model.cfg.dtype, model.cfg.normalization_type)
-    known, agrees = _checked.get(model, (None, False))
-    if known != signature:
-        agrees = _agrees(model)
-        _checked[model] = (signature, agrees)
-    return agrees
+    return once_a_structure(_checked, model, signature, _agrees)
 
 
 @torch.inference_mode()
