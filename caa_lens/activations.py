@@ -17,6 +17,7 @@ from torch import Tensor
 from caa_lens import prefix_cache
 from caa_lens.arguments import check_count, check_layers, check_model, check_prompt
 from caa_lens.plain_runs import plain_runs
+from caa_lens.prompt_batches import n_common
 from caa_lens.prompts import Prompt, left_pad
 
 
@@ -164,7 +165,4 @@ def _read_with_shared_prefix(
 def _shared_length(positive: Prompt, negative: Prompt) -> int:
     """Number of leading tokens that two prompts share before either is read."""
     limit = min(positive.read[0], negative.read[0])
-    for i, (a, b) in enumerate(zip(positive.tokens[:limit], negative.tokens[:limit], strict=True)):
-        if a != b:
-            return i
-    return limit
+    return min(limit, n_common(positive.tokens, negative.tokens))

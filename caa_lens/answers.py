@@ -32,6 +32,7 @@ from caa_lens.arguments import (
 from caa_lens.contrast import ContrastSet
 from caa_lens.hooks import Intervention
 from caa_lens.overflow import check_scores, check_steps
+from caa_lens.prompt_batches import n_common
 from caa_lens.prompts import (
     Prompt,
     PromptFormat,
@@ -205,7 +206,7 @@ def _encode(model: Any, pairs: ContrastSet, prompt_format: PromptFormat, system:
             items.append(_Item(branches=branches, letters=letters, whole=opened.steer_start >= len(opened)))
             continue
         alone = prompt_format.encode(model.tokenizer, pair.question, system=system, warn=False).tokens
-        firsts = tuple(min(prompt.answer_start, _n_common(alone, prompt.tokens)) for prompt in branches)
+        firsts = tuple(min(prompt.answer_start, n_common(alone, prompt.tokens)) for prompt in branches)
         if min(firsts) == 0:
             answer = pair.positive if firsts[0] == 0 else pair.negative
             raise ValueError(
@@ -218,11 +219,6 @@ def _encode(model: Any, pairs: ContrastSet, prompt_format: PromptFormat, system:
         )
         items.append(_Item(branches=branches, letters=None, firsts=firsts, whole=whole))
     return items
-
-
-def _n_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Number of leading tokens that two texts share."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _suffix_length(item: _Item) -> int:

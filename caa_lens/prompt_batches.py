@@ -70,3 +70,8 @@ def check_steered(prompt: Any) -> None:
             f"steering would start at position {prompt.steer_start}, behind the prompt, so that nothing of it is "
             "steered: give the beginning of an answer too, or a format with start_offset=0"
         )
+
+
+def n_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of leading tokens that two texts share."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from caa_lens.number_checks import describe
 from caa_lens.token_spans import special_tokens
 
 
@@ -52,8 +51,8 @@ def warn_of_words(
     Warns:
         TemplateInQuestionWarning, SpecialTokenWarning, StrippedQuestionWarning: as `PromptFormat.encode`.
     """
-    if not isinstance(system, str | None):
-        raise TypeError(f"expected a system prompt in words, got {describe(system)}")
+    if system is not None:
+        check_text("system prompt", system)
     many = len(questions) > 1
     stripped = sum(question != question.strip() for question in questions) if prompt_format.strip else 0
     if stripped:
