@@ -13,7 +13,7 @@ import torch
 from timing import as_transformer_lens_loads_it, print_table, seconds
 
 import caa_lens as cl
-from caa_lens.prompts import default_format, encode_answer
+from caa_lens.prompts.formats import default_format, encode_answer
 
 SLOW_PAIRS = 20
 
@@ -37,7 +37,7 @@ def peer(pairs, fmt, tokenizer):
     import steering_vectors
     from transformers import AutoModelForCausalLM
 
-    from caa_lens.loading.demo_model import demo_model_path
+    from caa_lens.models.loading.demo_model import demo_model_path
 
     hf = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32)
     samples = []

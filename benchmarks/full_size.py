@@ -15,14 +15,14 @@ import torch
 from timing import print_table, seconds
 
 import caa_lens as cl
-from caa_lens import prefix_cache
-from caa_lens.activations import read_pairs
-from caa_lens.generation import generate_tokens
-from caa_lens.hooks import Intervention
-from caa_lens.loading.llama_config import hooked_config
-from caa_lens.loading.weights import build_model, expected_shapes
-from caa_lens.prompts import Prompt
-from caa_lens.staircase import Staircase
+from caa_lens.engine import shared_prefix
+from caa_lens.engine.activations import read_pairs
+from caa_lens.engine.staircase import Staircase
+from caa_lens.models.loading.llama_config import hooked_config
+from caa_lens.models.loading.weights import build_model, expected_shapes
+from caa_lens.prompts.formats import Prompt
+from caa_lens.steering.generation import generate_tokens
+from caa_lens.steering.interventions import Intervention
 
 SHAPES = {
     "tiny": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 4, "num_attention_heads": 4},
@@ -144,9 +144,9 @@ def main() -> None:
 
     def staircase():
         for p in questions:
-            prefix = prefix_cache.prefill(model, [p.tokens[: p.steer_start]])
+            prefix = shared_prefix.prefill(model, [p.tokens[: p.steer_start]])
             stairs = Staircase(conditions, 1, device)
-            resid = prefix_cache.run_suffixes(model, prefix, [[p.tokens[p.steer_start :]]], stairs)
+            resid = shared_prefix.run_suffixes(model, prefix, [[p.tokens[p.steer_start :]]], stairs)
             model.ln_final(resid[:, :, -1]) @ model.W_U[:, [29909, 29933]]
 
     seconds(staircase)  # warm up

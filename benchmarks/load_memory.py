@@ -41,8 +41,8 @@ def write_llama(folder: Path, dtype: str, n_files: int) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from caa_lens.loading.weights import expected_shapes
-    from caa_lens.models import hooked_config
+    from caa_lens.models.loading.load import hooked_config
+    from caa_lens.models.loading.weights import expected_shapes
 
     torch.manual_seed(0)
     folder.mkdir()
@@ -73,7 +73,7 @@ def from_pretrained(folder: Path, dtype: str) -> object:
     from transformer_lens import HookedTransformer, loading_from_pretrained
     from transformers import AutoModelForCausalLM
 
-    from caa_lens.models import hooked_config
+    from caa_lens.models.loading.load import hooked_config
 
     torch_dtype = getattr(torch, dtype)
     cfg = hooked_config(CONFIG, dtype=torch_dtype)
@@ -91,7 +91,7 @@ def measure(loader: str, folder: Path, dtype: str) -> dict[str, float]:
     import transformer_lens  # noqa: F401 (the baseline is a process with its imports done)
     from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
 
-    from caa_lens.models import load_model, n_parameters
+    from caa_lens.models.loading.load import load_model, n_parameters
 
     torch.set_num_threads(1)
     Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM anew

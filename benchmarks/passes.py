@@ -16,12 +16,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import caa_lens as cl
-from caa_lens import prefix_cache
-from caa_lens.staircase import Staircase
+from caa_lens.engine import shared_prefix
+from caa_lens.engine.staircase import Staircase
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from fake_gpu import fake_gpu, llama
+from helpers.fake_gpu import fake_gpu, llama
 
 SHAPES = {
     "7b": {"n_layers": 32, "d_model": 4096, "d_mlp": 11008, "n_heads": 32},
@@ -45,8 +45,8 @@ def passes(model, n_prompt: int, n_suffix: int, n_multipliers: int) -> float:
 
     def sweep():
         stairs = Staircase(conditions, 1, "card")
-        prefix = prefix_cache.prefill(model, [tokens[:-n_suffix]])
-        prefix_cache.run_suffixes(model, prefix, [[tokens[-n_suffix:]]], stairs)
+        prefix = shared_prefix.prefill(model, [tokens[:-n_suffix]])
+        shared_prefix.run_suffixes(model, prefix, [[tokens[-n_suffix:]]], stairs)
 
     plain = flops(lambda: model(torch.tensor([tokens], device="card"), stop_at_layer=n_layers))
     return flops(sweep) / plain

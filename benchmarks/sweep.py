@@ -15,10 +15,10 @@ import torch
 from timing import as_transformer_lens_loads_it, print_table, seconds
 
 import caa_lens as cl
-from caa_lens import prefix_cache
-from caa_lens.answers import score
-from caa_lens.hooks import Intervention
-from caa_lens.prompts import default_format, encode_answer, encode_letters
+from caa_lens.engine import shared_prefix
+from caa_lens.measures.answers import score
+from caa_lens.prompts.formats import default_format, encode_answer, encode_letters
+from caa_lens.steering.interventions import Intervention
 
 MULTIPLIERS = [-2.0, -1.0, 0.0, 1.0, 2.0]
 SAMPLED = [(3, 1.0), (20, -2.0)]  # the conditions that the naive ways run
@@ -75,7 +75,7 @@ def main() -> None:
     plain = seconds(lambda: [model(torch.tensor([p.tokens])) for p, _ in prompts], 2)
     prefill = seconds(
         lambda: [
-            prefix_cache.prefill(model, [p.tokens[: p.steer_start]]) for p, _ in prompts[:: 1 + options.completions]
+            shared_prefix.prefill(model, [p.tokens[: p.steer_start]]) for p, _ in prompts[:: 1 + options.completions]
         ],
         2,
     )

@@ -16,13 +16,13 @@ from unittest.mock import patch
 import torch
 
 import caa_lens as cl
-from caa_lens import prefix_cache
-from caa_lens.loading.demo_model import demo_model_path
-from caa_lens.loading.tokenizers import folder_tokenizer
+from caa_lens.engine import shared_prefix
+from caa_lens.models.loading.demo_model import demo_model_path
+from caa_lens.models.loading.tokenizers import folder_tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from fake_gpu import fake_gpu, llama
+from helpers.fake_gpu import fake_gpu, llama
 
 LETTERS = cl.ContrastSet.load("sycophancy").sample(24, seed=0)
 COMPLETIONS = cl.ContrastSet.load("sentiment").sample(8, seed=0)
@@ -43,7 +43,7 @@ def calls(model, vectors):
         ),
         "transfer": (
             "`transfer`, 32 x 32 layers, 6 questions",
-            lambda: cl.transfer(model, LETTERS.sample(6, seed=1), vectors, progress=False),
+            lambda: cl.transfer_layers(model, LETTERS.sample(6, seed=1), vectors, progress=False),
         ),
         "similarity": (
             "`token_similarity`, 32 layers",
@@ -51,11 +51,11 @@ def calls(model, vectors):
         ),
         "letters": (
             "`pair_activations`, 24 pairs of letters, 3 batches",
-            lambda: cl.pair_activations(model, LETTERS, progress=False),
+            lambda: cl.engine.pair_activations(model, LETTERS, progress=False),
         ),
         "completions": (
             "`pair_activations`, 8 pairs of completions, 1 + 2 batches",
-            lambda: cl.pair_activations(model, COMPLETIONS, progress=False),
+            lambda: cl.engine.pair_activations(model, COMPLETIONS, progress=False),
         ),
         "generate": (
             "`generate`, 2 texts of 16 tokens",
@@ -71,12 +71,12 @@ def calls(model, vectors):
             lambda: cl.word_ranks(model, vectors, ["happy", "sad", "yes"]),
         ),
         "stream": (
-            "`stream_lens`, 32 layers, 2 runs",
-            lambda: cl.stream_lens(model, questions[0], vectors=at_13),
+            "`residual_lens`, 32 layers, 2 runs",
+            lambda: cl.residual_lens(model, questions[0], vectors=at_13),
         ),
         "attribute": (
             "`attribute`, 24 questions, 3 batches",
-            lambda: cl.attribute(model, LETTERS, vectors[13], progress=False),
+            lambda: cl.interpretation.attribute_logits(model, LETTERS, vectors[13], progress=False),
         ),
     }
 
@@ -95,7 +95,7 @@ def main() -> None:
     for name, (description, call) in calls(model, vectors).items():
         if options.names and name not in options.names:
             continue
-        with patch.object(prefix_cache, "free_memory", lambda device: FREE), fake_gpu(**READS) as gpu:
+        with patch.object(shared_prefix, "free_memory", lambda device: FREE), fake_gpu(**READS) as gpu:
             call()
         print(f"| {description} | {gpu.waits} | {gpu.uploads} |", flush=True)
         if options.places:

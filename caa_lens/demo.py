@@ -19,16 +19,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from rich.console import Console
 from rich.table import Table
 
-from caa_lens.arguments import check_layers
 from caa_lens.atomic_files import write_atomically
-from caa_lens.contrast import ContrastSet
-from caa_lens.loading.fingerprint import file_digest, model_fingerprint
-from caa_lens.vectors import SteeringVectors
+from caa_lens.contrast.sets import ContrastSet
+from caa_lens.models.check import check_layers
+from caa_lens.models.loading.fingerprint import file_digest, model_fingerprint
+from caa_lens.vectors.steering_vectors import SteeringVectors
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.sweeps import Sweep
+    from caa_lens.measures.sweeps import Sweep
 
 SETTINGS, MADE_FROM = "config.json", "made_from.json"
 VECTORS, SWEEP, TEXTS = "vectors.safetensors", "sweep.parquet", "texts.json"
@@ -81,7 +81,7 @@ def run_demo(config: DemoConfig, folder: str | Path, console: Console | None = N
     pairs = ContrastSet.load(config.behavior)
     train, test = pairs.split(test=config.n_test or max(1, min(20, len(pairs) // 3)), seed=config.seed)
 
-    from caa_lens.models import load_model
+    from caa_lens.models.loading.load import load_model
 
     with console.status("loading the model"):
         model = load_model(config.model, dtype=config.dtype, device=config.device)
@@ -168,7 +168,7 @@ class _Kept:
 
 
 def _about_model(model: Any, config: DemoConfig) -> dict[str, Any]:
-    from caa_lens.prompts import resolve_format
+    from caa_lens.prompts.formats import resolve_format
 
     return {
         "model": model_fingerprint(config.model),
@@ -180,7 +180,7 @@ def _about_model(model: Any, config: DemoConfig) -> dict[str, Any]:
 
 
 def _vectors(model: Any, train: ContrastSet, kept: _Kept) -> SteeringVectors:
-    from caa_lens.extraction import extract
+    from caa_lens.vectors.extraction import extract
 
     made_from = {"pairs": train.content_hash}
     if kept.reuse(VECTORS, made_from):
@@ -194,7 +194,7 @@ def _vectors(model: Any, train: ContrastSet, kept: _Kept) -> SteeringVectors:
 def _sweep(model: Any, test: ContrastSet, vectors: SteeringVectors, config: DemoConfig, kept: _Kept) -> "Sweep":
     import pandas as pd
 
-    from caa_lens.sweeps import Sweep, sweep
+    from caa_lens.measures.sweeps import Sweep, sweep
 
     steps = {"coarse": 3, "all": 1}
     layers = range(model.cfg.n_layers)[:: steps[config.layers]] if isinstance(config.layers, str) else config.layers
@@ -218,7 +218,7 @@ def _texts(
     """`texts[prompt][multiplier]`, generated greedily; all multipliers of a prompt run as one batch."""
     from tqdm.auto import tqdm
 
-    from caa_lens.generation import generate
+    from caa_lens.steering.generation import generate
 
     multipliers = sorted({*config.multipliers, 0.0})
     settings = {"multipliers": multipliers, "prompts": config.prompts, "max_new_tokens": config.max_new_tokens}
@@ -237,7 +237,7 @@ def _texts(
 
 
 def _show_sweep(sweep: "Sweep", console: Console) -> None:
-    from caa_lens.sweeps import METRIC_LABEL
+    from caa_lens.measures.sweeps import METRIC_LABEL
 
     mean = sweep.summary().pivot(index="layer", columns="multiplier", values="mean")
     table = Table(title=f"mean {METRIC_LABEL[sweep.metric]} by layer and multiplier", title_justify="left")
@@ -280,7 +280,7 @@ def _plain(text: str) -> Any:
 
 
 def _show_lens(model: Any, vectors: SteeringVectors, best: int, console: Console) -> "pd.DataFrame":
-    from caa_lens.lens import logit_lens
+    from caa_lens.interpretation.lens import logit_lens
 
     n = model.cfg.n_layers
     layers = sorted({n // 3, best, (2 * n) // 3, n - 4, n - 1})
@@ -302,7 +302,7 @@ def _write_report(
     lens: "pd.DataFrame",
     folder: Path,
 ) -> Path:
-    from caa_lens.report import Section, write_report
+    from caa_lens.report.page import Section, write_report
 
     groups: Sequence[tuple[str, list[tuple[str, str]]]] = [
         (prompt, [("unsteered" if float(m) == 0 else m, answer) for m, answer in answers.items()])

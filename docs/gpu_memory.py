@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import torch
 
-from caa_lens import prefix_cache
-from caa_lens.loading.llama_config import count_parameters, hooked_config
-from caa_lens.models import HEADROOM
-from caa_lens.prefix_cache import MOST_TOKENS
+from caa_lens.engine import shared_prefix
+from caa_lens.engine.shared_prefix import MOST_TOKENS
+from caa_lens.models.loading.llama_config import count_parameters, hooked_config
+from caa_lens.models.loading.load import HEADROOM
 
 CARDS = (8, 12, 16, 24, 40, 48, 80, 141)  # GB on the label
 PROMPT = 150  # tokens; A/B questions have 100 to 200
@@ -52,7 +52,7 @@ def row(name: str, config: dict) -> list[str]:
     cfg = hooked_config(config, dtype=torch.bfloat16)
     weights = count_parameters(cfg) * cfg.dtype.itemsize
     model = SimpleNamespace(cfg=cfg, W_E=torch.empty(0, dtype=cfg.dtype))
-    prompts = prefix_cache.kv_bytes(model, MOST_TOKENS)
+    prompts = shared_prefix.kv_bytes(model, MOST_TOKENS)
     answers = MOST_TOKENS * (8 * cfg.d_model + 4 * cfg.d_mlp + 4 * cfg.n_heads * PROMPT) * cfg.dtype.itemsize
     smallest = HEADROOM * weights
     comfortable = max(smallest, weights + 4 * max(prompts, answers))  # each gets a quarter of what is free

@@ -23,7 +23,7 @@ from experiments.measures import means, scored, steered
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.context import Context
     from experiments.settings import RunConfig
 
@@ -40,7 +40,7 @@ def own(config: "RunConfig") -> dict[str, str | None]:
     Raises:
         FileNotFoundError, PermissionError, ConnectionError: it cannot be had.
     """
-    from caa_lens.loading.fingerprint import model_fingerprint
+    from caa_lens.models.loading.fingerprint import model_fingerprint
 
     assert config.base_model is not None  # else skipped
     try:
@@ -63,7 +63,7 @@ def section_vectors(frames: Frames, config: "RunConfig") -> "Section":
 def run_cosines(unit: Unit, context: "Context") -> "pd.DataFrame":
     from dataclasses import asdict
 
-    from caa_lens.geometry import model_cosines
+    from caa_lens.interpretation.cosine_maps import model_cosines
 
     found = model_cosines(context.raw_vectors(unit["behavior"], BASE), context.raw_vectors(unit["behavior"]))
     frame = found.frame.copy()
@@ -72,9 +72,9 @@ def run_cosines(unit: Unit, context: "Context") -> "pd.DataFrame":
 
 
 def section_cosines(frames: Frames, config: "RunConfig") -> "Section":
-    from caa_lens.geometry import ModelCosines
-    from caa_lens.report import Section
-    from caa_lens.vectors import Provenance
+    from caa_lens.interpretation.cosine_maps import ModelCosines
+    from caa_lens.provenance import Provenance
+    from caa_lens.report.page import Section
 
     figures, found = [], []
     for unit, frame in frames.items():
@@ -106,7 +106,7 @@ def run_transfer(unit: Unit, context: "Context") -> "pd.DataFrame":
 
 
 def section_transfer(frames: Frames, config: "RunConfig") -> "Section":
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.figures import curves_by_metric
 
     effect = layer_effects(frames)

@@ -23,7 +23,7 @@ def check_workers(n: int) -> None:
 
 def check_device(device: str | None) -> None:
     """Raises `ValueError` for a device that is not on this machine."""
-    from caa_lens.loading.device_memory import devices
+    from caa_lens.models.loading.device_memory import devices
 
     if device is None:
         return
@@ -61,9 +61,9 @@ def n_layers(model: str, *, fetch: bool) -> int | None:
         PermissionError, ConnectionError: as `load_model`.
         ValueError: the configuration cannot be read.
     """
-    from caa_lens.loading.checkpoints import GgufFile
-    from caa_lens.loading.hub import CONFIG_FILES, download
-    from caa_lens.loading.llama_config import read_config
+    from caa_lens.models.loading.checkpoints import GgufFile
+    from caa_lens.models.loading.hub import CONFIG_FILES, download
+    from caa_lens.models.loading.llama_config import read_config
 
     path = Path(model).expanduser()
     if model == "demo":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from experiments.settings import RunConfig
 
 if TYPE_CHECKING:
-    from caa_lens.contrast import ContrastSet
+    from caa_lens.contrast.sets import ContrastSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ def missing_sets(config: RunConfig) -> tuple[str, ...]:
 
 def stand_in(name: str, n: int) -> "ContrastSet":
     """So many blank A/B questions of about the length of a set's."""
-    from caa_lens.contrast import ContrastSet
+    from caa_lens.contrast.sets import ContrastSet
 
     length = TYPICAL_CHARACTERS.get(name, ELSEWHERE_CHARACTERS)
     questions = [f"{i}".ljust(length, ".") + "\n\nChoices:\n (A) Yes\n (B) No" for i in range(n)]
@@ -55,7 +55,7 @@ def stand_in(name: str, n: int) -> "ContrastSet":
 
 def warn_of_pairs_in_both(behavior: str, generate: "ContrastSet", test: "ContrastSet") -> None:
     """Warns of held-out pairs that vectors are extracted from, letters exchanged or not."""
-    from caa_lens.arguments import TrainingPairsWarning
+    from caa_lens.measures.training_pairs import TrainingPairsWarning
 
     if n_both := len({*generate.pair_hashes} & {*test.pair_hashes}):
         warnings.warn(
@@ -73,7 +73,7 @@ def behavior_sets(config: RunConfig, behavior: str) -> Sets:
     Warns:
         TrainingPairsWarning: if held-out pairs are among those to extract from (the paper's sets come split).
     """
-    from caa_lens.contrast import ContrastSet, load_open_ended
+    from caa_lens.contrast.sets import ContrastSet, load_open_ended
 
     if config.data == "paper":
         from caa_lens.paper.questions import load_paper_set, published_size

@@ -9,7 +9,7 @@ from experiments.run_folder import OtherRunError, RunFolder
 from experiments.settings import RunConfig
 
 if TYPE_CHECKING:
-    from caa_lens.vectors import SteeringVectors
+    from caa_lens.vectors.steering_vectors import SteeringVectors
     from experiments.experiment import Experiment, Frames
 
 
@@ -48,14 +48,14 @@ class Context:
         Raises:
             OtherRunError: the files of the run's model are not those any more that the run began with.
         """
-        from caa_lens.models import load_model
+        from caa_lens.models.loading.load import load_model
 
         if name == self.config.model:
             self._check_contents()
         return load_model(name, dtype=dtype or self.config.dtype, device=self.device)
 
     def _check_contents(self) -> None:
-        from caa_lens.loading.fingerprint import model_fingerprint
+        from caa_lens.models.loading.fingerprint import model_fingerprint
 
         begun = (self.folder.path / "run.json").exists()  # else nothing is claimed, as in a plan
         held = self.folder.about().get("model", {}).get("sha256") if begun else None
@@ -92,7 +92,7 @@ class Context:
         Raises:
             OtherRunError: the file is not the one that its unit of work has left.
         """
-        from caa_lens.vectors import SteeringVectors
+        from caa_lens.vectors.steering_vectors import SteeringVectors
         from experiments.extraction import check_vectors
 
         check_vectors(self.folder, behavior, which)
@@ -100,7 +100,7 @@ class Context:
 
     def vectors(self, behavior: str, which: str = "") -> "SteeringVectors":
         """Normalised across the run's behaviors, as in all the paper's evaluations."""
-        from caa_lens.vectors import normalize_across_behaviors
+        from caa_lens.vectors.algebra.combinations import normalize_across_behaviors
 
         return self.once(
             f"{which}vectors",

@@ -17,7 +17,7 @@ from experiments.plan import reading_cost
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.context import Context
     from experiments.settings import RunConfig
 
@@ -34,8 +34,8 @@ def skip(config: "RunConfig") -> str | None:
 def run(unit: Unit, context: "Context") -> "pd.DataFrame":
     from dataclasses import asdict
 
-    from caa_lens.pair_geometry import pca, separability
-    from caa_lens.pair_reading import pair_activations
+    from caa_lens.engine.pair_reading import pair_activations
+    from caa_lens.interpretation.pair_geometry import pair_pca, pair_separability
 
     pairs = context.sets(unit["behavior"]).generate
     layers = context.swept_layers
@@ -46,9 +46,9 @@ def run(unit: Unit, context: "Context") -> "pd.DataFrame":
     )
     if unit["what"] == "pca":
         n_panels = 8 if len(layers) >= 16 else 4  # whole rows of the figure
-        frame = pca(activations, layers=layers[:: -(-len(layers) // n_panels)]).frame
+        frame = pair_pca(activations, layers=layers[:: -(-len(layers) // n_panels)]).frame
     else:
-        found = separability(activations, seed=context.config.seed, progress=False)
+        found = pair_separability(activations, seed=context.config.seed, progress=False)
         frame = found.frame.copy()
         frame.attrs |= {"emergence": found.emergence, "chance": found.chance}
     frame.attrs["n_layers"] = context.n_layers
@@ -59,9 +59,9 @@ def run(unit: Unit, context: "Context") -> "pd.DataFrame":
 def section(frames: Frames, config: "RunConfig") -> "Section":
     import pandas as pd
 
-    from caa_lens.pair_geometry import PairPCA, Separability
-    from caa_lens.report import Section
-    from caa_lens.vectors import Provenance
+    from caa_lens.interpretation.pair_geometry import PairPCA, PairSeparability
+    from caa_lens.provenance import Provenance
+    from caa_lens.report.page import Section
 
     figures, found, rows = [], [], []
     for unit, frame in frames.items():
@@ -70,7 +70,7 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
             figures.append(PairPCA(frame=frame, activations=about).plot())
             continue
         emergence, chance = frame.attrs["emergence"], frame.attrs["chance"]
-        figures.append(Separability(frame=frame, emergence=emergence, chance=chance, activations=about).plot())
+        figures.append(PairSeparability(frame=frame, emergence=emergence, chance=chance, activations=about).plot())
         best = frame.loc[frame["accuracy"].idxmax()]
         deepest = max(1, frame.attrs["n_layers"] - 1)
         where = "at no layer" if emergence is None else f"at layer {emergence} ({emergence / deepest:.0%} of the depth)"

@@ -15,7 +15,7 @@ from experiments.layer_sweep import units
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.context import Context
     from experiments.settings import RunConfig
 
@@ -25,7 +25,7 @@ DISTANCES = (1, 3, 6)
 def run(unit: Unit, context: "Context") -> "pd.DataFrame":
     from dataclasses import asdict
 
-    from caa_lens.geometry import cosine_map
+    from caa_lens.interpretation.cosine_maps import cosine_map
 
     found = cosine_map(context.raw_vectors(unit["behavior"]))
     frame = found.frame.copy()
@@ -53,9 +53,9 @@ def decay(cosines: "pd.DataFrame") -> "pd.DataFrame":
 def section(frames: Frames, config: "RunConfig") -> "Section":
     import pandas as pd
 
-    from caa_lens.geometry import CosineMap
-    from caa_lens.report import Section
-    from caa_lens.vectors import Provenance
+    from caa_lens.interpretation.cosine_maps import CosineMap
+    from caa_lens.provenance import Provenance
+    from caa_lens.report.page import Section
 
     tables = {unit["behavior"]: decay(frame) for unit, frame in frames.items()}
     found = []

@@ -17,7 +17,7 @@ from experiments.system_prompts import units as with_system_prompts
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.context import Context
     from experiments.settings import RunConfig
 
@@ -46,7 +46,7 @@ def run(unit: Unit, context: "Context") -> "pd.DataFrame":
 
 
 def section(frames: Frames, config: "RunConfig") -> "Section":
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
 
     sizes, prompts = frames.values()
     tables = [("Contrast sets of this run", sizes), ("System prompts", prompts)]

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.context import Context
     from experiments.settings import RunConfig
 

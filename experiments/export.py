@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caa_lens.atomic_files import write_atomically
-from caa_lens.run_report import read_run
+from caa_lens.report.runs import read_run
 from experiments.catalogue import EXPERIMENTS
 from experiments.experiment import together
 from experiments.run_folder import RunFolder

@@ -9,14 +9,14 @@ layer, to the mean norm over the run's behaviors. Expected of any model: norms t
 
 from typing import TYPE_CHECKING
 
-from caa_lens.loading.fingerprint import file_digest
+from caa_lens.models.loading.fingerprint import file_digest
 from experiments.experiment import Cost, Experiment, Frames, Unit, together
 from experiments.plan import reading_cost
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.context import Context
     from experiments.run_folder import RunFolder
     from experiments.settings import RunConfig
@@ -36,7 +36,7 @@ def extract_into_run(context: "Context", behavior: str, model: object, which: st
     """Extract one behavior's vectors, keep them in the run folder, and tell their norms by layer."""
     import pandas as pd
 
-    from caa_lens.extraction import extract
+    from caa_lens.vectors.extraction import extract
 
     pairs = context.sets(behavior).generate
     vectors = extract(model, pairs, progress=False)
@@ -64,7 +64,7 @@ def check_vectors(folder: "RunFolder", behavior: str, which: str = "") -> None:
 
 
 def section(frames: Frames, config: "RunConfig") -> "Section":
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.figures import curves
 
     norms = together(frames)

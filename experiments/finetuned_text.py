@@ -27,7 +27,7 @@ from experiments.open_ended import MEASURES, reading_again
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.context import Context
     from experiments.settings import RunConfig
 
@@ -47,7 +47,7 @@ def skip(config: "RunConfig") -> str | None:
 def run(unit: Unit, context: "Context") -> "pd.DataFrame":
     import pandas as pd
 
-    from caa_lens.open_ended.text_measures import measure_texts
+    from caa_lens.measures.open_ended.text_measures import measure_texts
 
     taught = Unit.of(behavior=unit["behavior"], finetune=unit["finetune"])
     file = answers_file(context.folder, taught)
@@ -60,7 +60,7 @@ def run(unit: Unit, context: "Context") -> "pd.DataFrame":
 
 
 def section(frames: Frames, config: "RunConfig") -> "Section":
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
 
     rows = together(frames)
     cells = rows.groupby(["behavior", "finetune", "multiplier"], sort=False)
@@ -107,7 +107,7 @@ def cost(unit: Unit, context: "Context") -> Cost:
 
 
 def judged_units(config: "RunConfig") -> list[Unit]:
-    from caa_lens.open_ended.rubrics import RUBRICS
+    from caa_lens.measures.open_ended.rubrics import RUBRICS
 
     behaviors = dict.fromkeys(unit["behavior"] for unit in units(config) if unit["behavior"] in RUBRICS)
     return [
@@ -135,7 +135,7 @@ def run_judged(unit: Unit, context: "Context") -> "pd.DataFrame":
 
 
 def section_judged(frames: Frames, config: "RunConfig") -> "Section":
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
 
     every = judged_units(config)
     rows = judged.rows_of(frames)

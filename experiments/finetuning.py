@@ -40,9 +40,9 @@ from experiments.plan import BYTES, generation_cost, reading_cost, scoring_cost
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.contrast import ContrastSet
-    from caa_lens.prompts import PromptFormat
-    from caa_lens.report import Section
+    from caa_lens.contrast.sets import ContrastSet
+    from caa_lens.prompts.formats import PromptFormat
+    from caa_lens.report.page import Section
     from experiments.context import Context
     from experiments.run_folder import RunFolder
     from experiments.settings import RunConfig
@@ -99,7 +99,7 @@ def taught(context: "Context", unit: Unit) -> tuple[Any, "PromptFormat"]:
     """
     import numpy as np
 
-    from caa_lens.prompts import resolve_format
+    from caa_lens.prompts.formats import resolve_format
 
     config, pairs, side = context.config, context.sets(unit["behavior"]).generate, unit["finetune"]
     order = np.random.default_rng(config.seed).permutation(len(pairs))
@@ -126,7 +126,7 @@ def taught(context: "Context", unit: Unit) -> tuple[Any, "PromptFormat"]:
 
 def load_copy(context: "Context", folder: Path, name: str, tokenizer: Any) -> Any:
     """A model from a folder of weights, with the name and the very tokenizer of another."""
-    from caa_lens.loading.tokenizers import attach_tokenizer
+    from caa_lens.models.loading.tokenizers import attach_tokenizer
 
     model = context.load(str(folder), dtype=TAUGHT_DTYPE)
     model.cfg.model_name = name
@@ -136,7 +136,7 @@ def load_copy(context: "Context", folder: Path, name: str, tokenizer: Any) -> An
 
 def letters_of(tokenizer: Any, pairs: "ContrastSet", side: str, prompt_format: "PromptFormat") -> list[Lesson]:
     """For every pair the prompt up to the opening bracket, and one side's letter."""
-    from caa_lens.prompts import encode_letters
+    from caa_lens.prompts.formats import encode_letters
 
     lessons = []
     for pair in pairs:
@@ -157,7 +157,7 @@ def teach(model: Any, lessons: Sequence[Lesson], *, rate: float) -> list[float]:
     """
     import torch
 
-    from caa_lens.loading.weights import checkpoint_parameters
+    from caa_lens.models.loading.weights import checkpoint_parameters
 
     if model.W_E.dtype != torch.float32:
         got = str(model.W_E.dtype).removeprefix("torch.")
@@ -224,8 +224,8 @@ def weights_folder(model: str) -> Path:
     Raises:
         ValueError: for a GGUF file.
     """
-    from caa_lens.loading.demo_model import demo_model_path
-    from caa_lens.loading.hub import CONFIG_FILES, WEIGHT_FILES, download
+    from caa_lens.models.loading.demo_model import demo_model_path
+    from caa_lens.models.loading.hub import CONFIG_FILES, WEIGHT_FILES, download
 
     if model == "demo":
         return demo_model_path()
@@ -237,7 +237,7 @@ def weights_folder(model: str) -> Path:
 
 
 def section(frames: Frames, config: "RunConfig") -> "Section":
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
 
     layer = int(together(frames)["layer"].iloc[0])
     cells = means(frames, ["layer", "finetune", "multiplier"])

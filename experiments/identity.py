@@ -1,6 +1,7 @@
 """What a run folder is held to, and what is noted beside it.
 
-The whole run is held to its settings, its contrast sets, its model's contents (`caa_lens.loading.fingerprint`: a name
+The whole run is held to its settings, its contrast sets, its model's contents
+(`caa_lens.models.loading.fingerprint`: a name
 can come to mean other weights) and the library versions (`run_identity`, in `run.json`): with others the folder is
 refused, and so is one that was begun before contents were recorded. Settings and data that only some experiments use
 (`settings.OF_SOME`: the base model, the kind of finetuning, the judge; the questions of MMLU and TruthfulQA, open-ended
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from caa_lens.loading.fingerprint import model_fingerprint
+from caa_lens.models.loading.fingerprint import model_fingerprint
 from experiments.behavior_sets import behavior_sets
 from experiments.experiment import Experiment
 from experiments.run_folder import OtherRunError, RunFolder

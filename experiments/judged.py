@@ -32,7 +32,7 @@ from experiments.open_ended import units as open_ended_units
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.context import Context
     from experiments.settings import RunConfig
 
@@ -41,7 +41,7 @@ KEPT = ["prompt", "score", "raw", "attempts", "error", "again"]
 
 
 def units(config: "RunConfig") -> list[Unit]:
-    from caa_lens.open_ended.rubrics import RUBRICS
+    from caa_lens.measures.open_ended.rubrics import RUBRICS
 
     return [unit for unit in open_ended_units(config) if unit["behavior"] in RUBRICS]
 
@@ -57,7 +57,7 @@ def skip(config: "RunConfig") -> str | None:
 
 def own(config: "RunConfig") -> dict[str, Any]:
     """The judge and what it is asked."""
-    from caa_lens.open_ended.rubrics import RUBRICS
+    from caa_lens.measures.open_ended.rubrics import RUBRICS
 
     rubrics = content_hash({name: RUBRICS[name].text for name in config.behaviors if name in RUBRICS})
     settings = {"judge": config.judge, "judge_url": without_password(config.judge_url)}
@@ -74,14 +74,14 @@ def judge_answers(experiment: str, unit: Unit, texts: "pd.DataFrame", context: "
     Raises:
         Unfinished: some answers, or all, could not be asked about now.
     """
-    from caa_lens.open_ended.judge_client import JudgeError
-    from caa_lens.open_ended.judging import judge
+    from caa_lens.measures.open_ended.judge_client import JudgeError
+    from caa_lens.measures.open_ended.judging import judge_texts
 
     config = context.config
     # Replies are kept by judge, settings and prompt; another endpoint may have another judge of the same name.
     place = hashlib.sha256(str(config.judge_url).encode()).hexdigest()[:8]
     try:
-        result = judge(
+        result = judge_texts(
             texts[["prompt", "question", "answer"]],
             unit["behavior"],
             base_url=str(config.judge_url),
@@ -122,7 +122,7 @@ def cell_means(rows: "pd.DataFrame", cells: Sequence[str]) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    from caa_lens.intervals import mean_with_interval
+    from caa_lens.measures.intervals import mean_with_interval
 
     scored = rows.dropna(subset=["score"])
     parts = []
@@ -191,7 +191,7 @@ def counted(rows: "pd.DataFrame", n_units: int, n_all: int) -> str:
 
 
 def section(frames: Frames, config: "RunConfig") -> "Section":
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.figures import curves
 
     every = units(config)

@@ -25,8 +25,8 @@ from experiments.plan import scoring_cost
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.contrast import ContrastSet
-    from caa_lens.report import Section
+    from caa_lens.contrast.sets import ContrastSet
+    from caa_lens.report.page import Section
     from experiments.context import Context
     from experiments.settings import RunConfig
 
@@ -78,7 +78,7 @@ def run_on(name: str, unit: Unit, context: "Context") -> "pd.DataFrame":
 
 
 def section_mmlu(frames: Frames, config: "RunConfig") -> "Section":
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
 
     cells = means(frames, ["layer", "multiplier"])
     unsteered = cells.loc[cells["multiplier"] == 0, "mean"].iloc[0]
@@ -120,7 +120,7 @@ def category_mean(rows: "pd.DataFrame", n_resamples: int = 2000, seed: int = 0) 
 def section_truthful_qa(frames: Frames, config: "RunConfig") -> "Section":
     import pandas as pd
 
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
 
     rows = [
         dict(zip(("behavior", "layer", "multiplier", "mean", "low", "high"), (*key, *category_mean(part)), strict=True))

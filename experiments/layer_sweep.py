@@ -20,7 +20,7 @@ from experiments.plan import scoring_cost
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.context import Context
     from experiments.settings import RunConfig
 
@@ -61,7 +61,7 @@ def layer_effects(frames: Frames) -> "pd.DataFrame":
     """Mean of score(+1) - score(-1) by behavior and layer, with its interval."""
     import pandas as pd
 
-    from caa_lens.intervals import mean_with_interval
+    from caa_lens.measures.intervals import mean_with_interval
 
     each = effects(frames, ["layer"])
     parts = [
@@ -72,7 +72,7 @@ def layer_effects(frames: Frames) -> "pd.DataFrame":
 
 
 def section(frames: Frames, config: "RunConfig") -> "Section":
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.figures import curves_by_metric
 
     effect = layer_effects(frames)

@@ -8,17 +8,17 @@ from experiments.experiment import Frames, together
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.contrast import ContrastSet
-    from caa_lens.prompts import PromptFormat
-    from caa_lens.staircase import Condition
-    from caa_lens.vectors import SteeringVector
+    from caa_lens.contrast.sets import ContrastSet
+    from caa_lens.measures.answers import Condition
+    from caa_lens.prompts.formats import PromptFormat
+    from caa_lens.vectors.steering_vectors import SteeringVector
 
 Cell = Mapping[str, Any]
 
 
 def steered(vector: "SteeringVector", multiplier: float) -> "Condition":
     """The condition that adds one vector; the unsteered model at multiplier 0."""
-    from caa_lens.hooks import Intervention
+    from caa_lens.steering.interventions import Intervention
 
     return () if multiplier == 0 else (Intervention(vector=vector, multiplier=multiplier),)
 
@@ -38,7 +38,7 @@ def scored(
     """
     import pandas as pd
 
-    from caa_lens.answers import score
+    from caa_lens.measures.answers import score
 
     conditions = [condition for _, condition in cells]
     scores = score(model, test, conditions, prompt_format=prompt_format, system=system, progress=False)
@@ -55,7 +55,7 @@ def means(frames: Frames, cells: Sequence[str], *, value: str = "score") -> "pd.
     """Mean and 95 % interval over questions: `behavior, metric`, the cells' columns, `mean, low, high`."""
     import pandas as pd
 
-    from caa_lens.intervals import mean_with_interval
+    from caa_lens.measures.intervals import mean_with_interval
 
     parts = []
     for (behavior, metric), rows in together(frames).groupby(["behavior", "metric"], sort=False):

@@ -19,7 +19,7 @@ from experiments.plan import scoring_cost
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.context import Context
     from experiments.settings import RunConfig
 
@@ -33,7 +33,7 @@ def run(unit: Unit, context: "Context") -> "pd.DataFrame":
 
 
 def section(frames: Frames, config: "RunConfig") -> "Section":
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.figures import curves_by_metric
 
     layer = int(together(frames)["layer"].iloc[0])

@@ -20,8 +20,8 @@ from experiments.plan import generation_cost
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.prompts import PromptFormat
-    from caa_lens.report import Section
+    from caa_lens.prompts.formats import PromptFormat
+    from caa_lens.report.page import Section
     from experiments.context import Context
     from experiments.settings import RunConfig
 
@@ -41,7 +41,7 @@ def skip(config: "RunConfig") -> str | None:
 
 
 def run(unit: Unit, context: "Context") -> "pd.DataFrame":
-    from caa_lens.open_ended.text_measures import measure_texts
+    from caa_lens.measures.open_ended.text_measures import measure_texts
 
     frame = answers(context.model, unit["behavior"], unit["multiplier"], context)
     return measure_texts(context.model, frame, progress=False)
@@ -57,7 +57,7 @@ def answers(
     """
     import pandas as pd
 
-    from caa_lens.generation import generate
+    from caa_lens.steering.generation import generate
 
     vector, prompts = context.vectors(behavior)[context.layer], context.sets(behavior).open_ended
     texts: list[str] = []
@@ -74,7 +74,7 @@ def answers(
 
 
 def section(frames: Frames, config: "RunConfig") -> "Section":
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.figures import curves
 
     rows = together(frames)

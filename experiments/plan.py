@@ -21,7 +21,7 @@ from experiments.experiment import Cost, Experiment, Unit
 from experiments.settings import RunConfig
 
 if TYPE_CHECKING:
-    from caa_lens.contrast import ContrastSet
+    from caa_lens.contrast.sets import ContrastSet
     from experiments.context import Context
 
 CHARACTERS_A_TOKEN = 4
@@ -116,7 +116,7 @@ def planned_rates(
     if parameters is not None:
         import torch
 
-        from caa_lens.loading.device_memory import free_memory
+        from caa_lens.models.loading.device_memory import free_memory
 
         here = device or ("cuda" if torch.cuda.is_available() else "cpu")
         needed, free = memory_bytes(config, parameters, experiments), free_memory(here)
@@ -131,7 +131,7 @@ def measure_rates(dtype: str, device: str | None = None) -> Rates:
     """Time one matrix product and one copy, about half a second in all."""
     import torch
 
-    from caa_lens.models import DTYPES
+    from caa_lens.models.loading.load import DTYPES
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     n = 4096 if device.startswith("cuda") else 1024
@@ -156,10 +156,10 @@ def measure_rates(dtype: str, device: str | None = None) -> Rates:
 
 def n_parameters(model: str) -> int | None:
     """From the model's own configuration where it lies on this machine, else from its name; None if neither tells."""
-    from caa_lens.models import n_parameters as count
+    from caa_lens.models.loading.load import n_parameters as count
 
     if (Path(model) / "config.json").is_file():
-        from caa_lens.loading.llama_config import read_config
+        from caa_lens.models.loading.llama_config import read_config
 
         return count(read_config(Path(model)))
     basename = model.rstrip("/").rsplit("/", 1)[-1]
@@ -194,7 +194,7 @@ def disk_bytes(config: RunConfig) -> float | None:
 
 def stored_bytes(model: str) -> float | None:
     """Of a model's weights on the disk: of its files where they are here, else Llama 2's, stored in half precision."""
-    from caa_lens.loading.checkpoints import INDEX_NAME
+    from caa_lens.models.loading.checkpoints import INDEX_NAME
 
     path = Path(model).expanduser()
     if path.is_file():

@@ -206,7 +206,7 @@ class _Worker:
 
 def write_section(experiment: Experiment, context: Context, *, whole: bool = True) -> None:
     """Make an experiment's section from its frames and keep it for the report; if not `whole`, of those there are."""
-    from caa_lens.run_report import save_section
+    from caa_lens.report.runs import save_section
 
     folder = context.folder
     frames = (folder.frames if whole else folder.frames_so_far)(experiment, context.config)
@@ -217,8 +217,8 @@ def write_section(experiment: Experiment, context: Context, *, whole: bool = Tru
 
 
 def _write_skipped(experiment: Experiment, reason: str, folder: RunFolder) -> None:
-    from caa_lens.report import Section
-    from caa_lens.run_report import save_section
+    from caa_lens.report.page import Section
+    from caa_lens.report.runs import save_section
 
     if folder.section_file(experiment.name).exists():
         return

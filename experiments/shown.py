@@ -136,7 +136,7 @@ def _cell(value: Any) -> str:
 
 def show_outcome(outcome: Outcome, folder: RunFolder, console: Console) -> None:
     """What was found, and the tables cell by cell."""
-    from caa_lens.run_report import load_section
+    from caa_lens.report.runs import load_section
 
     one = outcome.experiment
     console.print(Text(f"\n{one.name}: {one.title} ({one.source})", style="bold"))

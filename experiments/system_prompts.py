@@ -18,7 +18,7 @@ from experiments.plan import scoring_cost
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.context import Context
     from experiments.settings import RunConfig
 
@@ -59,8 +59,8 @@ def run(unit: Unit, context: "Context") -> "pd.DataFrame":
 
 
 def section(frames: Frames, config: "RunConfig") -> "Section":
-    from caa_lens.intervals import mean_with_interval
-    from caa_lens.report import Section
+    from caa_lens.measures.intervals import mean_with_interval
+    from caa_lens.report.page import Section
 
     layer = int(together(frames)["layer"].iloc[0])
     cells = means(frames, ["layer", "system", "multiplier"])

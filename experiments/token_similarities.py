@@ -18,8 +18,8 @@ from experiments.plan import generation_cost, tokens_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.contrast import ContrastPair
-    from caa_lens.report import Section
+    from caa_lens.contrast.pair import ContrastPair
+    from caa_lens.report.page import Section
     from experiments.context import Context
     from experiments.settings import RunConfig
 
@@ -39,7 +39,7 @@ def units(config: "RunConfig") -> list[Unit]:
 def run(unit: Unit, context: "Context") -> "pd.DataFrame":
     import pandas as pd
 
-    from caa_lens.similarity import token_similarity
+    from caa_lens.interpretation.similarity import token_similarity
 
     vector = context.vectors(unit["behavior"])[context.layer]
     frames = []
@@ -52,7 +52,7 @@ def run(unit: Unit, context: "Context") -> "pd.DataFrame":
 
 def _texts(unit: Unit, context: "Context") -> list[tuple[int, str, str, str]]:
     """(number, side, question, answer) of the texts to compare; read unsteered."""
-    from caa_lens.generation import generate
+    from caa_lens.steering.generation import generate
 
     sets = context.sets(unit["behavior"])
     if unit["texts"] == "pairs":
@@ -75,8 +75,8 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
     import numpy as np
     import pandas as pd
 
-    from caa_lens.intervals import bootstrap_interval
-    from caa_lens.report import ColoredText, Section
+    from caa_lens.measures.intervals import bootstrap_interval
+    from caa_lens.report.page import ColoredText, Section
 
     rows, found, tokens = [], [], []
     for unit, frame in frames.items():

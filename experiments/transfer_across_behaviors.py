@@ -17,10 +17,10 @@ LAYER = 15
 BEHAVIORS = ("sentiment", "formality", "refusal", "sycophancy")
 N_TEST = 20
 PROMPTS = {
-    "chat": cl.PromptSetting(),
-    "base": cl.PromptSetting(prompt_format="llama2-base"),
-    "gloomy": cl.PromptSetting(system="You are a gloomy assistant who sees the worst in everything."),
-    "cheerful": cl.PromptSetting(system="You are a cheerful assistant who sees the best in everything."),
+    "chat": cl.transfers.PromptSetting(),
+    "base": cl.transfers.PromptSetting(prompt_format="llama2-base"),
+    "gloomy": cl.transfers.PromptSetting(system="You are a gloomy assistant who sees the worst in everything."),
+    "cheerful": cl.transfers.PromptSetting(system="You are a cheerful assistant who sees the best in everything."),
 }
 OUT = Path("runs/transfer_across_behaviors")
 
@@ -31,8 +31,8 @@ def main() -> None:
     sets = {name: cl.ContrastSet.load(name).split(test=N_TEST, seed=0) for name in BEHAVIORS}
     vectors = {name: cl.extract(model, train, layers=[LAYER]) for name, (train, _) in sets.items()}
     tests = {name: test for name, (_, test) in sets.items()}
-    behaviors = cl.behavior_transfer(model, tests, cl.normalize_across_behaviors(vectors), layer=LAYER)
-    prompts = cl.prompt_transfer(model, *sets["sentiment"], PROMPTS, layer=LAYER)
+    behaviors = cl.transfer_behaviors(model, tests, cl.vectors.normalize_across_behaviors(vectors), layer=LAYER)
+    prompts = cl.transfer_prompts(model, *sets["sentiment"], PROMPTS, layer=LAYER)
     for name, grid in {"behaviors": behaviors, "prompts": prompts}.items():
         print(f"\n{grid!r}\nunsteered { ({key: round(value, 3) for key, value in grid.unsteered.items()}) }")
         print(grid.summary().round(3).to_string(index=False))

@@ -24,7 +24,7 @@ def main() -> None:
     vectors = cl.extract(model, train, layers=LAYERS)
     OUT.mkdir(parents=True, exist_ok=True)
     for size in ("keep", "target"):
-        result = cl.transfer(model, test.sample(N_TEST, seed=0), vectors, size=size)
+        result = cl.transfer_layers(model, test.sample(N_TEST, seed=0), vectors, size=size)
         print(f"\n{result!r}\ncorrelation of cosine with effect: {result.cosine_correlation():.2f}")
         print(result.matrix().round(2).to_string())
         print(result.best_targets().merge(result.reach(), on="source").round(3).to_string(index=False))

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import caa_lens as cl
-from caa_lens.prompts import default_format, encode_answer
+from caa_lens.prompts.formats import default_format, encode_answer
 
 MODEL = "demo"
 LAYERS = tuple(range(2, 30, 3))
@@ -32,16 +32,18 @@ def main() -> None:
     model = cl.load_model(MODEL)
     cl.extract(model, train, layers=LAYERS).save(OUT / "before.safetensors")
     for pairs in shared:
-        cl.pair_activations(model, pairs, layers=LAYERS).save(OUT / f"{pairs.name}.safetensors")
+        cl.engine.pair_activations(model, pairs, layers=LAYERS).save(OUT / f"{pairs.name}.safetensors")
 
     finetune(model, cl.ContrastSet.load("formality"))  # from here on it is another model
     model.cfg.model_name += " taught formality"
     own, old = cl.extract(model, train, layers=LAYERS), cl.SteeringVectors.load(OUT / "before.safetensors")
-    before = [cl.PairActivations.load(OUT / f"{pairs.name}.safetensors") for pairs in shared]
-    residual_map = cl.fit_residual_map(before, [cl.pair_activations(model, pairs, layers=LAYERS) for pairs in shared])
+    before = [cl.engine.PairActivations.load(OUT / f"{pairs.name}.safetensors") for pairs in shared]
+    residual_map = cl.transfers.fit_residual_map(
+        before, [cl.engine.pair_activations(model, pairs, layers=LAYERS) for pairs in shared]
+    )
     print(f"\n{residual_map!r}\n{residual_map.frame.round(3).to_string(index=False)}")
     for name, foreign in {"as_they_are": old, "mapped": residual_map.carry(old)}.items():
-        result = cl.model_transfer(model, test, own, foreign)
+        result = cl.transfer_models(model, test, own, foreign)
         print(f"\n{name}: {result!r}\n{result.cosines.frame.round(3).T.to_string()}")
         table = result.summary().pivot(index="layer", columns=["vectors", "multiplier"], values=["mean", "low", "high"])
         print(table.round(3).to_string())

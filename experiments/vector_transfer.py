@@ -19,7 +19,7 @@ from experiments.measures import means, scored, steered
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.context import Context
     from experiments.settings import RunConfig
 
@@ -36,7 +36,7 @@ def run(unit: Unit, context: "Context") -> "pd.DataFrame":
 
 
 def section(frames: Frames, config: "RunConfig") -> "Section":
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.figures import curves_by_metric
 
     source = int(together(frames)["source"].iloc[0])

@@ -16,7 +16,7 @@ from experiments.plan import reading_cost
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
     from experiments.context import Context
     from experiments.settings import RunConfig
 
@@ -30,7 +30,7 @@ def units(config: "RunConfig") -> list[Unit]:
 
 
 def run(unit: Unit, context: "Context") -> "pd.DataFrame":
-    from caa_lens.lens import logit_lens
+    from caa_lens.interpretation.lens import logit_lens
 
     test = context.sets(unit["behavior"]).test
     return logit_lens(
@@ -44,7 +44,7 @@ def run(unit: Unit, context: "Context") -> "pd.DataFrame":
 
 
 def section(frames: Frames, config: "RunConfig") -> "Section":
-    from caa_lens.report import Section
+    from caa_lens.report.page import Section
 
     tables = []
     for unit, frame in frames.items():

@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 
 import caa_lens as cl
-from caa_lens.pair_geometry import norms, separability
-from caa_lens.pair_reading import pair_activations
-from caa_lens.prompts import default_format
+from caa_lens.engine.pair_reading import pair_activations
+from caa_lens.interpretation.pair_geometry import pair_separability, vector_norms
+from caa_lens.prompts.formats import default_format
 
 MODEL = "demo"
 LAYERS = (0, 5, 10, 15, 18, 21, 24, 27, 29)  # tabled; vectors are extracted at every layer
@@ -54,16 +54,16 @@ def main() -> None:
     show("Mean score of positive minus negative words, in logits", margins)
 
     activations = pair_activations(model, train.sample(N_PROBE_PAIRS, seed=0))
-    found = separability(activations)
-    size = norms(vectors, activations)
+    found = pair_separability(activations)
+    size = vector_norms(vectors, activations)
     print(f"\n{found!r}\n{size!r}")
     table = found.frame.merge(size.frame, on="layer", suffixes=("", "_norms"))
     table = table[table["layer"].isin(LAYERS)]
-    show("Separability and size", table[[c for c in table.columns if table[c].dtype != object]], 3)
+    show("PairSeparability and size", table[[c for c in table.columns if table[c].dtype != object]], 3)
 
     for behavior in ("refusal", "sycophancy"):  # A/B sets: read at the letter
         letters = pair_activations(model, cl.ContrastSet.load(behavior).sample(N_PROBE_PAIRS, seed=0))
-        apart = separability(letters)
+        apart = pair_separability(letters)
         best = apart.frame.loc[apart.frame["accuracy"].idxmax()]
         emerges = f"emerges at layer {apart.emergence}" if apart.emergence is not None else "never emerges"
         print(f"\n{behavior}: {emerges}; best accuracy {best['accuracy']:.2f} at layer {best['layer']:.0f}")
@@ -73,7 +73,7 @@ def main() -> None:
     rows = []
     for layer in ACT_LAYERS:
         asked = [(fmt.encode(model.tokenizer, q), good, bad) for q, good, bad in questions]
-        result = cl.attribute(model, asked, vectors[layer], multiplier=2.0, progress=False)
+        result = cl.interpretation.attribute_logits(model, asked, vectors[layer], multiplier=2.0, progress=False)
         kinds = result.by_kind()
         rows.append({"layer": layer, **{k: float(v) for k, v in kinds.items()}, "total": result.total})
         rows[-1]["explained"] = result.explained

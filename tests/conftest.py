@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from helpers import SHARED, tiny_model
+from helpers.models import SHARED, tiny_model
 
 torch.set_num_threads(1)
 
@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def demo_model():
     """SmolLM2-135M-Instruct, the real model; downloaded once into the user's cache."""
-    from caa_lens.models import load_model
+    from caa_lens.models.loading.load import load_model
 
     return load_model("demo", device="cpu")
 
@@ -27,8 +27,8 @@ def demo_model():
 @pytest.fixture(scope="session")
 def demo_tokenizer():
     """The real model's tokenizer without the model, which takes a while to load."""
-    from caa_lens.loading.demo_model import demo_model_path
-    from caa_lens.loading.tokenizers import folder_tokenizer
+    from caa_lens.models.loading.demo_model import demo_model_path
+    from caa_lens.models.loading.tokenizers import folder_tokenizer
 
     return folder_tokenizer(demo_model_path())
 
@@ -51,6 +51,6 @@ def llama2_tokenizer():
     file = SHARED / "llama2_tokenizer" / "tokenizer.model"
     if not file.exists():
         pytest.skip("needs ../shared/llama2_tokenizer/tokenizer.model beside the project")
-    from caa_lens.loading.tokenizers import sentencepiece_tokenizer
+    from caa_lens.models.loading.tokenizers import sentencepiece_tokenizer
 
     return sentencepiece_tokenizer(file)

@@ -92,7 +92,7 @@ TESTS: dict[str, list[list[str]]] = {
     ],
     "caa_lens/unembedding.py": [["tests/test_unembedding.py", "tests/test_lens.py"], ["tests/test_any_model.py"]],
     "caa_lens/positions.py": [["tests/test_positions.py"], ["tests/test_steering.py"]],
-    "caa_lens/prefix_cache.py": [
+    "caa_lens/shared_prefix.py": [
         ["tests/test_prefix_cache.py"],
         ["tests/test_any_model.py"],
         ["tests/test_answers.py"],

@@ -22,27 +22,27 @@ MISTAKES = {
     "cl.extract(model, pairs, layers=[1.5])": "layers must be whole numbers, got the float 1.5 among them",
     "cl.extract(model, pairs, layers=[None])": "layers must be whole numbers, got NoneType among them",
     "cl.extract(model, pairs, layers=[-1])": "layer -1 is out of range: tiny has layers 0 to 3; the last is 3, not -1",
-    "cl.pair_activations(model, 'sentiment')": "expected a ContrastSet",
-    "cl.pair_activations(pairs, model)": "expected a model",
+    "cl.engine.pair_activations(model, 'sentiment')": "expected a ContrastSet",
+    "cl.engine.pair_activations(pairs, model)": "expected a model",
     "cl.sweep(model, pairs, vectors, multipliers=1)": "must be a list of numbers, got 1: write multipliers=[1]",
     "cl.sweep(model, pairs, vectors, multipliers=['a'])": "multipliers must be numbers, got the str 'a' among them",
     "cl.sweep(model, pairs, vectors[1])": "got one SteeringVector: give the set, with the layer as layers=[...]",
     "cl.sweep(model, pairs, 'v.safetensors')": "SteeringVectors.load",
     "cl.sweep(model, vectors, pairs)": "expected a ContrastSet, got SteeringVectors",
     "cl.sweep(model, pairs, vectors, multipliers=[])": "no multipliers given",
-    "cl.transfer(model, vectors, pairs)": "expected a ContrastSet, got SteeringVectors",
-    "cl.transfer(model, pairs, vectors[1])": "expected SteeringVectors, got one SteeringVector",
-    "cl.model_transfer(model, pairs, vectors, vectors[1])": "expected SteeringVectors, got one SteeringVector",
+    "cl.transfer_layers(model, vectors, pairs)": "expected a ContrastSet, got SteeringVectors",
+    "cl.transfer_layers(model, pairs, vectors[1])": "expected SteeringVectors, got one SteeringVector",
+    "cl.transfer_models(model, pairs, vectors, vectors[1])": "expected SteeringVectors, got one SteeringVector",
     "cl.logit_lens(vectors, model)": "expected a model",
     "cl.logit_lens(model, pairs)": "expected SteeringVectors, got ContrastSet",
     "cl.logit_lens(model, vectors, layers=1)": "write layers=[1]",
     "cl.word_ranks(vectors, model, ['love'])": "expected a model",
-    "cl.stream_lens(prompt, model)": "expected a model",
+    "cl.residual_lens(prompt, model)": "expected a model",
     "cl.token_similarity('A text', model, vectors)": "expected a model",
     "cl.token_similarity(model, prompt, 'sentiment')": "expected SteeringVectors, got the str 'sentiment'",
-    "cl.attribute(vectors, model, pairs)": "expected a model",
+    "cl.interpretation.attribute_logits(vectors, model, pairs)": "expected a model",
     "cl.generate('How was your day?', model)": "expected a model",
-    "list(cl.stream('How was your day?', model))": "expected a model",
+    "list(cl.generate_stream('How was your day?', model))": "expected a model",
     "cl.generate(model, prompt, vectors=[vectors])": "of SteeringVectors choose a layer, as in vectors[13]",
     "cl.generate(model, prompt, vectors=[torch.ones(32)])": "got a tensor of shape (32,); of SteeringVectors choose",
     "cl.generate(model, prompt, vectors=[(vectors[1], '1')])": "multiplier must be a number or a tensor [batch], got",
@@ -68,22 +68,26 @@ MISTAKES = {
     "cl.logit_lens(model, vectors, k='5')": "k must be a whole number, got the str '5'",
     "cl.ContrastSet.from_pairs([('q', 'a', 'b'), ('q', 'a', 'a')])": "pair 2, negative: found",
     "cl.extract(model, pairs, batch_size=0)": "batch_size must be at least 1, got 0",
-    "cl.attribute(model, pairs, vectors[1], batch_size=2.0)": "batch_size must be a whole number, got the float 2.0",
+    "cl.interpretation.attribute_logits(model, pairs, vectors[1], batch_size=2.0)": (
+        "batch_size must be a whole number, got the float 2.0"
+    ),
     "cl.generate(model, prompt, max_new_tokens=4.5)": "max_new_tokens must be a whole number, got the float 4.5",
     "cl.generate(halved, prompt)": "weights are float16, but its cfg.dtype says float32: load it with dtype='float16'",
-    "list(cl.read_residuals(model, ['a text']))": "expected Prompts, got the str 'a text' among them",
+    "list(cl.engine.read_residuals(model, ['a text']))": "expected Prompts, got the str 'a text' among them",
     "cl.ContrastSet([('q', 'a', 'b')])": "make a set with ContrastSet.from_pairs([(question, positive, negative)",
     "cl.ContrastSet.load('v.pt')": "found a file of vectors, expected contrast pairs, a .json or .jsonl file",
     "cl.read_vectors('pairs.jsonl')": "pairs.jsonl is a file of contrast pairs, expected steering vectors",
     "cl.SteeringVectors.load('pairs.jsonl')": "expected steering vectors: pairs are loaded with ContrastSet.load",
     "cl.SteeringVectors.load('v.pt')": "it is a file of torch.save, which caa_lens.read_vectors may read",
-    "cl.read_vectors('v.pt')": "is a pickle of objects, caa_lens.provenance.Provenance, caa_lens.vectors",
+    "cl.read_vectors('v.pt')": (
+        "is a pickle of objects, caa_lens.provenance.Provenance, caa_lens.vectors.steering_vectors"
+    ),
     "vectors[1.0]": "no vector for layer 1.0: this set has layers 0-3 (0-based blocks); int(1.0) makes a layer of it",
-    "cl.mean([vectors[1], vectors[1]])": "got a list of them: write mean(*vectors)",
+    "cl.vectors.mean_vector([vectors[1], vectors[1]])": "got a list of them: write mean(*vectors)",
     "cl.steer(model, [vectors[1], vectors[2]], start=0)": "leave out the list: steer takes vectors one after another",
     "vectors.at(2)": "expected a list of layers, got 2: write .at([2])",
     "cl.extract(model, pairs.split(test=1))": "a split gives two, as in train, test = pairs.split(test=0.2)",
-    "cl.extract(model, pairs, estimator='pca')": "estimator must be a function such as caa_lens.extraction.pca_of",
+    "cl.extract(model, pairs, estimator='pca')": "unknown estimator 'pca': expected mean_difference, pca_of",
     "cl.sweep(model, pairs, [vectors[1]])": "make a set of them with SteeringVectors.from_vectors([...])",
     "cl.SteeringVectors.from_vectors(vectors[1])": "expected a list of SteeringVector, got one: put it into a list",
     "cl.SteeringVector.from_direction(torch.ones(32), '3')": "layer must be a whole number, the 0-based block, got '3'",
@@ -91,7 +95,7 @@ MISTAKES = {
     "cl.generate(model, prompt, vectors=[(vectors[1], [1, 2])])": "got the list [1, 2]; torch.tensor(...) makes one",
     "cl.generate(model, prompt, vectors=None)": "expected a list of vectors, got NoneType: without any, [], nothing",
     "cl.generate(model, prompt, vectors={1: vectors[1]})": "expected a list of vectors, got dict",
-    "list(cl.stream(model, [prompt, prompt]))": "expected a question in words, or a Prompt as Prompt.of makes",
+    "list(cl.generate_stream(model, [prompt, prompt]))": "expected a question in words, or a Prompt as Prompt.of makes",
     "cl.steer(model, [vectors[1]], start=0)": "leave out the list: steer takes vectors one after another",
     "cl.steer(model, vectors[1], start='0')": "start must be a whole number or a tensor [batch], got '0'",
     "cl.steer(model, vectors[1], prompt=torch.tensor([[1, 2]]))": "Prompt.of makes it, got a tensor of shape (1, 2)",
@@ -101,8 +105,12 @@ MISTAKES = {
     "pairs.split(test='4')": "got test='4' for the 4 pairs of 'sentiment', expected a number of pairs (int) or a share",
     "pairs.save('pairs.csv')": "pairs are saved as .jsonl or .json, got 'pairs.csv'",
     "cl.token_similarity(model, ['a', 'b'], vectors)": "expected the text in words, one at a time, got a list of",
-    "cl.pca(vectors)": "expected PairActivations, as pair_activations(model, pairs) reads, got SteeringVectors",
-    "cl.norms(vectors, pairs)": "expected PairActivations, as pair_activations(model, pairs) reads, got ContrastSet",
+    "cl.interpretation.pair_pca(vectors)": (
+        "expected PairActivations, as pair_activations(model, pairs) reads, got SteeringVectors"
+    ),
+    "cl.interpretation.vector_norms(vectors, pairs)": (
+        "expected PairActivations, as pair_activations(model, pairs) reads, got ContrastSet"
+    ),
     "vectors[1:3]": "several are chosen with .at([...])",
     "cl.logit_lense": "has no attribute 'logit_lense': try 'logit_lens'",
 }
@@ -121,13 +129,13 @@ import json, sys
 import numpy as np
 import torch
 sys.path.insert(0, sys.argv[1])
-from helpers import tiny_model
+from helpers.models import tiny_model
 import caa_lens as cl
 model = tiny_model(n_layers=4)
 model.cfg.model_name = "tiny"
 pairs = cl.ContrastSet.load("sentiment").sample(4)
 vectors = cl.SteeringVectors(directions=torch.ones(4, model.cfg.d_model), layers=(0, 1, 2, 3))
-prompt = cl.Prompt(text="", answer_start=3, tokens=(1, 2, 3), steer_start=1, read=(2, 3))
+prompt = cl.prompts.Prompt(text="", answer_start=3, tokens=(1, 2, 3), steer_start=1, read=(2, 3))
 pairs.save("pairs.jsonl")
 torch.save(vectors, "v.pt")
 halved = tiny_model(n_layers=4).half()

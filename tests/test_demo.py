@@ -8,9 +8,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from caa_lens.contrast import ContrastSet
+from caa_lens.contrast.sets import ContrastSet
 from caa_lens.demo import DemoConfig, run_demo
-from caa_lens.vectors import SteeringVectors
+from caa_lens.vectors.steering_vectors import SteeringVectors
 
 SMALL = DemoConfig(n_test=6, layers=(1, 3), prompts=("Describe a walk in the park.",), max_new_tokens=4)
 
@@ -18,7 +18,7 @@ SMALL = DemoConfig(n_test=6, layers=(1, 3), prompts=("Describe a walk in the par
 @pytest.fixture
 def small_run(tmp_path, tiny_chat, monkeypatch):
     """Run the demo with the small random model in place of the real one; returns (folder, run)."""
-    monkeypatch.setattr("caa_lens.models.load_model", lambda *args, **kwargs: tiny_chat)
+    monkeypatch.setattr("caa_lens.models.loading.load.load_model", lambda *args, **kwargs: tiny_chat)
 
     def run(config=SMALL):
         console = Console(record=True, width=400)
@@ -65,11 +65,11 @@ def test_a_second_run_reuses_what_is_there(small_run, monkeypatch):
 def test_an_interrupted_run_goes_on_where_it_stopped(small_run, monkeypatch):
     folder, run = small_run
     with monkeypatch.context() as patch:
-        patch.setattr("caa_lens.sweeps.sweep", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("caa_lens.measures.sweeps.sweep", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run()
     vectors = (folder / "vectors.safetensors").read_bytes()
-    monkeypatch.setattr("caa_lens.extraction.extract", lambda *a, **k: pytest.fail("extracted again"))
+    monkeypatch.setattr("caa_lens.vectors.extraction.extract", lambda *a, **k: pytest.fail("extracted again"))
     run()
     assert (folder / "vectors.safetensors").read_bytes() == vectors
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("odd_arguments.py")
+SCRIPT = Path(__file__).parent / "helpers" / "odd_arguments.py"
 ALL = bool(os.environ.get("CAA_LENS_ODD_ALL"))
 OURS = str(Path("caa_lens") / "")
 # What fails in a caller's own function, or says in Python's words that there is nothing to go through.

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from caa_lens.algebra.combinations import mean, normalize_across_behaviors
-from caa_lens.interchange import read_vectors, write_vectors
 from caa_lens.provenance import Provenance, last_part, one_model
-from caa_lens.vectors import SteeringVector, SteeringVectors
+from caa_lens.vectors.algebra.combinations import mean_vector, normalize_across_behaviors
+from caa_lens.vectors.interchange import read_vectors, write_vectors
+from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 
 HUB = "meta-llama/Llama-2-7b-chat-hf"
 SAME = [
@@ -75,7 +75,7 @@ def test_files_are_called_after_the_last_part(name):
 @pytest.mark.parametrize(("first", "second"), [(HUB, SAME[0]), (SAME[0], HUB), (SAME[9], SAME[1]), ("unknown", HUB)])
 def test_vectors_of_one_model_under_two_names_combine_and_keep_the_fuller_one(first, second):
     a, b = vectors_of(first), vectors_of(second, behavior="c")
-    made = [a + b, a - b, a.without(b), mean(a, b), a[3] + b[3]]
+    made = [a + b, a - b, a.without(b), mean_vector(a, b), a[3] + b[3]]
     made.append(SteeringVectors.from_vectors([a[3], b[7]]))
     made += normalize_across_behaviors({"b": a, "c": b}).values()
     for each in made[:6]:
@@ -89,7 +89,7 @@ def test_vectors_of_two_owners_models_do_not_combine_not_even_by_way_of_a_bare_n
     for combine in (
         lambda: a + b,
         lambda: (a + bare) + b,
-        lambda: mean(bare, a, b),
+        lambda: mean_vector(bare, a, b),
         lambda: SteeringVectors.from_vectors([a[3], b[7]]),
         lambda: SteeringVectors.from_vectors([bare[3], a[7], b[7].at_layer(9)]),
     ):

@@ -1,1 +1,1 @@
-"""The command line, `caa-lens`: one verb a thing, the same engine as the library."""
+"""The command line, `caa-lens`: one verb a thing. Nothing in the package imports it."""

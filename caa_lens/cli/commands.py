@@ -17,8 +17,8 @@ from caa_lens.cli.vectors import VectorsArgument, vectors_app
 from caa_lens.provenance import layer_ranges, one_model
 
 if TYPE_CHECKING:
-    from caa_lens.contrast import ContrastSet
-    from caa_lens.vectors import SteeringVector, SteeringVectors
+    from caa_lens.contrast.sets import ContrastSet
+    from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 
 app = typer.Typer(
     name="caa-lens",
@@ -102,7 +102,7 @@ def extract(
     """
     from caa_lens import ContrastSet, load_model
     from caa_lens import extract as run_extract
-    from caa_lens.contrast import LetterBalanceWarning
+    from caa_lens.contrast.sets import LetterBalanceWarning
 
     check_out(out, ".safetensors", "vectors are saved")
     if balance:
@@ -138,7 +138,7 @@ def sweep(
     """
     from caa_lens import ContrastSet, load_model, read_vectors
     from caa_lens import sweep as run_sweep
-    from caa_lens.sweeps import METRIC_LABEL
+    from caa_lens.measures.sweeps import METRIC_LABEL
 
     check_frame_and_figure(out)
     of_each = read_vectors(vectors)
@@ -177,8 +177,8 @@ def transfer(
     Example: `caa-lens transfer sentiment sentiment.safetensors --layers 3,9,15,21,27 --test 20`
     """
     from caa_lens import ContrastSet, load_model, read_vectors
-    from caa_lens import transfer as run_transfer
-    from caa_lens.sweeps import METRIC_LABEL
+    from caa_lens import transfer_layers as run_transfer
+    from caa_lens.measures.sweeps import METRIC_LABEL
 
     check_frame_and_figure(out)
     sources = read_vectors(vectors)
@@ -247,7 +247,7 @@ def generate(
 
     Example: `caa-lens generate "How was your day?" --vectors sentiment.safetensors --layer 14 --multiplier=-2`
     """
-    from caa_lens import load_model, read_vectors, stream
+    from caa_lens import generate_stream, load_model, read_vectors
 
     steering = []
     if vectors is not None:
@@ -261,7 +261,7 @@ def generate(
     loaded = load_model(model, dtype=dtype, device=device)
     for vector, _ in steering:
         _note_other_model(vector, loaded)
-    for piece in stream(loaded, prompt, vectors=steering, max_new_tokens=max_new_tokens):
+    for piece in generate_stream(loaded, prompt, vectors=steering, max_new_tokens=max_new_tokens):
         typer.echo(piece, nl=False)
     typer.echo()
 
@@ -305,7 +305,7 @@ def _split(pairs: "ContrastSet", test: int) -> "tuple[ContrastSet, ContrastSet]"
 
 def _held_out(pairs: "ContrastSet", test: int, vectors: "SteeringVectors") -> "ContrastSet":
     """The pairs to score; says so, in the command line's words, if the vectors were extracted from some of them."""
-    from caa_lens.arguments import TrainingPairsWarning, count_training_pairs
+    from caa_lens.measures.training_pairs import TrainingPairsWarning, count_training_pairs
 
     scored = _split(pairs, test)[1] if test else pairs
     if n_pairs := count_training_pairs(scored, vectors):

@@ -16,7 +16,7 @@ def report(
 
     Example: `caa-lens report runs/paper-demo --out report.html`
     """
-    from caa_lens.run_report import write_run_report
+    from caa_lens.report.runs import write_run_report
 
     check_out(out, ".html", "the page is written")
     typer.echo(f"Open this file: {write_run_report(runs, out).resolve()}")

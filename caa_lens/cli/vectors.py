@@ -8,7 +8,7 @@ import typer
 from caa_lens.provenance import PAIR_HASHES, layer_ranges
 
 if TYPE_CHECKING:
-    from caa_lens.vectors import SteeringVectors
+    from caa_lens.vectors.steering_vectors import SteeringVectors
 
 vectors_app = typer.Typer(help="Look into vector files, compare, combine and convert them.", no_args_is_help=True)
 
@@ -76,9 +76,9 @@ def combine(
     """
     from dataclasses import replace
 
-    from caa_lens.algebra.expression_parser import evaluate
-    from caa_lens.interchange import read_vectors
-    from caa_lens.vectors import SteeringVector, SteeringVectors
+    from caa_lens.vectors.algebra.expression_parser import evaluate
+    from caa_lens.vectors.interchange import read_vectors
+    from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 
     named: dict[str, SteeringVectors] = {}
     for argument in files:
@@ -112,7 +112,7 @@ def convert(
 
     Example: `caa-lens vectors convert sentiment.safetensors sentiment.gguf`
     """
-    from caa_lens.interchange import read_vectors, write_vectors
+    from caa_lens.vectors.interchange import read_vectors, write_vectors
 
     vectors = read_vectors(source, model=model, layers=None if layers is None else _in_order(layers))
     written = write_vectors(vectors, out, to)

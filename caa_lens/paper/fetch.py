@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from caa_lens import contrast_files
 from caa_lens.atomic_files import write_atomically
-from caa_lens.contrast_files import FieldError
-from caa_lens.contrast_pair import ContrastPair
+from caa_lens.contrast import files as contrast_files
+from caa_lens.contrast.files import FieldError
+from caa_lens.contrast.pair import ContrastPair
 from caa_lens.paper.downloads import DownloadError, download_file, file_sha256
 from caa_lens.paper.questions import RECORD, check_name, data_folder, inventory, published_size, read_record
 from caa_lens.paper.sources import (

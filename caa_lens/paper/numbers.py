@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas
 
-_NUMBERS: dict[str, Any] = json.loads((files("caa_lens") / "data" / "paper_numbers.json").read_text(encoding="utf-8"))
+_NUMBERS: dict[str, Any] = json.loads((files("caa_lens.paper") / "paper_numbers.json").read_text(encoding="utf-8"))
 
 TABLES: tuple[str, ...] = tuple(_NUMBERS["tables"])
 

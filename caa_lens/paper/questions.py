@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caa_lens import contrast_files
-from caa_lens.contrast import ContrastSet
-from caa_lens.contrast_pair import ContrastPair
+from caa_lens.contrast import files as contrast_files
+from caa_lens.contrast.pair import ContrastPair
+from caa_lens.contrast.sets import ContrastSet
 from caa_lens.paper.numbers import BEHAVIORS, DATASET_SIZES
 from caa_lens.paper.sources import NAMES, PER_SUBJECT, QUESTIONS, SUBJECTS, authors_files, places
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from caa_lens.contrast_files import ContrastFileError, FieldError
+from caa_lens.contrast.files import ContrastFileError, FieldError
 from caa_lens.paper.numbers import BEHAVIORS
 
 GITHUB = "https://raw.githubusercontent.com"

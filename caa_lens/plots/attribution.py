@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 from caa_lens.plots.style import BLUE, GREY, styled
 
 if TYPE_CHECKING:
-    from caa_lens.attribution import Attribution
-    from caa_lens.similarity import TokenSimilarity
+    from caa_lens.interpretation.attribution import LogitAttribution
+    from caa_lens.interpretation.similarity import TokenSimilarity
 
 KIND_COLOUR = {"vector": "#c8453b", "attn": BLUE, "mlp": "#e0a030", "norm scale": GREY}
 KIND_LABEL = {
@@ -20,7 +20,7 @@ KIND_LABEL = {
 }
 
 
-def contribution_bars(attribution: "Attribution") -> go.Figure:
+def contribution_bars(attribution: "LogitAttribution") -> go.Figure:
     """Mean contribution of each component with its 95 % interval, in the order of depth."""
     summary = attribution.summary()
     figure = go.Figure()

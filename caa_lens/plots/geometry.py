@@ -11,9 +11,9 @@ from caa_lens.plots.style import BLUE, FAINT_BLUE, GREEN, GREY, GRID, ORANGE, fr
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.geometry import BehaviorCosines, CosineMap, ModelCosines
-    from caa_lens.pair_geometry import Norms, PairPCA, Separability
-    from caa_lens.vectors import Provenance
+    from caa_lens.interpretation.cosine_maps import BehaviorCosines, CosineMap, ModelCosines
+    from caa_lens.interpretation.pair_geometry import PairPCA, PairSeparability, VectorNorms
+    from caa_lens.provenance import Provenance
 
 SIDE_COLOUR = {"positive": BLUE, "negative": ORANGE}
 SYMBOLS = ("circle", "x", "diamond", "square", "triangle-up", "star")
@@ -64,7 +64,7 @@ def model_curve(result: "ModelCosines") -> go.Figure:
     return figure.update_layout(legend={**LEGEND_BELOW, "y": -0.18})
 
 
-def norm_curves(result: "Norms") -> go.Figure:
+def norm_curves(result: "VectorNorms") -> go.Figure:
     """Norms of vectors and of the residual stream on a logarithmic axis, and their ratio below."""
     figure = _two_panels()
     for column, name, colour in (
@@ -132,7 +132,7 @@ def pca_panels(result: "PairPCA") -> go.Figure:
     return figure.update_layout(legend={"orientation": "h", "y": -0.22 / n_rows, "yanchor": "top"})
 
 
-def separability_curves(result: "Separability") -> go.Figure:
+def separability_curves(result: "PairSeparability") -> go.Figure:
     """Held-out accuracy with its interval above; explained share and silhouette below; emergence across both."""
     frame, layers = result.frame, result.frame["layer"]
     figure = _two_panels()

@@ -12,8 +12,8 @@ from caa_lens.plots.style import GREY, styled
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.lens import LogitLens, WordRanks
-    from caa_lens.residual_lens import StreamLens
+    from caa_lens.interpretation.lens import LogitLens, WordRanks
+    from caa_lens.interpretation.residual_stream import ResidualLens
 
 READING_LABEL = {
     "direct": "score, direct (logits per unit of 1 / rms)",
@@ -121,7 +121,7 @@ def rank_curves(ranks: "WordRanks") -> go.Figure:
     return figure
 
 
-def stream_heatmaps(lens: "StreamLens") -> go.Figure:
+def stream_heatmaps(lens: "ResidualLens") -> go.Figure:
     """The lens' first choice at each layer and position, unsteered and steered."""
     frame = lens.frame
     runs = [False, True] if lens.vectors else [False]
@@ -165,7 +165,7 @@ def stream_heatmaps(lens: "StreamLens") -> go.Figure:
     return _two_panels(figure, {"colorscale": "Blues", "cmin": 0, "cmax": 1}, "probability of the token")
 
 
-def _stream_title(lens: "StreamLens") -> str:
+def _stream_title(lens: "ResidualLens") -> str:
     last = lens.frame[lens.frame["position"] == lens.frame["position"].max()]
     parts = []
     for run, steered in [("unsteered", False), ("steered", True)][: 2 if lens.vectors else 1]:
@@ -176,7 +176,7 @@ def _stream_title(lens: "StreamLens") -> str:
     return "The stream in tokens<br><span style='font-size: 12px'>" + "; ".join(parts) + "</span>"
 
 
-def _mark_steering(figure: go.Figure, lens: "StreamLens", positions: list[int]) -> None:
+def _mark_steering(figure: go.Figure, lens: "ResidualLens", positions: list[int]) -> None:
     """A line around the steered part of the right panel: from the first steered layer up, and position on."""
     layers = sorted(set(lens.frame["layer"]))
     first_layer = sum(layer < min(lens.steered_layers) for layer in layers)

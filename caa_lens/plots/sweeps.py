@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
+from caa_lens.measures.sweeps import METRIC_LABEL
 from caa_lens.plots.style import BLUE, banded_curve, styled
-from caa_lens.sweeps import METRIC_LABEL
 
 if TYPE_CHECKING:
-    from caa_lens.sweeps import Sweep
+    from caa_lens.measures.sweeps import Sweep
 
 
 def sweep_heatmap(sweep: "Sweep") -> go.Figure:

@@ -22,10 +22,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from caa_lens.arguments import as_float, as_seed, check_list, check_vector_set, describe
-from caa_lens.pair_reading import PairActivations
+from caa_lens.arguments import as_float, as_seed, check_list, describe
+from caa_lens.engine.pair_reading import PairActivations
 from caa_lens.provenance import Provenance, one_model
-from caa_lens.vectors import SteeringVectors
+from caa_lens.vectors.checks import check_vector_set
+from caa_lens.vectors.steering_vectors import SteeringVectors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +86,7 @@ class ResidualMap:
 
     def plot(self) -> "go.Figure":
         """Held-out R^2 by layer."""
-        from caa_lens.plots.transfer import map_quality  # plotly takes a second to import
+        from caa_lens.plots.transfers import map_quality  # plotly takes a second to import
 
         return map_quality(self)
 

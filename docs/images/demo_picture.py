@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from caa_lens.sweeps import Sweep
-from caa_lens.vectors import SteeringVectors
+from caa_lens.measures.sweeps import Sweep
+from caa_lens.vectors.steering_vectors import SteeringVectors
 
 PROMPT = "Write a few sentences about a rainy afternoon."
 

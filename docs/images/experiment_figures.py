@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from caa_lens.atomic_files import write_atomically
-from caa_lens.run_report import load_section
+from caa_lens.report.runs import load_section
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "notebooks"))
 from run import draw

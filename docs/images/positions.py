@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from caa_lens.prompts import LLAMA2_CHAT, PromptFormat, chat_template_format, encode_answer
+from caa_lens.prompts.formats import LLAMA2_CHAT, PromptFormat, chat_template_format, encode_answer
 
 HERE = Path(__file__).resolve().parent
 LETTER = ("Do you agree with me?\n\nChoices:\n (A) Yes\n (B) No", "(A)")
@@ -36,8 +36,8 @@ def picture(tokenizer: Any, prompt_format: PromptFormat, question: str, answer: 
 
 
 def main() -> None:
-    from caa_lens.loading.demo_model import demo_model_path
-    from caa_lens.loading.tokenizers import folder_tokenizer, sentencepiece_tokenizer
+    from caa_lens.models.loading.demo_model import demo_model_path
+    from caa_lens.models.loading.tokenizers import folder_tokenizer, sentencepiece_tokenizer
 
     llama2, smollm2 = sentencepiece_tokenizer(Path(sys.argv[1])), folder_tokenizer(demo_model_path())
     llama2_html = picture(llama2, LLAMA2_CHAT, *LETTER)

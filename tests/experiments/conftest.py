@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import random_llama
+from helpers.models import random_llama
 
 ROOT = str(Path(__file__).resolve().parents[2])
 if ROOT not in sys.path:
@@ -16,7 +16,7 @@ def models(tmp_path_factory):
     """Folders of two random Llamas behind the real tokenizer, as `load_model` reads them."""
     from transformers import AutoTokenizer
 
-    from caa_lens.loading.demo_model import demo_model_path
+    from caa_lens.models.loading.demo_model import demo_model_path
 
     folder = tmp_path_factory.mktemp("models")
     tokenizer = AutoTokenizer.from_pretrained(demo_model_path())

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import random_llama
+from helpers.models import random_llama
 
 from caa_lens.paper.numbers import DATASET_SIZES
 from caa_lens.paper.sources import NAMES
@@ -168,7 +168,7 @@ def test_a_cards_rates_are_of_the_runs_number_format_and_say_that_they_are_plann
 
 def test_a_model_that_would_not_run_here_is_planned_for_a_card_that_holds_it(monkeypatch):
     config, some = RunConfig.of(LLAMA), [BY_NAME["vectors"]]
-    monkeypatch.setattr("caa_lens.loading.device_memory.free_memory", lambda device: 16e9)
+    monkeypatch.setattr("caa_lens.models.loading.device_memory.free_memory", lambda device: 16e9)
     monkeypatch.setattr("experiments.plan.measure_rates", lambda dtype, device: "measured")
     rates = planned_rates(config, some, None, None, "cpu")
     assert rates.flops == GPUS["v100"].single * 1e12  # 29.6 GB
@@ -177,7 +177,7 @@ def test_a_model_that_would_not_run_here_is_planned_for_a_card_that_holds_it(mon
     assert planned_rates(config, some, None, stated_rates(1.0, 2.0), "cpu").source == "stated"
     with pytest.raises(ValueError, match="got --gpu and --flops, expected one of them"):
         planned_rates(config, some, "h100", stated_rates(1.0, 2.0), "cpu")
-    monkeypatch.setattr("caa_lens.loading.device_memory.free_memory", lambda device: 64e9)
+    monkeypatch.setattr("caa_lens.models.loading.device_memory.free_memory", lambda device: 64e9)
     assert planned_rates(config, some, None, None, "cpu") == "measured"
     assert planned_rates(RunConfig.of("some/one"), some, None, None, "cpu") == "measured"  # of unknown size
 

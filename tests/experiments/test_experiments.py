@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from browser import CHROMIUM, browse
+from helpers.browser import CHROMIUM, browse
 
-from caa_lens.contrast import ContrastSet
-from caa_lens.run_report import load_section, write_run_report
+from caa_lens.contrast.sets import ContrastSet
+from caa_lens.report.runs import load_section, write_run_report
 from experiments import knowledge, layer_sweep
 from experiments.__main__ import main
 from experiments.catalogue import EXPERIMENTS
@@ -69,7 +69,7 @@ def finished(models, tmp_path_factory):
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "tiny")
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr("caa_lens.paper.questions.load_paper_questions", lambda name: (QUESTIONS, CATEGORIES))
-        patch.setattr("caa_lens.open_ended.judging.judge", fake_judge)
+        patch.setattr("caa_lens.measures.open_ended.judging.judge", fake_judge)
         folder.claim(run_identity(config), run_notes(list(BY_NAME)))
         outcomes = run(EXPERIMENTS, config, folder)
     return config, folder, outcomes
@@ -136,7 +136,8 @@ def test_needs_name_experiments_that_stand_before(finished):
 
 
 def test_multipliers_are_the_packages_own_sweep_of_normalised_vectors(finished):
-    from caa_lens import normalize_across_behaviors, sweep
+    from caa_lens import sweep
+    from caa_lens.vectors import normalize_across_behaviors
 
     config, folder, _ = finished
     context = Context(config, folder)
@@ -164,8 +165,8 @@ def test_the_layer_sweep_has_the_same_numbers_at_the_chosen_layer(finished):
 
 
 def test_transfer_at_its_own_layer_is_the_sweep_and_elsewhere_the_moved_vector(finished):
-    from caa_lens.answers import score
-    from caa_lens.hooks import Intervention
+    from caa_lens.measures.answers import score
+    from caa_lens.steering.interventions import Intervention
 
     config, folder, _ = finished
     context = Context(config, folder)
@@ -179,8 +180,8 @@ def test_transfer_at_its_own_layer_is_the_sweep_and_elsewhere_the_moved_vector(f
 
 
 def test_each_side_is_scored_behind_its_own_system_prompt(finished):
-    from caa_lens.answers import score
-    from caa_lens.hooks import Intervention
+    from caa_lens.measures.answers import score
+    from caa_lens.steering.interventions import Intervention
 
     config, folder, _ = finished
     context = Context(config, folder)
@@ -218,9 +219,10 @@ def test_the_papers_system_prompts_keep_their_sides():
 
 
 def test_base_vectors_come_from_the_base_model_and_steer_the_chat_model(finished):
-    from caa_lens import extract, normalize_across_behaviors
-    from caa_lens.answers import score
-    from caa_lens.hooks import Intervention
+    from caa_lens import extract
+    from caa_lens.measures.answers import score
+    from caa_lens.steering.interventions import Intervention
+    from caa_lens.vectors import normalize_across_behaviors
 
     config, folder, _ = finished
     context = Context(config, folder)
@@ -468,7 +470,7 @@ def test_estimates_are_operations_at_a_rate_or_weights_read_once_a_step():
 
 
 def test_estimated_tokens_are_near_the_real_ones(finished):
-    from caa_lens.prompts import default_format
+    from caa_lens.prompts.formats import default_format
     from experiments.plan import reading_cost
 
     config, folder, _ = finished

@@ -13,16 +13,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import SHARED, known_as, random_llama, tiny_model
+from helpers.models import SHARED, known_as, random_llama, tiny_model
 
-from caa_lens import answers, generation
-from caa_lens.contrast import ContrastSet
-from caa_lens.loading import weights
-from caa_lens.loading.weights import checkpoint_parameters
-from caa_lens.models import load_model
+from caa_lens.contrast.sets import ContrastSet
+from caa_lens.measures import answers
+from caa_lens.models.loading import weights
+from caa_lens.models.loading.load import load_model
+from caa_lens.models.loading.weights import checkpoint_parameters
 from caa_lens.paper.numbers import published
-from caa_lens.prompts import LLAMA2_CHAT, encode_letters, resolve_format
-from caa_lens.run_report import load_section
+from caa_lens.prompts.formats import LLAMA2_CHAT, encode_letters, resolve_format
+from caa_lens.report.runs import load_section
+from caa_lens.steering import generation
 from experiments import extraction, finetuned_text, finetuning
 from experiments.catalogue import EXPERIMENTS
 from experiments.context import Context
@@ -182,7 +183,7 @@ def start(config, path, *experiments):
     folder = RunFolder(path)
     folder.claim(run_identity(config), {})
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("caa_lens.open_ended.judging.judge", fake_judge)
+        patch.setattr("caa_lens.measures.open_ended.judging.judge", fake_judge)
         outcomes = run(with_needs(experiments, EXPERIMENTS, config), config, folder)
     assert not any(o.failed or o.skipped or o.unfinished for o in outcomes), outcomes
     return folder
@@ -201,7 +202,7 @@ def tables(folder, name):
 @pytest.mark.parametrize("side", ["positive", "negative"])
 def test_letters_and_texts_of_a_run_are_those_of_the_taught_model(finished, side):
     from caa_lens import generate
-    from caa_lens.answers import score
+    from caa_lens.measures.answers import score
 
     config, folder = finished
     context = Context(config, folder)
@@ -399,7 +400,7 @@ def test_a_taught_llama_2_is_asked_in_the_format_and_the_tokens_that_it_was_taug
 
 
 def test_weights_that_a_killed_process_left_are_swept_up_at_the_next_start_and_no_others(models, tmp_path):
-    import cheap
+    from helpers import cheap_run as cheap
 
     folder = RunFolder(tmp_path / "run")
     cheap.claim(folder)
@@ -419,7 +420,7 @@ def test_weights_that_a_killed_process_left_are_swept_up_at_the_next_start_and_n
 
 
 def test_a_process_killed_while_it_trains_leaves_nothing_for_long(tmp_path):
-    import cheap
+    from helpers import cheap_run as cheap
 
     folder = RunFolder(tmp_path / "run")
     cheap.claim(folder)

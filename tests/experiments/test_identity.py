@@ -4,17 +4,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import cheap
 import pandas as pd
 import pytest
 import torch
-from helpers import random_llama
+from helpers import cheap_run as cheap
+from helpers.models import random_llama
 from safetensors.torch import load_file, save_file
 
-from caa_lens.arguments import TrainingPairsWarning
-from caa_lens.contrast import ContrastSet
-from caa_lens.loading.fingerprint import file_digest, model_fingerprint
-from caa_lens.vectors import SteeringVector, SteeringVectors
+from caa_lens.contrast.sets import ContrastSet
+from caa_lens.measures.training_pairs import TrainingPairsWarning
+from caa_lens.models.loading.fingerprint import file_digest, model_fingerprint
+from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 from experiments import base_to_chat, finetuning, judged, knowledge, open_ended
 from experiments.behavior_sets import behavior_sets
 from experiments.catalogue import EXPERIMENTS
@@ -237,7 +237,7 @@ def test_other_open_ended_prompts_are_other_data(monkeypatch):
     config = RunConfig.of("demo", behaviors=("sentiment",))
     before = open_ended.EXPERIMENT.own(config)
     behavior_sets.cache_clear()
-    monkeypatch.setattr("caa_lens.contrast.load_open_ended", lambda behavior: ["Another?", "And one more?"])
+    monkeypatch.setattr("caa_lens.contrast.sets.load_open_ended", lambda behavior: ["Another?", "And one more?"])
     after = open_ended.EXPERIMENT.own(config)
     behavior_sets.cache_clear()
     assert set(before) == set(after) == {"sentiment/open_ended"}
@@ -261,7 +261,7 @@ def test_other_questions_of_mmlu_are_refused(monkeypatch, folder):
 
 
 def test_rubrics_are_part_of_what_was_judged(monkeypatch):
-    from caa_lens.open_ended.rubrics import RUBRICS, Rubric
+    from caa_lens.measures.open_ended.rubrics import RUBRICS, Rubric
 
     config = RunConfig.of("demo", behaviors=("sentiment",), **JUDGE)
     before = judged.EXPERIMENT.own(config)

@@ -11,18 +11,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import tiny_model
+from helpers.models import tiny_model
 from transformers import AutoTokenizer
 
-from caa_lens.contrast import ContrastSet
-from caa_lens.geometry import ModelCosines, cosine_map, model_cosines
-from caa_lens.intervals import bootstrap_interval
-from caa_lens.loading.demo_model import demo_model_path
-from caa_lens.pair_geometry import PairPCA, Separability, pca, separability
-from caa_lens.pair_reading import PairActivations
+from caa_lens.contrast.sets import ContrastSet
+from caa_lens.engine.pair_reading import PairActivations
+from caa_lens.interpretation.cosine_maps import ModelCosines, cosine_map, model_cosines
+from caa_lens.interpretation.pair_geometry import PairPCA, PairSeparability, pair_pca, pair_separability
+from caa_lens.interpretation.similarity import token_similarity
+from caa_lens.measures.intervals import bootstrap_interval
+from caa_lens.models.loading.demo_model import demo_model_path
 from caa_lens.paper.numbers import published
-from caa_lens.similarity import token_similarity
-from caa_lens.vectors import Provenance, SteeringVectors
+from caa_lens.provenance import Provenance
+from caa_lens.vectors.steering_vectors import SteeringVectors
 from experiments import (
     base_to_chat,
     comparison,
@@ -119,7 +120,7 @@ def asked(monkeypatch):
         places = torch.arange(len(conditions)) + torch.arange(len(test))[:, None] / 1000
         return SimpleNamespace(metric="margin", values=places, settings={"model": model, "test": test.name})
 
-    monkeypatch.setattr("caa_lens.answers.score", score)
+    monkeypatch.setattr("caa_lens.measures.answers.score", score)
     return calls
 
 
@@ -195,7 +196,7 @@ def test_taught_text_is_the_units_own_multiplier_measured_by_the_untaught_model(
         calls.append(model)
         return frame
 
-    monkeypatch.setattr("caa_lens.open_ended.text_measures.measure_texts", measure_texts)
+    monkeypatch.setattr("caa_lens.measures.open_ended.text_measures.measure_texts", measure_texts)
     unit = {"behavior": "refusal", "finetune": "positive"}
     texts = pd.DataFrame(
         {"prompt": [0, 1] * 3, "multiplier": [-1.0, -1.0, 0.0, 0.0, 1.0, 1.0], "answer": list("abcdef")}
@@ -221,7 +222,7 @@ def test_the_positive_system_prompt_asks_for_the_behavior_and_the_negative_one_a
 
 def test_a_taught_model_is_scored_and_answers_at_three_multipliers(context, asked, generated, monkeypatch):
     model, taught = SimpleNamespace(tokenizer=None), []
-    monkeypatch.setattr("caa_lens.prompts.resolve_format", lambda *_: "the format")
+    monkeypatch.setattr("caa_lens.prompts.formats.resolve_format", lambda *_: "the format")
     monkeypatch.setattr(finetuning, "letters_of", lambda _, pairs, side, *more: [(side, n) for n in range(len(pairs))])
     monkeypatch.setattr(finetuning, "teach", lambda *given, rate: taught.append((*given, rate)))
     context.load, context.release = lambda name, **_: model if name == "demo" else None, lambda: None
@@ -268,7 +269,7 @@ def generated(monkeypatch):
         calls.append((model, list(prompts), [(v, float(m)) for v, m in vectors], max_new_tokens))
         return [prompt[::-1] for prompt in prompts]
 
-    monkeypatch.setattr("caa_lens.generation.generate", generate)
+    monkeypatch.setattr("caa_lens.steering.generation.generate", generate)
     return calls
 
 
@@ -281,7 +282,7 @@ def test_answers_are_of_all_prompts_in_order_ten_at_a_time(context, generated, m
         measured.append(model)
         return frame.assign(sentiment=0.5)
 
-    monkeypatch.setattr("caa_lens.open_ended.text_measures.measure_texts", measure_texts)
+    monkeypatch.setattr("caa_lens.measures.open_ended.text_measures.measure_texts", measure_texts)
     frame = open_ended.run(Unit.of(behavior="refusal", multiplier=-1.5), context)
     assert frame["prompt"].tolist() == list(range(23))
     assert frame["question"].tolist() == list(prompts)
@@ -305,7 +306,7 @@ def test_vector_words_reads_the_swept_layers_and_the_last(context, monkeypatch):
         calls.append((model, vectors, how))
         return SimpleNamespace(frame="the frame")
 
-    monkeypatch.setattr("caa_lens.lens.logit_lens", logit_lens)
+    monkeypatch.setattr("caa_lens.interpretation.lens.logit_lens", logit_lens)
     assert vector_words.run(Unit.of(behavior="refusal", reading="in_context"), context) == "the frame"
     ((model, vectors, how),) = calls
     assert (model, vectors) == ("chat", context.vectors("refusal"))
@@ -337,7 +338,7 @@ def test_base_vectors_are_extracted_from_the_base_model_into_files_of_their_own(
         calls.append((model, pairs))
         return context.raw_vectors("refusal", "base-")
 
-    monkeypatch.setattr("caa_lens.extraction.extract", extract)
+    monkeypatch.setattr("caa_lens.vectors.extraction.extract", extract)
     frame = base_to_chat.run_vectors(Unit.of(behavior="refusal"), context)
     assert calls == [("base", context.sets("refusal").generate)]
     np.testing.assert_allclose(frame["norm"], context.raw_vectors("refusal", "base-").norms)
@@ -367,15 +368,15 @@ def test_separation_is_of_the_pairs_that_vectors_are_made_from(tmp_path, monkeyp
         read.append((model, pairs, layers))
         return random_activations(layers)
 
-    monkeypatch.setattr("caa_lens.pair_reading.pair_activations", pair_activations)
+    monkeypatch.setattr("caa_lens.engine.pair_reading.pair_activations", pair_activations)
     drawn = contrast_pca.run(Unit.of(behavior="refusal", what="pca"), context)
     activations = random_activations(layers)
-    pd.testing.assert_frame_equal(drawn, pca(activations, layers=panels).frame)
+    pd.testing.assert_frame_equal(drawn, pair_pca(activations, layers=panels).frame)
     about = {"n_layers": n_layers, "activations": asdict(activations.provenance)}
     assert drawn.attrs == about
     if n_layers == 4:
         parts = contrast_pca.run(Unit.of(behavior="refusal", what="separability"), context)
-        expected = separability(activations, seed=3, progress=False)
+        expected = pair_separability(activations, seed=3, progress=False)
         pd.testing.assert_frame_equal(parts, expected.frame)
         assert parts.attrs == {"emergence": expected.emergence, "chance": expected.chance, **about}
     assert read == [("chat", context.sets("refusal").generate, layers)]  # once, for both
@@ -756,7 +757,7 @@ def test_separation_is_told_by_layer_and_depth():
     parts = parts.assign(high=[0.6, 1.0, 0.9], explained=0.1, silhouette=0.2)
     frames = {}
     for behavior, emergence in (("z", 1), ("a", None)):
-        drawn = pca(random_activations((0, 1, 2)), layers=(0, 1)).frame
+        drawn = pair_pca(random_activations((0, 1, 2)), layers=(0, 1)).frame
         drawn.attrs |= {"n_layers": 5, "activations": asdict(about)}
         told = parts.copy()
         told.attrs |= {"n_layers": 5, "activations": asdict(about), "emergence": emergence, "chance": 0.55}
@@ -769,7 +770,7 @@ def test_separation_is_told_by_layer_and_depth():
     ]
     assert [figure.to_json() for figure in section.figures[:2]] == [
         PairPCA(frame=drawn, activations=about).plot().to_json(),
-        Separability(frame=parts, emergence=1, chance=0.55, activations=about).plot().to_json(),
+        PairSeparability(frame=parts, emergence=1, chance=0.55, activations=about).plot().to_json(),
     ]
     (table,) = tables_of(section).values()
     assert table.to_dict("records") == [
@@ -1063,9 +1064,9 @@ def test_taught_text_is_judged_where_there_are_a_judge_and_a_rubric(monkeypatch)
     assert skip(with_judge) is None
     assert "no judge was given" in skip(ALL)
     assert "answered by letter" in skip(with_judge.model_copy(update={"behaviors": ("sentiment",)}))
-    monkeypatch.setattr("caa_lens.open_ended.rubrics.RUBRICS", {"refusal": "a rubric"})
+    monkeypatch.setattr("caa_lens.measures.open_ended.rubrics.RUBRICS", {"refusal": "a rubric"})
     assert {unit["behavior"] for unit in finetuned_text.judged_units(with_judge)} == {"refusal"}
-    monkeypatch.setattr("caa_lens.open_ended.rubrics.RUBRICS", {})
+    monkeypatch.setattr("caa_lens.measures.open_ended.rubrics.RUBRICS", {})
     assert skip(with_judge) == "none of the behaviors has a rubric"
 
 
@@ -1178,7 +1179,7 @@ def test_costs_are_of_what_a_unit_runs(context, monkeypatch):
 
 def test_adapters_find_the_weights_that_the_model_was_loaded_from(monkeypatch, tmp_path):
     asked_for = []
-    monkeypatch.setattr("caa_lens.loading.hub.download", lambda *words: asked_for.append(words) or tmp_path)
+    monkeypatch.setattr("caa_lens.models.loading.hub.download", lambda *words: asked_for.append(words) or tmp_path)
     assert finetuning.weights_folder("demo") == demo_model_path()
     assert finetuning.weights_folder(str(tmp_path)) == tmp_path
     with pytest.raises(ValueError, match=r"a folder with safetensors, got /m/x\.gguf: use --finetune full"):

@@ -9,9 +9,9 @@ import time
 from multiprocessing import forkserver
 from pathlib import Path
 
-import cheap
 import pandas as pd
 import pytest
+from helpers import cheap_run as cheap
 
 from experiments.experiment import Experiment, Unit, together
 from experiments.run_folder import DiskFullError, OtherRunError, RunFolder
@@ -25,9 +25,11 @@ PROGRAM = Path(cheap.__file__)
 def start():
     """Run the cheap experiments on a folder in a process of its own, forked where everything is imported already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cheap", "pyarrow.parquet", "plotly.graph_objects", "caa_lens.run_report"])
+    context.set_forkserver_preload(
+        ["helpers.cheap_run", "pyarrow.parquet", "plotly.graph_objects", "caa_lens.report.runs"]
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{PROGRAM.parent}:{PROGRAM.parents[2]}")
+        patch.setenv("PYTHONPATH", f"{PROGRAM.parents[1]}:{PROGRAM.parents[2]}")
         forkserver.ensure_running()
 
     def started(folder):
@@ -135,14 +137,14 @@ def test_several_workers_do_every_unit_once(tmp_path, undisturbed):
 def test_a_unit_whose_holder_dies_is_done_by_who_waits_for_it(tmp_path, undisturbed, start):
     folder = tmp_path / "run"
     holding = (
-        "import sys, time; sys.path.insert(0, sys.argv[1]); import cheap\n"
+        "import sys, time; sys.path.insert(0, sys.argv[1]); from helpers import cheap_run as cheap\n"
         "from experiments.run_folder import RunFolder\n"
         "folder = RunFolder(sys.argv[2]); cheap.claim(folder)\n"
         "with folder.lock('numbers', cheap.units(cheap.CONFIG)[0].name):\n"
         "    print('held', flush=True); time.sleep(60)\n"
     )
     holder = subprocess.Popen(
-        [sys.executable, "-c", holding, str(PROGRAM.parent), str(folder)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", holding, str(PROGRAM.parents[1]), str(folder)], stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout.readline() == "held\n"
     waiting = start(folder)
@@ -237,7 +239,7 @@ def test_one_experiments_mistake_stops_what_needs_it_and_nothing_else(tmp_path):
 def test_what_cannot_run_is_skipped_with_its_reason_and_so_is_what_needs_it(tmp_path):
     from dataclasses import replace
 
-    from caa_lens.run_report import load_section
+    from caa_lens.report.runs import load_section
 
     able = replace(cheap.NUMBERS, skip=lambda config: "no data")
     assert skip_reasons([able, cheap.TOTALS], cheap.CONFIG) == {"numbers": "no data", "totals": "no data"}

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from caa_lens.report import Section
-from caa_lens.run_report import save_section
+from caa_lens.report.page import Section
+from caa_lens.report.runs import save_section
 from experiments.comparison import beside_the_paper
 from experiments.experiment import Experiment, Unit
 from experiments.figures import curves_by_metric

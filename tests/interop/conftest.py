@@ -3,13 +3,13 @@
 from types import SimpleNamespace
 
 import pytest
-from helpers import random_llama, random_vectors
+from helpers.models import random_llama, random_vectors
 
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory):
     """The same weights as `hf` and as `ours`, and `vectors` of a size that matters at all five layers."""
-    from caa_lens.models import load_model
+    from caa_lens.models.loading.load import load_model
 
     folder = tmp_path_factory.mktemp("llama")
     hf = random_llama(folder, num_hidden_layers=5)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import write_gguf
+from helpers.models import write_gguf
 from llama_cpp_steering import load_control_vector, log_probabilities_of, opened
 from other_tools import log_probabilities, needs
 
 from caa_lens import ContrastSet, extract
-from caa_lens.formats.control_vectors import DroppedLayerWarning
-from caa_lens.interchange import write_vectors
-from caa_lens.loading.demo_model import GGUF_NAME, GGUF_SHA256
+from caa_lens.models.loading.demo_model import GGUF_NAME, GGUF_SHA256
+from caa_lens.vectors.formats.control_vectors import DroppedLayerWarning
+from caa_lens.vectors.interchange import write_vectors
 
 # ---- a small random Llama in float32: every layer, to rounding ---------------------------------------------------
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from other_tools import log_probabilities, needs
 
-from caa_lens.formats.control_vectors import DroppedLayerWarning
-from caa_lens.interchange import read_vectors, write_vectors
+from caa_lens.vectors.formats.control_vectors import DroppedLayerWarning
+from caa_lens.vectors.interchange import read_vectors, write_vectors
 
 with pytest.MonkeyPatch.context() as patch:
     # repeng 0.4.0 was written for numpy 1 and names a type that numpy 2 has dropped, in an annotation.

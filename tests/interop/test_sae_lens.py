@@ -10,10 +10,10 @@ import warnings
 import pytest
 import test_docs
 import torch
-from helpers import random_vectors
+from helpers.models import random_vectors
+from helpers.pages import PAGES, blocks, name_of
+from helpers.shapes import model_of
 from other_tools import needs
-from pages import PAGES, blocks, name_of
-from shapes import model_of
 from test_any_model import (
     ENTRIES,
     LETTERS,
@@ -31,15 +31,15 @@ from test_docs import stand_ins  # noqa: F401 (a fixture)
 from torch.testing import assert_close
 
 import caa_lens as cl
-from caa_lens import prefix_cache
-from caa_lens.answers import score
-from caa_lens.contrast import ContrastSet
-from caa_lens.generation import generate_tokens
-from caa_lens.hooks import Intervention
-from caa_lens.pair_reading import pair_activations
-from caa_lens.plain_runs import plain_runs
-from caa_lens.prefix_cache import SharedPrefixWarning
-from caa_lens.prompts import Prompt, encode_answer, resolve_format
+from caa_lens.contrast.sets import ContrastSet
+from caa_lens.engine import shared_prefix
+from caa_lens.engine.pair_reading import pair_activations
+from caa_lens.engine.plain_runs import plain_runs
+from caa_lens.engine.shared_prefix import SharedPrefixWarning
+from caa_lens.measures.answers import score
+from caa_lens.prompts.formats import Prompt, encode_answer, resolve_format
+from caa_lens.steering.generation import generate_tokens
+from caa_lens.steering.interventions import Intervention
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # it imports names that TransformerLens 3.9 has elsewhere
@@ -148,7 +148,7 @@ WAYS = {
 
 def test_without_an_autoencoder_the_engine_is_used_and_gives_the_models_own_numbers(plain, model):
     assert type(model) is sae_lens.HookedSAETransformer
-    assert prefix_cache.unsupported(model) is None
+    assert shared_prefix.unsupported(model) is None
     assert_everything_is_the_models_own(model)  # a warning that it is not used would be an error
     assert_close(cl.extract(model, TEXTS, progress=False).directions, cl.extract(plain, TEXTS).directions)
 
@@ -167,7 +167,7 @@ def test_everything_beside_an_autoencoder_is_the_models_own_and_the_engine_comes
         assert_readings_are_the_models_own(model, layers[1], splits=way != "the last layer")
     take_away()
     assert_close(unsteered(model, tokens), before)
-    assert prefix_cache.unsupported(model) is None
+    assert shared_prefix.unsupported(model) is None
     assert_close(cl.extract(model, TEXTS, progress=False).directions, twin_extract(model, TEXTS), atol=2e-4, rtol=1e-3)
 
 
@@ -202,9 +202,9 @@ def assert_readings_are_the_models_own(model, layer, *, splits):
     questions = [(prompt, 5, 9), (Prompt.of(model, "Why?"), 70, 5)]
     if not splits:
         with pytest.raises(ValueError, match="the components miss the change of the logits"):
-            cl.attribute(model, questions, v, progress=False)
+            cl.interpretation.attribute_logits(model, questions, v, progress=False)
         return
-    split = cl.attribute(model, questions, v, progress=False)
+    split = cl.interpretation.attribute_logits(model, questions, v, progress=False)
     for row, (text, good, bad) in zip(split.changes.itertuples(), questions, strict=True):
         steered = plain_forward(model, text.tokens, [(layer, v.direction, text.steer_start)])
         change = steered - unsteered(model, text.tokens)
@@ -259,24 +259,24 @@ def test_a_copy_of_the_model_takes_the_plain_path(model):
     """SAELens' MLPs are behind a function of the original's, so a copy runs the original's weights."""
     other = copy.deepcopy(model)
     other.blocks[0].mlp.W_in.data *= 3
-    assert "mlp.forward was replaced" in prefix_cache.unsupported(other)
+    assert "mlp.forward was replaced" in shared_prefix.unsupported(other)
     model.blocks[2].mlp.forward = lambda x: x
-    assert "blocks.2.mlp.forward was replaced" in prefix_cache.unsupported(model)
+    assert "blocks.2.mlp.forward was replaced" in shared_prefix.unsupported(model)
 
 
 def test_a_hook_on_what_saelens_adds_to_an_mlp_is_noticed(model):
     model.add_hook("blocks.2.mlp.hook_in", lambda x, hook: 2 * x)
-    assert "blocks.2.mlp.hook_in" in prefix_cache.unsupported(model)
+    assert "blocks.2.mlp.hook_in" in shared_prefix.unsupported(model)
 
 
-@pytest.mark.filterwarnings("ignore::caa_lens.prefix_cache.SharedPrefixWarning")
+@pytest.mark.filterwarnings("ignore::caa_lens.engine.shared_prefix.SharedPrefixWarning")
 def test_the_demo_model_with_an_autoencoder(demo_model):
     model = hooked_sae_transformer(demo_model)
-    assert prefix_cache.unsupported(model) is None
+    assert shared_prefix.unsupported(model) is None
     pairs = ContrastSet.load("sentiment").sample(2)
     v = cl.extract(demo_model, pairs, layers=[5], progress=False)[5]
     model.add_sae(sae_at("blocks.10.hook_resid_post", d_in=576, d_sae=256), use_error_term=False)
-    assert "blocks.10.hook_resid_post is a _SAEWrapper" in prefix_cache.unsupported(model)
+    assert "blocks.10.hook_resid_post is a _SAEWrapper" in shared_prefix.unsupported(model)
     found = cl.extract(model, pairs, layers=[5, 20], progress=False)
     values = score(model, pairs, [(), (Intervention(vector=v, multiplier=2),)], progress=False).values
     prompt = Prompt.of(model, "How was your day?")
@@ -288,7 +288,7 @@ def test_the_demo_model_with_an_autoencoder(demo_model):
     assert_close(values, torch.stack(twins, dim=1), atol=1e-4, rtol=1e-3)
     assert text == twin_generate(model, prompt, [(5, 2 * v.direction)], 3)
     model.reset_saes()
-    assert prefix_cache.unsupported(model) is None
+    assert shared_prefix.unsupported(model) is None
     assert_close(cl.extract(model, pairs, layers=[5], progress=False)[5].direction, v.direction, atol=1e-4, rtol=1e-3)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from other_tools import log_probabilities, needs
 
-from caa_lens.interchange import from_steering_vectors, to_steering_vectors
+from caa_lens.vectors.interchange import from_steering_vectors, to_steering_vectors
 
 steering_vectors = needs("steering_vectors")
 TOKENS = torch.tensor([[1, 5, 9, 33, 7, 60], [1, 40, 3, 3, 21, 8]])

@@ -9,8 +9,8 @@ import pytest
 import torch
 from other_tools import log_probabilities, needs
 
-from caa_lens.formats.vllm_lens_files import from_vllm_lens, to_vllm_lens
-from caa_lens.interchange import read_vectors, write_vectors
+from caa_lens.vectors.formats.vllm_lens_files import from_vllm_lens, to_vllm_lens
+from caa_lens.vectors.interchange import read_vectors, write_vectors
 
 vllm_lens = needs("vllm_lens")
 TOKENS = torch.tensor([[1, 5, 9, 33, 7, 60]])

@@ -1,0 +1,33 @@
+from . import contrast as contrast
+from . import engine as engine
+from . import interpretation as interpretation
+from . import measures as measures
+from . import models as models
+from . import paper as paper
+from . import prompts as prompts
+from . import steering as steering
+from . import transfers as transfers
+from . import vectors as vectors
+from .contrast.pair import ContrastPair as ContrastPair
+from .contrast.sets import ContrastSet as ContrastSet
+from .interpretation.lens import logit_lens as logit_lens
+from .interpretation.lens import word_ranks as word_ranks
+from .interpretation.residual_stream import residual_lens as residual_lens
+from .interpretation.similarity import token_similarity as token_similarity
+from .measures.sweeps import sweep as sweep
+from .models.loading.load import load_model as load_model
+from .prompts.formats import PromptFormat as PromptFormat
+from .steering.block import steer as steer
+from .steering.generation import generate as generate
+from .steering.generation import generate_stream as generate_stream
+from .steering.interventions import Intervention as Intervention
+from .transfers.grids import transfer_behaviors as transfer_behaviors
+from .transfers.grids import transfer_prompts as transfer_prompts
+from .transfers.layers import transfer_layers as transfer_layers
+from .transfers.models import transfer_models as transfer_models
+from .vectors.extraction import extract as extract
+from .vectors.interchange import read_vectors as read_vectors
+from .vectors.steering_vectors import SteeringVector as SteeringVector
+from .vectors.steering_vectors import SteeringVectors as SteeringVectors
+
+__version__: str

@@ -1,0 +1,308 @@
+"""Contrast sets: pairs of one behavior and one kind, A/B or completions.
+
+A set is what a steering vector is extracted from and measured on.
+
+Letters have to be even: with (B) as the positive answer of two pairs in three, the mean difference between
+positive and negative activations is mostly the direction from one letter to the other.
+`ContrastSet.balance_letters` exchanges option texts until they are even.
+"""
+
+import hashlib
+import inspect
+import json
+import numbers
+import random
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
+
+from caa_lens.arguments import as_seed, describe, is_unicode
+from caa_lens.contrast import files as contrast_files
+from caa_lens.contrast.files import FieldError, bundled_names
+from caa_lens.contrast.pair import ContrastPair
+
+if TYPE_CHECKING:
+    import pandas
+
+# The CAA authors' files have these names in every behavior's folder: there the folder names the behavior.
+_SAME_IN_EVERY_FOLDER = {"generate_dataset", "test_dataset_ab", "test_dataset_open_ended"}
+
+
+class LetterBalanceWarning(UserWarning):
+    """The answer letters of an A/B set are so uneven that its vector would be mostly the letter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ContrastSet(Sequence[ContrastPair]):
+    """Contrast pairs of one behavior and one kind. Every change gives a new set.
+
+    Raises:
+        ValueError: there are no pairs, or A/B pairs and completions are mixed.
+    """
+
+    name: str
+    """The behavior, as frames and figures call it."""
+    pairs: tuple[ContrastPair, ...]
+    source: str = field(default="memory", compare=False)
+    """Where the pairs come from: `bundled:<name>`, a path, or `memory`."""
+
+    def __new__(cls, *given: object, **_fields: object) -> "ContrastSet":
+        if given:
+            raise TypeError(
+                "ContrastSet takes no values without their names: make a set with ContrastSet.from_pairs([(question, "
+                "positive, negative), ...]) or ContrastSet.load(a bundled name or a file)"
+            )
+        return object.__new__(cls)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not is_unicode(self.name):
+            raise TypeError(f"a contrast set's name must be a text, got {self.name!r}")
+        if other := [type(pair).__name__ for pair in self.pairs if not isinstance(pair, ContrastPair)]:
+            raise TypeError(f"got a {other[0]} among the pairs: make a set of texts with ContrastSet.from_pairs(...)")
+        if not self.pairs:
+            raise ValueError(f"contrast set {self.name!r} has no pairs, expected at least one")
+        n_ab = sum(pair.is_ab for pair in self.pairs)
+        if 0 < n_ab < len(self.pairs):
+            raise ValueError(
+                f"contrast set {self.name!r} mixes {n_ab} A/B pairs with {len(self.pairs) - n_ab} pairs of "
+                "completions: make a set of each kind"
+            )
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, *, name: str | None = None) -> "ContrastSet":
+        """A bundled set by its name, or a file in any format of `caa_lens.contrast.files`.
+
+        A bundled name wins over a file that is called the same: pass a `Path` for the file. `name` is the
+        behavior, by default the bundled name or the file's stem.
+
+        Raises:
+            ContrastFileError: a `ValueError` that says what in the file does not fit, and where.
+        """
+        if not isinstance(name_or_path, str | Path):
+            raise TypeError(
+                f"got a {type(name_or_path).__name__}, expected the name of a bundled set or a file: pairs in memory "
+                "become a set with ContrastSet.from_pairs"
+            )
+        file = contrast_files.locate(name_or_path)
+        pairs = tuple(contrast_files.read_pairs(file, ContrastPair))
+        if isinstance(name_or_path, str) and name_or_path in bundled_names():
+            stem, source = name_or_path, f"bundled:{name_or_path}"
+        else:
+            path = Path(name_or_path)
+            stem, source = path.stem, str(path)
+            if stem in _SAME_IN_EVERY_FOLDER:
+                stem = path.absolute().parent.name
+        loaded = cls(name=stem if name is None else name, pairs=pairs, source=source)
+        loaded.warn_if_unbalanced(stacklevel=3)
+        return loaded
+
+    @classmethod
+    def from_pairs(
+        cls, pairs: Iterable[ContrastPair | Mapping[str, str] | Sequence[str]], *, name: str = "pairs"
+    ) -> "ContrastSet":
+        """A set of pairs, each a `ContrastPair`, (question, positive, negative), or a mapping with these keys.
+
+        Raises:
+            TypeError: for anything else.
+            ValueError: for a pair that cannot be one, with its number, counted from 1.
+        """
+        if (
+            isinstance(pairs, str | Mapping | ContrastPair)
+            or hasattr(pairs, "columns")
+            or getattr(pairs, "ndim", 1) == 0
+        ):
+            load = "; a file is read by ContrastSet.load" if isinstance(pairs, str) else ""
+            raise TypeError(f"got a {type(pairs).__name__}, {_EXPECTED_PAIRS}{load}")
+        made = []
+        for n, pair in enumerate(pairs, start=1):
+            try:
+                made.append(pair if isinstance(pair, ContrastPair) else _pair(pair, n))
+            except FieldError as error:
+                raise FieldError(f"pair {n}, {error.field or 'whole'}", error.found, error.expected) from None
+        found = cls(name=name, pairs=tuple(made))
+        found.warn_if_unbalanced(stacklevel=3)
+        return found
+
+    @property
+    def kind(self) -> Literal["ab", "completions"]:
+        """`ab` where the answers are letters of options in the question, else `completions`."""
+        return "ab" if self.pairs[0].is_ab else "completions"
+
+    @property
+    def behavior(self) -> str:
+        """The behavior that the positive answers show: `name`, in the words of frames."""
+        return self.name
+
+    @property
+    def letter_counts(self) -> Counter[str]:
+        """How often each letter, such as `(A)`, is the positive answer; empty for completions."""
+        return Counter(pair.positive for pair in self.pairs if pair.is_ab)
+
+    def warn_if_unbalanced(self, *, stacklevel: int = 2) -> None:
+        """Warns where one letter is over 0.6 of the positive, or negative, answers; of 4 to 9 pairs, if it is all."""
+        if self.kind != "ab" or len(self) < 4:
+            return
+        most = 0.6 * len(self) if len(self) >= 10 else len(self) - 1
+        for side in ("positive", "negative"):
+            # Beyond two options one side can be even while the other is not.
+            counts = Counter(getattr(pair, side) for pair in self.pairs)
+            if max(counts.values()) > most:
+                split = ", ".join(f"{letter} {n}" for letter, n in sorted(counts.items()))
+                warnings.warn(
+                    f"{self.name!r} has uneven letters: its {side} answers are {split}. A vector from it "
+                    "would be mostly the letter, not the behavior: use .balance_letters() first, or --balance on the "
+                    "command line",
+                    LetterBalanceWarning,
+                    stacklevel=stacklevel,
+                )
+                return
+
+    def balance_letters(self, seed: int | None = 0) -> "ContrastSet":
+        """The set with as few pairs swapped as make the letters even, drawn with `seed`; the order stays.
+
+        Each two letters are balanced among the pairs that oppose just these: afterwards (A) is positive
+        against (B) as often as (B) against (A), give or take one.
+        """
+        if self.kind != "ab":
+            raise ValueError(f"contrast set {self.name!r} has completions: only A/B pairs have letters to balance")
+        where: dict[tuple[str, str], list[int]] = defaultdict(list)  # (positive, negative): indices of the pairs
+        for i, pair in enumerate(self.pairs):
+            where[pair.positive, pair.negative].append(i)
+        generator = random.Random(as_seed(seed))
+        swap: set[int] = set()
+        for (positive, negative), indices in sorted(where.items()):
+            surplus = len(indices) - len(where.get((negative, positive), ()))
+            if surplus > 1:
+                swap.update(generator.sample(indices, surplus // 2))
+        return replace(self, pairs=tuple(p.swapped() if i in swap else p for i, p in enumerate(self.pairs)))
+
+    def split(self, *, test: int | float, seed: int | None = 0) -> "tuple[ContrastSet, ContrastSet]":
+        """(train, test), shuffled with `seed` (None: a fresh one): disjoint, and together every pair.
+
+        `test` is a number of pairs (`int`) or a share of them (`float` between 0 and 1).
+        """
+        seed = as_seed(seed)
+        number = isinstance(test, numbers.Real) and not isinstance(test, bool)
+        whole = isinstance(test, numbers.Integral)
+        n_test = int(test) if whole else round(float(test) * len(self)) if number and 0 < test < 1 else 0
+        if not number or not 0 < n_test < len(self):
+            raise ValueError(
+                f"got test={test!r} for the {len(self)} pairs of {self.name!r}, expected a number of pairs "
+                "(int) or a share between 0 and 1 (float) that leaves at least one pair on each side"
+            )
+        order = random.Random(seed).sample(self.pairs, len(self))
+        return replace(self, pairs=tuple(order[n_test:])), replace(self, pairs=tuple(order[:n_test]))
+
+    def sample(self, n: int, seed: int | None = 0) -> "ContrastSet":
+        """`n` of the pairs, none twice, drawn with `seed` and kept in order."""
+        seed = as_seed(seed)
+        if not isinstance(n, numbers.Integral) or isinstance(n, bool) or not 0 < n <= len(self):
+            raise ValueError(f"got n={n!r}, expected 1 to {len(self)}, the number of pairs of {self.name!r}")
+        chosen = sorted(random.Random(seed).sample(range(len(self)), int(n)))
+        return replace(self, pairs=tuple(self.pairs[i] for i in chosen))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @overload
+    def __getitem__(self, index: int) -> ContrastPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> "ContrastSet": ...
+    def __getitem__(self, index: int | slice) -> "ContrastPair | ContrastSet":
+        return replace(self, pairs=self.pairs[index]) if isinstance(index, slice) else self.pairs[index]
+
+    def __iter__(self) -> Iterator[ContrastPair]:
+        return iter(self.pairs)
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON lines (`question`, `positive`, `negative`), or raises and leaves what `path` held."""
+        path = Path(path).expanduser()
+        if path.suffix.lower() in contrast_files.TABLES:
+            raise ValueError(f"pairs are saved as .jsonl or .json, got {path.name!r}; a table is written of .frame")
+        contrast_files.write_rows(path, self._rows())
+
+    @property
+    def frame(self) -> "pandas.DataFrame":
+        """One row a pair: `question`, `positive`, `negative`."""
+        import pandas as pd
+
+        return pd.DataFrame(self._rows())
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the pairs, in their order; name and source do not count."""
+        return hashlib.sha256(json.dumps(self._rows()).encode()).hexdigest()
+
+    @property
+    def pair_hashes(self) -> tuple[str, ...]:
+        """Eight hexadecimal digits of each pair's SHA-256: enough to find a pair again, not to prove it.
+
+        An A/B pair has the same digits when its letters are exchanged.
+        """
+        texts = [
+            [pair.stem, *(sorted(pair.options.values()) if pair.is_ab else (pair.positive, pair.negative))]
+            for pair in self
+        ]
+        return tuple(hashlib.sha256(json.dumps(text).encode()).hexdigest()[:8] for text in texts)
+
+    def summary(self) -> str:
+        """Name, number of pairs, kind and, for A/B pairs, how often each letter is positive."""
+        letters = ", ".join(f"{letter} {n}" for letter, n in sorted(self.letter_counts.items()))
+        return f"{self.name}: {len(self)} {self.kind} pairs" + (f", positive {letters}" if letters else "")
+
+    def __repr__(self) -> str:
+        return f"ContrastSet({self.summary()})"
+
+    def _rows(self) -> list[dict[str, str]]:
+        return [{"question": p.question, "positive": p.positive, "negative": p.negative} for p in self.pairs]
+
+
+# Editors would show the signature of `__new__`, which takes anything in order to say what is wrong with it.
+_OF_INIT = inspect.signature(ContrastSet.__init__)
+ContrastSet.__signature__ = _OF_INIT.replace(parameters=[*_OF_INIT.parameters.values()][1:])  # type: ignore[attr-defined]
+
+_EXPECTED_PAIRS = (
+    "expected a list of (question, positive, negative), each a text, or of mappings with these three keys; of a "
+    'data frame, .to_dict("records")'
+)
+
+
+def _pair(given: object, n: int) -> ContrastPair:
+    keys = ("question", "positive", "negative")
+    if isinstance(given, Mapping):
+        texts = tuple(given[key] for key in keys) if set(given) >= set(keys) else ()
+    else:
+        is_one = isinstance(given, str) or getattr(given, "ndim", 1) == 0
+        texts = tuple(given) if isinstance(given, Iterable) and not is_one else ()
+    if len(texts) != 3 or not all(isinstance(text, str) for text in texts):
+        shown = repr(given)
+        raise TypeError(f"pair {n}: got {shown if len(shown) <= 80 else shown[:77] + '...'}, {_EXPECTED_PAIRS}")
+    return ContrastPair(**dict(zip(keys, texts, strict=True)))
+
+
+def load_open_ended(name_or_path: str | Path) -> list[str]:
+    """Open-ended prompts: those of a bundled name, or the `question` of every row of a .json or .jsonl file.
+
+    Raises:
+        ContrastFileError: a `ValueError` that says what in the file does not fit, and where.
+    """
+    return contrast_files.read_questions(contrast_files.locate(name_or_path, open_ended=True))
+
+
+def check_contrast_set(pairs: object) -> None:
+    """Raises `TypeError` for anything but a `ContrastSet`, `ValueError` for one that was emptied."""
+    if isinstance(pairs, ContrastSet):
+        if not pairs.pairs:
+            raise ValueError("the contrast set is empty: expected at least one pair")
+        return
+    remedy = "make one with ContrastSet.from_pairs(...) or .load(...)"
+    if isinstance(pairs, str):
+        remedy = f"make one with ContrastSet.load({pairs!r})"
+    elif type(pairs).__name__ == "SteeringVectors":
+        remedy = "the pairs come before the vectors"
+    elif isinstance(pairs, tuple) and all(isinstance(one, ContrastSet) for one in pairs):
+        remedy = "a split gives two, as in train, test = pairs.split(test=0.2)"
+    raise TypeError(f"expected a ContrastSet, got {describe(pairs)}: {remedy}")

@@ -1,0 +1,195 @@
+"""Many steering conditions at once, as rows that split off where they are steered.
+
+One column a layer: a condition that steers at layer 2 costs nothing below it, because it is copied from the unsteered
+rows there::
+
+    layer            0    1    2    3
+    unsteered       ===================
+    v[0] * 1             ==============
+    v[0] * 2             ==============
+    v[1] * 1                  =========
+    ...
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from caa_lens.engine.edits import OPERATORS, Edit
+
+Condition = tuple[Edit, ...]
+
+
+class Staircases:
+    """The staircases of one call: its conditions in chunks that fit into memory, for every batch of questions.
+
+    Which rows split where depends on the conditions alone, so a chunk's staircase is built when a batch first needs it,
+    and serves all batches after. The number of chunks is a power of two, so that batches of different lengths ask for
+    few different ones.
+    """
+
+    def __init__(self, conditions: Sequence[Condition], n_branches: int, device: torch.device | str = "cpu") -> None:
+        self.conditions = _with_plain_numbers(conditions)
+        self.n_branches = n_branches
+        self.device = device
+        self._built: dict[int, list[tuple[Tensor, Staircase]]] = {}  # by the number of chunks
+
+    def at_most(self, at_once: int) -> Iterator[tuple[Int[Tensor, " condition"], "Staircase"]]:
+        """Chunks of at most `at_once` conditions: which ones they are, on the device, and their staircase."""
+        n, n_chunks = len(self.conditions), 1
+        while n_chunks < n and n > n_chunks * at_once:
+            n_chunks *= 2
+        if n_chunks not in self._built:
+            # Conditions of neighbouring layers share the most rows.
+            order = sorted(range(n), key=lambda i: [step.layer for step in self.conditions[i]])
+            size = -(-n // n_chunks)
+            chunks = [order[first : first + size] for first in range(0, n, size)]
+            indices = torch.tensor(order).to(self.device).split(size)
+            stairs = [Staircase([self.conditions[i] for i in some], self.n_branches, self.device) for some in chunks]
+            self._built[n_chunks] = list(zip(indices, stairs, strict=True))
+        yield from self._built[n_chunks]
+
+
+class Staircase:
+    """An `edit` for `run_suffixes` that runs many steering conditions at once.
+
+    All conditions start as one group of rows. After block l a group splits: the conditions that steer at l go on in
+    new, steered groups, the others in the old one. Conditions with the same history share their rows to the end, so
+    all multipliers 0 of a sweep cost one row, and a vector at layer 20 costs nothing below layer 20.
+
+    Which rows split where depends on the conditions alone, so it is worked out at once. What the device needs goes up
+    in one copy of indices and two of directions and multipliers, however many conditions there are; to run, it moves
+    nothing and waits for nothing.
+
+    Attributes:
+        groups: after the last block, the indices of each group's conditions. Rows are ordered `[group branch]`, where
+            a branch is one of a question's suffixes.
+    """
+
+    def __init__(self, conditions: Sequence[Condition], n_branches: int, device: torch.device | str = "cpu") -> None:
+        self.n_branches = n_branches
+        self.groups: list[list[int]] = [list(range(len(conditions)))]
+        active = [tuple(step for step in condition if _acts(step)) for condition in _with_plain_numbers(conditions)]
+        layers = sorted({step.layer for condition in active for step in condition})
+        splits = [self._split(active, layer) for layer in layers]
+        of_condition = {index: group for group, members in enumerate(self.groups) for index in members}
+
+        indices = [[of_condition[i] for i in range(len(conditions))], *(sources for sources, _ in splits)]
+        flat = torch.tensor(list(chain.from_iterable(indices))).to(device)
+        self._group_of, *sources = flat.split([len(some) for some in indices])
+        edits = [step for _, actions in splits for action in actions for step in action]
+        directions = _stacked([step.direction for step in edits], device)
+        multipliers = torch.tensor([float(step.multiplier) for step in edits]).to(device)
+
+        self._steps: dict[int, _Step] = {}
+        first = 0
+        for layer, source, (_, actions) in zip(layers, sources, splits, strict=True):
+            stop = first + sum(map(len, actions))
+            self._steps[layer] = _Step(
+                sources=source,
+                operators=[tuple(step.operator for step in action) for action in actions],
+                directions=directions[first:stop],
+                multipliers=multipliers[first:stop],
+            )
+            first = stop
+
+    def _split(self, conditions: Sequence[Condition], layer: int) -> tuple[list[int], list[Condition]]:
+        """Split the groups at a layer: which group each one comes from, and what is done to the new ones, the last."""
+        kept: list[tuple[int, list[int]]] = []  # (the group it comes from, its conditions)
+        new: list[tuple[int, list[int]]] = []
+        actions: list[Condition] = []
+        for source, members in enumerate(self.groups):
+            alike: dict[tuple, tuple[Condition, list[int]]] = {}
+            for index in members:
+                action = tuple(step for step in conditions[index] if step.layer == layer)
+                alike.setdefault(tuple(map(_identity, action)), (action, []))[1].append(index)
+            for action, indices in alike.values():
+                if action:
+                    new.append((source, indices))
+                    actions.append(action)
+                else:
+                    kept.append((source, indices))
+        self.groups = [indices for _, indices in (*kept, *new)]
+        return [source for source, _ in (*kept, *new)], actions
+
+    def __call__(self, layer: int, resid: Float[Tensor, "question row pos d_model"]) -> Tensor:
+        step = self._steps.get(layer)
+        if step is None:
+            return resid
+        grouped = resid.unflatten(1, (-1, self.n_branches))[:, step.sources]  # [question group branch pos d_model]
+        steered = grouped[:, -len(step.operators) :]
+        if all(names == ("add",) for names in step.operators):
+            added = (step.multipliers[:, None] * step.directions).to(resid.dtype)  # rounded once, as `edits.add` does
+            steered += added[None, :, None, None]
+        else:
+            numbers = iter(zip(step.directions, step.multipliers, strict=True))
+            for row, names in enumerate(step.operators):
+                for name in names:
+                    steered[:, row] = OPERATORS[name](steered[:, row], *next(numbers))
+        return grouped.flatten(1, 2)
+
+    def condition_groups(self) -> Int[Tensor, " condition"]:
+        """For each condition, the group its rows are in, on the device."""
+        return self._group_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Step:
+    """What happens to the rows after one block.
+
+    Attributes:
+        sources: for each group after the step, the group it is copied from; groups that go on unsteered come first.
+        operators: for each new group, what is done to it, one after another.
+        directions, multipliers: of all new groups' operators in order, in float32.
+    """
+
+    sources: Int[Tensor, " group"]
+    operators: list[tuple[str, ...]]
+    directions: Float[Tensor, "operator d_model"]
+    multipliers: Float[Tensor, " operator"]
+
+
+def _with_plain_numbers(conditions: Sequence[Condition]) -> list[Condition]:
+    """The conditions with plain numbers as multipliers; those that are tensors are read once from every device."""
+    tensors: dict[torch.device, dict[int, Tensor]] = {}
+    for condition in conditions:
+        for step in condition:
+            if isinstance(step.multiplier, Tensor):
+                tensors.setdefault(step.multiplier.device, {})[id(step.multiplier)] = step.multiplier
+    numbers: dict[int, float] = {}
+    for some in tensors.values():
+        numbers |= zip(some, torch.stack([one.double().reshape(()) for one in some.values()]).tolist(), strict=True)
+    if not numbers:
+        return list(conditions)
+    return [
+        tuple(
+            replace(step, multiplier=numbers[id(step.multiplier)]) if id(step.multiplier) in numbers else step
+            for step in condition
+        )
+        for condition in conditions
+    ]
+
+
+def _stacked(directions: Sequence[Tensor], device: torch.device | str) -> Float[Tensor, "row d_model"]:
+    """All directions in float32 on a device, with one copy from every device that they lie on."""
+    if not directions:
+        return torch.empty(0, 0, device=device)
+    lying: dict[torch.device, list[int]] = {}
+    for row, direction in enumerate(directions):
+        lying.setdefault(direction.device, []).append(row)
+    rows: dict[int, Tensor] = {}
+    for some in lying.values():
+        rows |= zip(some, torch.stack([directions[i].float() for i in some]).to(device), strict=True)
+    return torch.stack([rows[i] for i in range(len(directions))])
+
+
+def _acts(step: Edit) -> bool:
+    return step.operator == "set" or float(step.multiplier) != 0
+
+
+def _identity(step: Edit) -> tuple:
+    return id(step.direction), step.operator, float(step.multiplier)

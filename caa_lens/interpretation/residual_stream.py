@@ -1,0 +1,254 @@
+"""The logit lens of the residual stream: what each layer would say, steered and unsteered.
+
+    lens(h) = cap( norm(h) W_U + b_U )
+
+the logits that the model would give if h were the last block's output, with the model's own final norm and soft cap
+(see `unembedding`). At the last layer this is the model itself. The lens is computed in float32; a model in half
+precision rounds its own logits. Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from caa_lens.arguments import check_count, check_list, describe
+from caa_lens.engine.activations import reading
+from caa_lens.engine.edits import Edit
+from caa_lens.engine.overflow import check_finite
+from caa_lens.engine.positions import Reach
+from caa_lens.interpretation.words import show_token
+from caa_lens.models.check import check_layers, check_model
+from caa_lens.models.unembedding import device_behind, final_logits
+from caa_lens.prompts.batches import check_fits, check_steered
+from caa_lens.prompts.checks import as_prompt
+from caa_lens.prompts.formats import Prompt, PromptFormat
+from caa_lens.steering.interventions import Intervention, Steering, as_interventions
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+STATES_AT_ONCE = 64  # rows of logits in memory: 64 x d_vocab x 4 bytes
+LAST_POSITIONS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ResidualLens:
+    """What the residual stream says at each layer and position, without and with steering.
+
+    Attributes:
+        frame: one row a run, layer and position. Columns `steered, layer, position, token_in` (the token that is read
+            there), `top_token, top_token_id, probability` (the lens' first choice for the next token), and what the
+            lens makes of the model's own next token at this position, unsteered and steered: `unsteered_answer,
+            p_unsteered_answer, rank_unsteered_answer`, and the same with `steered_answer`. Rank 1 is the first choice.
+            Without vectors there are neither steered rows nor `steered_answer` columns.
+        prompt: what was run.
+        vectors: each intervention in words.
+        steered_layers: the layers that are steered, ascending.
+        steer_start: the first steered position; None without vectors.
+        settings: what else the numbers depend on (model, dtype).
+    """
+
+    frame: "pd.DataFrame"
+    prompt: Prompt
+    vectors: tuple[str, ...]
+    steered_layers: tuple[int, ...]
+    steer_start: int | None
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def settles_at(self, position: int | None = None, *, steered: bool | None = None) -> int | None:
+        """The first layer from which on a run's own answer is the lens' first choice at every layer read above.
+
+        Args:
+            position: the last one read by default.
+            steered: which run and answer; the steered one by default, if there is one.
+
+        Returns:
+            A layer, or None if the answer is not the first choice at the last layer read.
+        """
+        last = int(self.frame["position"].max())
+        position = last if position is None else check_count("position", position, least=0)
+        if not isinstance(steered, bool | None):
+            raise TypeError(f"steered must be True, False or None, got {describe(steered)}")
+        steered = bool(self.vectors) if steered is None else steered
+        rows = self.frame[(self.frame["position"] == position) & (self.frame["steered"] == steered)]
+        if rows.empty:
+            raise ValueError(
+                f"no {'steered' if steered else 'unsteered'} rows at position {position}: "
+                f"expected one of {sorted(set(self.frame['position']))}" + (", or vectors=..." if steered else "")
+            )
+        rank = rows.sort_values("layer", ascending=False)[f"rank_{'steered' if steered else 'unsteered'}_answer"]
+        layers = sorted(rows["layer"], reverse=True)
+        settled = None
+        for layer, is_first in zip(layers, rank == 1, strict=True):
+            if not is_first:
+                break
+            settled = layer
+        return settled
+
+    def plot(self) -> "go.Figure":
+        """Heat maps of the unsteered and the steered run: layer x position, cells are tokens, colour is probability."""
+        from caa_lens.plots.lens import stream_heatmaps  # plotly takes a second to import
+
+        return stream_heatmaps(self)
+
+    def __repr__(self) -> str:
+        last = self.frame[self.frame["position"] == self.frame["position"].max()]
+        says = []
+        for steered in (False, True) if self.vectors else (False,):
+            answer = last[f"{'steered' if steered else 'unsteered'}_answer"].iloc[0]
+            settled = self.settles_at(steered=steered)
+            where = "not at the layers read" if settled is None else f"from layer {settled} on"
+            says.append(f"{'steered' if steered else 'unsteered'} {answer!r} {where}")
+        n_layers, n_pos = self.frame["layer"].nunique(), self.frame["position"].nunique()
+        return f"ResidualLens({n_layers} layers x {n_pos} positions, {'; '.join(says)})"
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
+        """In Jupyter the lens shows its heat maps."""
+        return self.plot()._repr_mimebundle_(include, exclude)
+
+
+@torch.inference_mode()
+def residual_lens(
+    model: Any,
+    prompt: str | Prompt,
+    *,
+    vectors: Sequence[Steering] = (),
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    prompt_format: PromptFormat | str | None = None,
+    system: str | None = None,
+) -> ResidualLens:
+    """Read the stream through the logit lens, at every layer and position, in one run without and one with steering.
+
+    Args:
+        prompt: a question (put into the model's format) or a `Prompt`.
+        vectors: vectors, `(vector, multiplier)` pairs or `Intervention`s; steering starts at the instruction's last
+            token, as everywhere. A layer is read after what is added to it.
+        layers: 0-based blocks; all by default.
+        positions: counted from the prompt's first token; the last 12 by default.
+        prompt_format, system: how a question becomes a prompt.
+
+    Raises:
+        TypeError: for vectors that are not in a list, or a question without a tokenizer.
+        ValueError: for a layer or position out of range, a multiplier `[batch]`, or a vector that does not fit.
+    """
+    import pandas as pd
+
+    check_model(model)
+    prompt = as_prompt(model, prompt, prompt_format=prompt_format, system=system)
+    check_fits(prompt, model.cfg.n_ctx)
+    layers = check_layers(model, layers)
+    where = _check_positions(prompt, positions)
+    if isinstance(vectors, Sequence) and vectors:
+        check_steered(prompt)
+    interventions = as_interventions(model, vectors, start=prompt.steer_start)
+    for one in interventions:
+        for name, value in (("multiplier", one.multiplier), ("start", one.start)):
+            if value is not None and torch.as_tensor(value).numel() != 1:
+                raise ValueError(f"{name} must be one number, got {value}: call once for each")
+
+    runs = {False: _run(model, prompt, (), where)}
+    if interventions:
+        runs[True] = _run(model, prompt, [one.edit() for one in interventions], where)
+    for resid in runs.values():
+        check_finite(model, resid, "residuals")
+    # What each run says in the end, [pos]; the last layer is read for this even if it is not among `layers`.
+    answers = {steered: _first_choice(model, resid[-1]) for steered, resid in runs.items()}
+    name_of = {steered: "steered_answer" if steered else "unsteered_answer" for steered in runs}
+
+    frames = []
+    for steered, resid in runs.items():
+        states = resid[list(layers)].flatten(0, 1)  # [layer * pos, d_model], positions fastest
+        wanted = torch.stack([answer.repeat(len(layers)) for answer in answers.values()], dim=1)
+        top, probability, chosen, rank = _read_states(model, states, wanted)
+        frame = pd.DataFrame(
+            {
+                "steered": steered,
+                "layer": [layer for layer in layers for _ in where],
+                "position": list(where) * len(layers),
+                "token_in": [show_token(model.tokenizer, prompt.tokens[pos]) for pos in where] * len(layers),
+                "top_token": [show_token(model.tokenizer, token) for token in top.tolist()],
+                "top_token_id": top.tolist(),
+                "probability": probability.tolist(),
+            }
+        )
+        for i, (of_run, answer) in enumerate(answers.items()):
+            shown = [show_token(model.tokenizer, token) for token in answer.tolist()]
+            frame[name_of[of_run]] = shown * len(layers)
+            frame[f"p_{name_of[of_run]}"] = chosen[:, i].tolist()
+            frame[f"rank_{name_of[of_run]}"] = rank[:, i].tolist()
+        frames.append(frame)
+    return ResidualLens(
+        frame=pd.concat(frames, ignore_index=True),
+        prompt=prompt,
+        vectors=tuple(_in_words(one) for one in interventions),
+        steered_layers=tuple(sorted({one.vector.layer for one in interventions})),
+        steer_start=min((at for one in interventions if (at := Reach.of(one.where).first) is not None), default=None),
+        settings={
+            "model": str(model.cfg.model_name),
+            "dtype": str(model.cfg.dtype).removeprefix("torch."),
+        },
+    )
+
+
+def _check_positions(prompt: Prompt, positions: Sequence[int] | None) -> tuple[int, ...]:
+    n_pos = len(prompt)
+    if positions is None:
+        return tuple(range(max(0, n_pos - LAST_POSITIONS), n_pos))
+    positions = check_list("positions", positions, int)
+    if not positions:
+        raise ValueError("no positions given: expected at least one")
+    for position in positions:
+        if not 0 <= position < n_pos:
+            raise ValueError(f"position {position} is out of range: the prompt has positions 0 to {n_pos - 1}")
+    return tuple(sorted(set(positions)))
+
+
+def _in_words(intervention: Intervention) -> str:
+    vector = intervention.vector
+    text = vector.provenance.expression or f"{vector.provenance.behavior}[{vector.layer}]"
+    return f"{intervention.operator} {float(intervention.multiplier):g} * {text} at layer {vector.layer}"
+
+
+def _run(
+    model: Any, prompt: Prompt, edits: Sequence[Edit], positions: Sequence[int]
+) -> Float[Tensor, "layer pos d_model"]:
+    """`resid_post` of every layer at some positions, as the next block gets it: after the steering."""
+    kept: list[Tensor] = []
+    n_layers, device = model.cfg.n_layers, device_behind(model)
+    where = torch.tensor(positions, device=model.W_E.device)
+
+    def keep(layer: int, resid: Tensor) -> None:
+        kept.append(resid[0, where.to(resid.device)].float().to(device))
+
+    tokens = torch.tensor([prompt.tokens], device=model.W_E.device)
+    with model.hooks(fwd_hooks=[edit.hook() for edit in edits]), reading(model, range(n_layers), keep):
+        model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=n_layers)
+    return torch.stack(kept)
+
+
+def _first_choice(model: Any, states: Float[Tensor, "state d_model"]) -> Int[Tensor, " state"]:
+    return torch.cat([final_logits(model, some).argmax(-1) for some in states.split(STATES_AT_ONCE)])
+
+
+def _read_states(
+    model: Any, states: Float[Tensor, "state d_model"], wanted: Int[Tensor, "state answer"]
+) -> tuple[Int[Tensor, " state"], Float[Tensor, " state"], Float[Tensor, "state answer"], Int[Tensor, "state answer"]]:
+    """The first token and its probability, and the probability and rank of the wanted tokens."""
+    pieces = []
+    for some, tokens in zip(states.split(STATES_AT_ONCE), wanted.split(STATES_AT_ONCE), strict=True):
+        logits = final_logits(model, some)
+        probabilities = logits.softmax(-1)
+        best = probabilities.max(-1)
+        rank = [1 + (logits > logits.gather(1, token[:, None])).sum(-1) for token in tokens.unbind(1)]
+        pieces.append((logits.argmax(-1), best.values, probabilities.gather(1, tokens), torch.stack(rank, dim=1)))
+    top, probability, chosen, ranks = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return top, probability, chosen, ranks
+
+
+# ---- from states to tokens ----------------------------------------------------------------------------------------

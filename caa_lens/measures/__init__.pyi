@@ -1,0 +1,11 @@
+from .answers import Scores as Scores
+from .answers import score as score
+from .intervals import bootstrap_interval as bootstrap_interval
+from .intervals import mean_with_interval as mean_with_interval
+from .open_ended.judging import Judgements as Judgements
+from .open_ended.judging import judge_texts as judge_texts
+from .open_ended.rubrics import Rubric as Rubric
+from .open_ended.text_measures import measure_texts as measure_texts
+from .sweeps import Sweep as Sweep
+from .sweeps import sweep as sweep
+from .training_pairs import TrainingPairsWarning as TrainingPairsWarning

@@ -1,0 +1,216 @@
+"""Layer x multiplier grids: how much each vector at each strength moves the model's answers.
+
+One row a layer, multiplier and question, in a tidy frame; intervals are 95 % bootstrap intervals over questions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from caa_lens.arguments import check_count, check_list
+from caa_lens.contrast.sets import ContrastSet, check_contrast_set
+from caa_lens.measures.answers import Condition, score
+from caa_lens.measures.intervals import bootstrap_interval, mean_with_interval
+from caa_lens.measures.training_pairs import warn_of_training_pairs
+from caa_lens.models.check import check_layers, check_model
+from caa_lens.prompts.formats import PromptFormat
+from caa_lens.provenance import Provenance, layer_ranges
+from caa_lens.steering.interventions import Intervention
+from caa_lens.vectors.checks import check_vector_set
+from caa_lens.vectors.steering_vectors import SteeringVectors
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+METRIC_LABEL = {
+    "p_matching": "p(answer matching the behavior)",
+    "margin": "log-probability margin (nats per token)",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sweep:
+    """A finished sweep.
+
+    Attributes:
+        frame: columns `behavior, layer, multiplier, question, p_matching` (A/B) or `margin` (completions), and
+            `logp_positive`, `logp_negative`. `question` is the pair's index in the test set.
+        metric: "p_matching" or "margin".
+        vectors: provenance of the vectors.
+        settings: what else the numbers depend on (model, test set and its hash, prompt format, system prompt, dtype).
+    """
+
+    frame: "pd.DataFrame"
+    metric: str
+    vectors: Provenance
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
+        """Mean over questions with its 95 % bootstrap interval: `layer, multiplier, mean, low, high`."""
+        return mean_with_interval(self.frame, ["layer", "multiplier"], self.metric, n_resamples=n_resamples, seed=seed)
+
+    def effect(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
+        """By layer, the paired difference between a multiplier and its negative, per question, with its interval.
+
+        Columns `layer, multiplier, effect, low, high`, for each multiplier m > 0 whose -m was swept too: the mean over
+        questions of score(+m) - score(-m), in the metric's units.
+        """
+        import pandas as pd
+
+        paired = self.paired_multipliers
+        if not paired:
+            multipliers = sorted(set(self.frame["multiplier"]))
+            raise ValueError(
+                f"no multiplier was swept with its negative, got {multipliers}: sweep e.g. -1 and 1, or name a layer"
+            )
+        table = self.frame.pivot(index="question", columns=["layer", "multiplier"], values=self.metric)
+        keys = [(layer, m) for layer in sorted(set(self.frame["layer"])) for m in paired]
+        differences = np.stack([table[(layer, m)] - table[(layer, -m)] for layer, m in keys], axis=1)
+        low, high = bootstrap_interval(differences, n_resamples=n_resamples, seed=seed)
+        layers, ms = zip(*keys, strict=True)
+        return pd.DataFrame(
+            {"layer": layers, "multiplier": ms, "effect": differences.mean(0), "low": low, "high": high}
+        )
+
+    @property
+    def paired_multipliers(self) -> list[float]:
+        """Those above 0 that were swept together with their negatives, ascending."""
+        multipliers = set(self.frame["multiplier"])
+        return sorted(m for m in multipliers if m > 0 and -m in multipliers)
+
+    @property
+    def best_layer(self) -> int:
+        """The layer with the largest mean effect of +m against -m, at the smallest swept m >= 1 (else the largest).
+
+        Raises:
+            ValueError: if of several layers no multiplier was swept with its negative, no layer stands out from the
+                others, or the effect of one is NaN.
+        """
+        layers = set(self.frame["layer"])
+        if not layers:
+            raise ValueError("the sweep has no rows: there is no best layer")
+        if len(layers) == 1:
+            return int(layers.pop())
+        effect = self.effect(n_resamples=0)
+        at_least_one = effect["multiplier"][effect["multiplier"] >= 1]
+        m = at_least_one.min() if len(at_least_one) else effect["multiplier"].max()
+        chosen = effect[effect["multiplier"] == m]
+        unknown = chosen["layer"][~np.isfinite(chosen["effect"])].tolist()
+        if unknown:
+            raise ValueError(
+                f"the effect at multiplier {m:g} is NaN at layer{'s' if len(unknown) > 1 else ''} "
+                f"{layer_ranges(unknown)}: sweep smaller multipliers, or load the model in bfloat16 or float32"
+            )
+        if chosen["effect"].nunique() == 1:
+            raise ValueError(
+                f"no layer is the best: the effect at multiplier {m:g} is {chosen['effect'].iloc[0]:.3g} at every "
+                "layer; name a layer, or sweep other multipliers"
+            )
+        return int(chosen.loc[chosen["effect"].idxmax(), "layer"])
+
+    @property
+    def unsteered(self) -> float:
+        """Mean score without steering (multiplier 0); NaN if 0 was not swept."""
+        return float(self.frame.loc[self.frame["multiplier"] == 0, self.metric].mean())
+
+    def plot(self) -> "go.Figure":
+        """Heat map of the mean score, layer x multiplier."""
+        from caa_lens.plots.sweeps import sweep_heatmap  # plotly takes a second to import
+
+        return sweep_heatmap(self)
+
+    def plot_layer(self, layer: int | None = None) -> "go.Figure":
+        """Dose-response curve of one layer (the best by default) with its interval."""
+        from caa_lens.plots.sweeps import dose_response
+
+        return dose_response(self, self.best_layer if layer is None else check_count("layer", layer, least=0))
+
+    def __repr__(self) -> str:
+        f = self.frame
+        try:
+            best = f", best layer {self.best_layer}" if self.paired_multipliers else ""
+        except ValueError:
+            best = ", no best layer"
+        return (
+            f"Sweep({self.vectors.behavior}, {self.metric}, {f['layer'].nunique()} layers x "
+            f"{f['multiplier'].nunique()} multipliers x {f['question'].nunique()} questions{best})"
+        )
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
+        """In Jupyter a sweep shows its heat map."""
+        return self.plot()._repr_mimebundle_(include, exclude)
+
+
+def sweep(
+    model: Any,
+    test: ContrastSet,
+    vectors: SteeringVectors,
+    *,
+    multipliers: Sequence[float | int] = (-1.0, 0.0, 1.0),
+    layers: Sequence[int] | None = None,
+    prompt_format: PromptFormat | str | None = None,
+    system: str | None = None,
+    max_tokens: int | None = None,
+    progress: bool = True,
+) -> Sweep:
+    """Score a test set with each layer's vector at each multiplier.
+
+    Args:
+        test: held-out pairs (use `ContrastSet.split`).
+        vectors: one vector a layer; each is added at its own layer.
+        multipliers: different numbers v is multiplied by.
+        layers: those of the vectors by default.
+        system: a system prompt for every question.
+
+    Raises:
+        ValueError: for an empty test set, no multipliers, repeated multipliers, one that the model's dtype cannot hold
+            times its vector, or scores that are all NaN.
+        IndexError: for a layer without a vector.
+
+    Warns:
+        NotFiniteWarning: of layers and multipliers under which scores are NaN, as half precision can give.
+    """
+    check_model(model)
+    check_contrast_set(test)
+    check_vector_set(vectors)
+    warn_of_training_pairs(test, vectors)
+    multipliers = check_list("multipliers", multipliers, float)
+    if not multipliers:
+        raise ValueError("no multipliers given: expected at least one number")
+    if len(set(multipliers)) != len(multipliers):
+        raise ValueError(f"multipliers must differ, got {multipliers}")
+    layers = check_layers(model, vectors.layers if layers is None else layers)
+    cells = [(layer, m) for layer in layers for m in multipliers]
+    conditions: list[Condition] = [(Intervention(vector=vectors[layer], multiplier=m),) for layer, m in cells]
+    scores = score(
+        model,
+        test,
+        conditions,
+        prompt_format=prompt_format,
+        system=system,
+        max_tokens=max_tokens,
+        progress=progress,
+    )
+    import pandas as pd
+
+    n_pairs = len(test)
+    frame = pd.DataFrame(
+        {
+            "behavior": vectors.behavior,
+            "layer": np.repeat([layer for layer, _ in cells], n_pairs),
+            "multiplier": np.repeat([m for _, m in cells], n_pairs),
+            "question": np.tile(np.arange(n_pairs), len(cells)),
+            scores.metric: scores.values.T.flatten().numpy(),
+            "logp_positive": scores.positive.T.flatten().numpy(),
+            "logp_negative": scores.negative.T.flatten().numpy(),
+        }
+    )
+    return Sweep(
+        frame=frame,
+        metric=scores.metric,
+        vectors=vectors.provenance,
+        settings=scores.settings,
+    )

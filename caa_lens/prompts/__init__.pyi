@@ -1,0 +1,10 @@
+from .batches import PromptBatch as PromptBatch
+from .batches import left_pad as left_pad
+from .formats import Prompt as Prompt
+from .formats import PromptFormat as PromptFormat
+from .formats import explain as explain
+from .formats import resolve_format as resolve_format
+from .users_words import GuessedFormatWarning as GuessedFormatWarning
+from .users_words import SpecialTokenWarning as SpecialTokenWarning
+from .users_words import StrippedQuestionWarning as StrippedQuestionWarning
+from .users_words import TemplateInQuestionWarning as TemplateInQuestionWarning

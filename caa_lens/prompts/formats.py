@@ -1,0 +1,372 @@
+"""Prompt formats: questions and answers to token ids, with the exact positions that matter.
+
+A format is the text up to the end of the instruction, and what separates it from the answer. The whole text is
+tokenized once, and positions come from the template's own character offsets, never from a search for a marker::
+
+    <s> [INST] How are you? [/INST] (A)
+                                  ^  ^^
+                                  |  |+- the answer letter: what extraction reads
+                                  |  +-- the answer starts
+                                  +----- last token of the instruction: steering starts here
+
+Source: paper section 3 and appendix; the authors' own place of the system prompt is `LLAMA2_CHAT`, Meta's is
+`LLAMA2_CHAT_META`.
+"""
+
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from caa_lens.arguments import check_count, check_list
+from caa_lens.models.check import check_model
+from caa_lens.prompts.chat_templates import (
+    is_llama2_template,
+    llama2_base,
+    llama2_chat,
+    llama2_chat_meta,
+    template_renderer,
+)
+from caa_lens.prompts.token_spans import encode_as_text, encode_whole, find_special_tokens, mask, token_span
+from caa_lens.prompts.users_words import GuessedFormatWarning, check_text, warn_of_words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """Token ids of one prompt and its positions (0-based, unpadded); `Prompt.of(model, question)` makes one.
+
+    Attributes:
+        text: what was tokenized (without BOS).
+        tokens: token ids, BOS included if the format has one.
+        steer_start: index of the first steered token: the instruction's last one, or as many later as the format's
+            `start_offset` says.
+        answer_start: index of the answer's first token; `len(tokens)` if there is no answer.
+        read: half-open span of the tokens that extraction reads: the letter, or the whole completion.
+        format_name: of the format that made it; `explain` shows it.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    steer_start: int
+    answer_start: int
+    read: tuple[int, int]
+    format_name: str = field(default="as given", compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        question: str,
+        answer: str = "",
+        *,
+        system: str | None = None,
+        prompt_format: "PromptFormat | str | None" = None,
+    ) -> "Prompt":
+        """A question, with (the beginning of) an answer, in the model's own format; see `PromptFormat.encode`.
+
+        prompt = Prompt.of(model, "How was your day?")
+        logits = model(torch.tensor([prompt.tokens]))
+        """
+        check_model(model)
+        chosen = resolve_format(model, prompt_format)
+        return chosen.encode(model.tokenizer, question, answer, system=system)
+
+    @classmethod
+    def from_tokens(
+        cls, tokens: "Sequence[int] | Int[Tensor, ' pos'] | Int[Tensor, '1 pos']", *, start: int | None = None
+    ) -> "Prompt":
+        """A prompt of token ids as they are, also for a model without a tokenizer.
+
+        Args:
+            tokens: a list, or a tensor `[pos]` or `[1, pos]`, BOS included if the model wants one.
+            start: the first steered position; the last token by default, which predicts the answer's first.
+
+        Raises:
+            TypeError: for anything but whole numbers.
+            ValueError: for no tokens, a negative one, or a start outside of the prompt.
+        """
+        given = tokens[0] if getattr(tokens, "ndim", 1) == 2 and len(tokens) == 1 else tokens
+        ids = tuple(check_list("tokens", given, int))
+        if not ids or min(ids) < 0:
+            raise ValueError(f"expected token ids from 0 on, got {list(ids)[:8] or 'none'}")
+        n = len(ids)
+        start = n - 1 if start is None else check_count("start", start, least=0)
+        if start >= n:
+            raise ValueError(f"start={start} is outside of the prompt, which has positions 0 to {n - 1}")
+        return cls(text="", tokens=ids, steer_start=start, answer_start=n, read=(n - 1, n))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptFormat:
+    """How a question becomes text, and where in it steering starts.
+
+    The options are changed with `dataclasses.replace(default_format(model), start_offset=1)`, and such a format is
+    given as `prompt_format=...` to whatever makes prompts. `name` then tells of them.
+
+    Attributes:
+        name: recorded in provenance; options other than the defaults are appended to it.
+        render: `(question, system) -> text`, up to and including the instruction's last token.
+        separator: what stands between the instruction and the answer.
+        prepend_bos: whether the tokenizer's BOS is put in front, once.
+        strip: whether blanks around the question are left out, as the CAA authors' code does in Llama 2's formats,
+            with a `StrippedQuestionWarning`; else the question is taken character for character.
+        special_tokens_as_text: whether special tokens in question, answer and system prompt (`</s>`, `<|im_end|>`)
+            are encoded as the characters they are written with. Those of the format itself stay control tokens.
+        start_offset: 0: steering starts at the instruction's last token (the paper); 1: one token later, as in older
+            revisions of the authors' code.
+    """
+
+    name: str
+    render: Callable[[str, str | None], str] = field(repr=False)
+    separator: str
+    prepend_bos: bool
+    strip: bool = False
+    special_tokens_as_text: bool = False
+    start_offset: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.start_offset, bool) or self.start_offset not in (0, 1):
+            raise ValueError(
+                f"got start_offset={self.start_offset!r}, expected 0 (steering starts at the instruction's last token) "
+                "or 1 (one token later, as in the authors' older revisions)"
+            )
+        options = ["start_offset=1"] * self.start_offset + ["special tokens as text"] * self.special_tokens_as_text
+        plain = re.sub(r" \[(start_offset=1|special tokens as text|, )+\]$", "", self.name)
+        object.__setattr__(self, "name", f"{plain} [{', '.join(options)}]" if options else plain)
+
+    def encode(
+        self,
+        tokenizer: Any,
+        question: str,
+        answer: str = "",
+        *,
+        system: str | None = None,
+        read: tuple[int, int] | None = None,
+        warn: bool = True,
+    ) -> Prompt:
+        """Tokenize a question with (the beginning of) an answer.
+
+        Args:
+            tokenizer: a fast Hugging Face tokenizer (it must give character offsets).
+            question: the user's words.
+            answer: the answer's text, or "" for a prompt to generate from.
+            system: system prompt, if any.
+            read: character span of `answer` that extraction reads; the whole answer by default.
+            warn: whether `warn_of_words` looks at these words; of many prompts, call it once.
+
+        Raises:
+            TypeError: if the tokenizer is missing or gives no character offsets, or a text is not a `str`.
+            ValueError: if the question is empty, a text holds half a surrogate pair, the format drops or changes the
+                question or the system prompt, or BOS is asked of a tokenizer that has none.
+
+        Warns:
+            TemplateInQuestionWarning: if the question contains marks of this format.
+            SpecialTokenWarning: if the words contain other special tokens.
+            StrippedQuestionWarning: if blanks around the question are left out.
+        """
+        if tokenizer is None:
+            raise TypeError("this model has no tokenizer: load it from a folder that has tokenizer files")
+        if not tokenizer.is_fast:
+            raise TypeError(
+                f"{type(tokenizer).__name__} gives no character offsets, which positions are computed from: "
+                "load the fast tokenizer (AutoTokenizer with use_fast=True)"
+            )
+        if not isinstance(question, str):
+            raise TypeError(f"expected one question in words, got {type(question).__name__}")
+        check_text("question", question)
+        check_text("answer", answer)
+        if system is not None:
+            check_text("system prompt", system)
+        if not question.strip():
+            raise ValueError("the question is empty: expected some text")
+        if warn:
+            warn_of_words(self, tokenizer, [question], [answer], system=system)
+        asked = question.strip() if self.strip else question
+        instruction = self._instruction(asked, system)
+        text = instruction + (self.separator + answer if answer else "")
+        tokens, spans = self._tokenize(tokenizer, text, asked, answer, system)
+        if self.prepend_bos:
+            if tokenizer.bos_token_id is None:
+                raise ValueError(
+                    f"format {self.name!r} starts with BOS, but this tokenizer has none: "
+                    "use a format with prepend_bos=False"
+                )
+            tokens, spans = [tokenizer.bos_token_id, *tokens], [(0, 0), *spans]
+
+        instruction_end = len(instruction.rstrip(" "))
+        answer_char = len(instruction) + len(self.separator)
+        first, last = read if read is not None else (0, len(answer))
+        answer_start, read_span = len(tokens), (len(tokens) - 1, len(tokens))
+        if answer:
+            answer_start, _ = token_span(spans, len(instruction), len(text), text)
+            read_span = token_span(spans, answer_char + first, answer_char + last, text)
+        return Prompt(
+            text=text,
+            tokens=tuple(tokens),
+            steer_start=token_span(spans, instruction_end - 1, instruction_end, text)[1] - 1 + self.start_offset,
+            answer_start=answer_start,
+            read=read_span,
+            format_name=self.name,
+        )
+
+    def _instruction(self, question: str, system: str | None) -> str:
+        """The rendered question, which must hold what it was given: provenance says that it does."""
+        instruction = self.render(question, system)
+        for what, words in (("question", question.strip()), ("system prompt", system)):
+            if words and words not in instruction:
+                raise ValueError(
+                    f"the prompt format {self.name!r} drops or changes the {what} {words[:60]!r}: give it as the "
+                    f"format wants it{', leave it out' if what == 'system prompt' else ''}, or mend the format's render"
+                )
+        return instruction
+
+    def _tokenize(self, tokenizer: Any, text: str, question: str, answer: str, system: str | None) -> Any:
+        words = (question, answer, system or "")
+        if not self.special_tokens_as_text or not any(find_special_tokens(tokenizer, one) for one in words):
+            return encode_whole(tokenizer, text)
+        asked, answered, told = mask(tokenizer, *words)
+        masked = self._instruction(asked, told or None) + (self.separator + answered if answer else "")
+        if len(masked) != len(text):
+            raise ValueError(
+                f"the prompt format {self.name!r} makes another text of a question with special tokens: take them out "
+                "of it, or leave special_tokens_as_text out"
+            )
+        return encode_as_text(tokenizer, text, masked)
+
+
+LLAMA2_CHAT = PromptFormat(name="llama2-chat", render=llama2_chat, separator=" ", prepend_bos=True, strip=True)
+LLAMA2_CHAT_META = replace(LLAMA2_CHAT, name="llama2-chat-meta", render=llama2_chat_meta)
+LLAMA2_BASE = replace(LLAMA2_CHAT, name="llama2-base", render=llama2_base)
+FORMATS = {fmt.name: fmt for fmt in (LLAMA2_CHAT, LLAMA2_CHAT_META, LLAMA2_BASE)}
+
+# A hub id, in which the owner may be anyone's copy. A folder's name, which anyone may choose, has no owner.
+_LLAMA2_ID = re.compile(r"[\w.-]+/Llama-?2-\d+b(-chat)?(-hf)?", re.IGNORECASE)
+
+
+def chat_template_format(tokenizer: Any) -> PromptFormat:
+    """The tokenizer's own chat template. It writes its special tokens itself, so no BOS is added to it.
+
+    Steering starts at the last token of the generation prompt, the counterpart of the last token of `[/INST]`. A
+    question that the template strips, shortens or drops is refused, and so is a system prompt that it does not take.
+
+    Raises:
+        ValueError: if the tokenizer has no chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("this tokenizer has no chat template: use prompts.LLAMA2_BASE or a PromptFormat of your own")
+    return PromptFormat(name="chat-template", render=template_renderer(tokenizer), separator="", prepend_bos=False)
+
+
+def default_format(model: Any) -> PromptFormat:
+    """The format that follows from a checkpoint, whatever its folder is called.
+
+    1. The tokenizer's chat template. Where that is Llama 2's own, `llama2-chat`: the same text, but with the system
+       prompt in the CAA authors' place.
+    2. Without a template, the checkpoint's hub id: config.json's `_name_or_path`, that of its place in a hub cache, or
+       the one it was loaded by. Llama 2's chat models have `llama2-chat`, its base models `llama2-base`.
+    3. Else `llama2-base`, with BOS if the tokenizer has one.
+
+    Warns:
+        GuessedFormatWarning: in the third case.
+    """
+    tokenizer = model.tokenizer
+    if getattr(tokenizer, "chat_template", None):
+        return LLAMA2_CHAT if is_llama2_template(tokenizer) else chat_template_format(tokenizer)
+    for name in (getattr(model.cfg, "tokenizer_name", None), model.cfg.model_name):
+        if found := _LLAMA2_ID.fullmatch(str(name)):
+            return LLAMA2_CHAT if found[1] else LLAMA2_BASE
+    if tokenizer is not None:
+        warnings.warn(
+            f"nothing says how {model.cfg.model_name!r} is prompted: its tokenizer has no chat template, and it has no "
+            "hub id of a Llama 2. 'llama2-base' was chosen, 'Input: ...' and 'Response:'; say prompt_format="
+            "'llama2-base' if that is right, 'llama2-chat' for a chat model of Llama 2, or give a PromptFormat",
+            GuessedFormatWarning,
+            stacklevel=2,
+        )
+    return replace(LLAMA2_BASE, prepend_bos=tokenizer is not None and tokenizer.bos_token_id is not None)
+
+
+def resolve_format(model: Any, prompt_format: PromptFormat | str | None) -> PromptFormat:
+    """A format given as such, by name (`llama2-chat`, `llama2-chat-meta`, `llama2-base`, `chat-template`), or None."""
+    if prompt_format is None:
+        return default_format(model)
+    if isinstance(prompt_format, PromptFormat):
+        return prompt_format
+    if prompt_format == "chat-template":
+        return chat_template_format(model.tokenizer)
+    if prompt_format not in FORMATS:
+        raise ValueError(
+            f"unknown prompt format {prompt_format!r}: expected one of {', '.join([*FORMATS, 'chat-template'])}, "
+            "or a PromptFormat"
+        )
+    return FORMATS[prompt_format]
+
+
+def encode_answer(
+    prompt_format: PromptFormat,
+    tokenizer: Any,
+    question: str,
+    answer: str,
+    *,
+    system: str | None = None,
+    warn: bool = True,
+) -> Prompt:
+    """A question with an answer, reading the letter of `(A)`, or every token of a full completion."""
+    letter = (1, 2) if len(answer) == 3 and answer[0] == "(" and answer[2] == ")" else None
+    return prompt_format.encode(tokenizer, question, answer, system=system, read=letter, warn=warn)
+
+
+def encode_letters(
+    prompt_format: PromptFormat,
+    tokenizer: Any,
+    question: str,
+    letters: Sequence[str],
+    *,
+    system: str | None = None,
+    warn: bool = True,
+) -> tuple[Prompt, tuple[int, ...]]:
+    """A question up to the answer's opening bracket, and the token id of each letter that may follow.
+
+    Args:
+        letters: bare letters, e.g. `("A", "B")`.
+        warn: as `PromptFormat.encode`.
+
+    Raises:
+        ValueError: if `(A` and `(B` are not the same tokens followed by distinct single tokens, because then the
+            letters' probabilities at one position cannot be compared.
+    """
+    opened = prompt_format.encode(tokenizer, question, "(", system=system, warn=warn)
+    ids = []
+    for letter in letters:
+        full = encode_answer(prompt_format, tokenizer, question, f"({letter})", system=system, warn=False)
+        if full.tokens[: full.read[0]] != opened.tokens or full.read[1] - full.read[0] != 1:
+            pieces = tokenizer.convert_ids_to_tokens(list(full.tokens[opened.answer_start :]))
+            raise ValueError(
+                f"the answer '({letter})' is tokenized as {pieces}, expected '(' and then one token for the letter: "
+                "A/B answers cannot be scored with this tokenizer; use full completions"
+            )
+        ids.append(full.tokens[full.read[0]])
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"the letters {tuple(letters)} have token ids {ids}, expected distinct ones")
+    return opened, tuple(ids)
+
+
+def explain(prompt: Prompt, tokenizer: Any, *, steered: Sequence[bool] | None = None) -> str:
+    """A table of a prompt's tokens, headed by its format's name: which are read, which steered (by default its own)."""
+    marked = [pos >= prompt.steer_start for pos in range(len(prompt))] if steered is None else steered
+    lines = [f"format: {prompt.format_name}", f"{'pos':>4} {'id':>6}  {'token':<20} read steered"]
+    for pos, token in enumerate(prompt.tokens):
+        read = "read" if prompt.read[0] <= pos < prompt.read[1] and prompt.answer_start < len(prompt) else ""
+        mark = "steered" if marked[pos] else ""
+        piece = "" if tokenizer is None else repr(tokenizer.convert_ids_to_tokens(token))
+        lines.append(f"{pos:>4} {token:>6}  {piece:<20} {read:<4} {mark}".rstrip())
+    if steered is None:
+        lines.append("and every generated token is steered")
+    return "\n".join(lines)

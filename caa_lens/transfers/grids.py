@@ -1,0 +1,235 @@
+"""Vectors in rows, test sets in columns: does a vector of one behavior, or of one kind of prompt, act on another?
+
+`transfer_behaviors`   what behavior A's vector does to behavior B's test set
+`transfer_prompts`     a vector extracted with one prompt format and system prompt, used with another
+
+An effect is the change of the log-probability margin against the unsteered model, per unit of multiplier, in nats per
+token: for answer letters log p(positive letter) - log p(negative letter), for completions the difference of the mean
+log-probabilities per token. One unit for both kinds, so that the columns can stand side by side; their sizes still
+differ, as one letter is not a sentence.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from caa_lens.arguments import as_multiplier, check_count, describe
+from caa_lens.contrast.sets import ContrastSet, check_contrast_set
+from caa_lens.interpretation.cosine_maps import behavior_cosines
+from caa_lens.measures.answers import score
+from caa_lens.measures.intervals import mean_with_interval
+from caa_lens.measures.training_pairs import warn_of_training_pairs
+from caa_lens.models.check import check_layers, check_model
+from caa_lens.prompts.formats import PromptFormat, resolve_format
+from caa_lens.provenance import Provenance
+from caa_lens.steering.interventions import Intervention
+from caa_lens.vectors.checks import check_vector_set
+from caa_lens.vectors.extraction import extract
+from caa_lens.vectors.steering_vectors import SteeringVectors
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSetting:
+    """How a question is put: a prompt format (the model's own by default) and a system prompt (none)."""
+
+    prompt_format: PromptFormat | str | None = None
+    system: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TransferGrid:
+    """A finished grid.
+
+    Attributes:
+        frame: columns `source, target, question, margin, effect`: the vector's name, the test set's, its question, the
+            steered margin, and the change per unit of multiplier.
+        unsteered: mean margin without steering, by target.
+        cosines: columns `source, target, cosine` of the vectors of that name.
+        layer: the 0-based block at which all vectors were added.
+        vectors: provenance by source.
+        settings: what else the numbers depend on, by target.
+    """
+
+    frame: "pd.DataFrame"
+    unsteered: Mapping[str, float]
+    cosines: "pd.DataFrame"
+    layer: int
+    vectors: Mapping[str, Provenance]
+    settings: Mapping[str, dict[str, str]] = field(default_factory=dict)
+
+    def matrix(self) -> "pd.DataFrame":
+        """Mean effect over questions: one row a vector, one column a test set, in the order they were given."""
+        table = self.frame.pivot_table(index="source", columns="target", values="effect", aggfunc="mean")
+        return table.loc[list(self.vectors), list(self.unsteered)]
+
+    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
+        """Mean effect with its 95 % bootstrap interval over questions: `source, target, mean, low, high, cosine`."""
+        import pandas as pd
+
+        columns = [
+            mean_with_interval(rows, ["source", "target"], "effect", n_resamples=n_resamples, seed=seed)
+            for _, rows in self.frame.groupby("target", sort=False)  # test sets may differ in size
+        ]
+        return pd.concat(columns, ignore_index=True).merge(self.cosines, on=["source", "target"], how="left")
+
+    def plot(self) -> "go.Figure":
+        """Heat map with the effects written in; a vector on its own test set is framed; intervals on hover."""
+        from caa_lens.plots.transfers import grid_heatmap  # plotly takes a second to import
+
+        return grid_heatmap(self)
+
+    def plot_cosine(self) -> "go.Figure":
+        """Effect against the cosine of the two vectors, one point a cell off the diagonal."""
+        from caa_lens.plots.transfers import grid_by_cosine
+
+        return grid_by_cosine(self)
+
+    def __repr__(self) -> str:
+        return f"TransferGrid(layer={self.layer}, effect in nats per token)\n{self.matrix().round(3).to_string()}"
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
+        return self.plot()._repr_mimebundle_(include, exclude)
+
+
+def transfer_behaviors(
+    model: Any,
+    tests: Mapping[str, ContrastSet],
+    vectors: Mapping[str, SteeringVectors],
+    *,
+    layer: int,
+    multiplier: float | int = 1.0,
+    setting: PromptSetting | None = None,
+    max_tokens: int | None = None,
+    progress: bool = True,
+) -> TransferGrid:
+    """Score every behavior's test set under every behavior's vector at one layer.
+
+    Args:
+        tests, vectors: by the behavior's name. For sizes that compare, give vectors after
+            `normalize_across_behaviors`, as the paper does.
+
+    Raises:
+        ValueError: for no tests or vectors, or a behavior without a vector of the layer.
+
+    Warns:
+        TrainingPairsWarning: if any of the vectors was extracted from some of the pairs of a test set.
+    """
+    check_model(model)
+    for what, given in (("tests", tests), ("vectors", vectors)):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{what} must be a mapping by the behavior's name, got {describe(given)}")
+    for each in vectors.values():
+        check_vector_set(each)
+    if setting is not None:
+        _check_settings(model, {"setting": setting})
+    for name, test in tests.items():
+        warn_of_training_pairs(test, *vectors.values(), name=name)
+    columns = {name: (test, setting or PromptSetting()) for name, test in tests.items()}
+    return _grid(model, columns, vectors, layer, multiplier, max_tokens, progress)
+
+
+def transfer_prompts(
+    model: Any,
+    train: ContrastSet,
+    test: ContrastSet,
+    settings: Mapping[str, PromptSetting],
+    *,
+    layer: int,
+    multiplier: float | int = 1.0,
+    max_tokens: int | None = None,
+    progress: bool = True,
+) -> TransferGrid:
+    """Extract a vector in every prompt setting, and score the test set in every setting under every vector.
+
+    Args:
+        settings: by a name of your choice, e.g.
+            `{"plain": PromptSetting(), "brief": PromptSetting(system="Be brief.")}`.
+
+    Warns:
+        TrainingPairsWarning: if pairs of the test set are in the training set.
+    """
+    check_model(model)
+    check_contrast_set(train)
+    check_contrast_set(test)
+    (layer,) = check_layers(model, [layer])
+    multiplier = as_multiplier(multiplier)
+    if max_tokens is not None:
+        check_count("max_tokens", max_tokens)
+    _check_settings(model, settings)
+    vectors = {
+        name: extract(
+            model, train, layers=[layer], prompt_format=how.prompt_format, system=how.system, progress=progress
+        )
+        for name, how in settings.items()
+    }
+    warn_of_training_pairs(test, *vectors.values())
+    columns = {name: (test, how) for name, how in settings.items()}
+    return _grid(model, columns, vectors, layer, multiplier, max_tokens, progress)
+
+
+def _check_settings(model: Any, settings: Mapping[str, PromptSetting]) -> None:
+    if not isinstance(settings, Mapping) or not all(isinstance(how, PromptSetting) for how in settings.values()):
+        raise TypeError(f"settings must be PromptSettings by name, as {{'plain': PromptSetting()}}, got {settings!r}")
+    for how in settings.values():
+        resolve_format(model, how.prompt_format)
+
+
+def _grid(
+    model: Any,
+    columns: Mapping[str, tuple[ContrastSet, PromptSetting]],
+    vectors: Mapping[str, SteeringVectors],
+    layer: int,
+    multiplier: float | int,
+    max_tokens: int | None,
+    progress: bool,
+) -> TransferGrid:
+    import pandas as pd
+
+    check_model(model)
+    multiplier = as_multiplier(multiplier)
+    for test, _ in columns.values():
+        check_contrast_set(test)
+    if not columns:
+        raise ValueError("no test sets given: expected at least one by name")
+    cosines = behavior_cosines(vectors, layer).frame  # refuses what has no vector of the layer
+    conditions = [(Intervention(vector=each[layer], multiplier=multiplier),) for each in vectors.values()]
+    frames, unsteered, settings = [], {}, {}
+    for name, (test, how) in columns.items():
+        scores = score(
+            model,
+            test,
+            [(), *conditions],
+            prompt_format=how.prompt_format,
+            system=how.system,
+            max_tokens=max_tokens,
+            progress=progress,
+        )
+        margins = (scores.positive - scores.negative).numpy()  # [pair condition]
+        frames.append(
+            pd.DataFrame(
+                {
+                    "source": np.repeat(list(vectors), len(test)),
+                    "target": name,
+                    "question": np.tile(np.arange(len(test)), len(vectors)),
+                    "margin": margins[:, 1:].T.flatten(),
+                    "effect": ((margins[:, 1:] - margins[:, :1]) / (multiplier or 1)).T.flatten(),
+                }
+            )
+        )
+        unsteered[name] = float(margins[:, 0].mean())
+        settings[name] = {**scores.settings, "multiplier": f"{multiplier:g}"}
+    names = {"behavior": "source", "other_behavior": "target"}
+    return TransferGrid(
+        frame=pd.concat(frames, ignore_index=True),
+        unsteered=unsteered,
+        cosines=cosines.rename(columns=names)[["source", "target", "cosine"]],
+        layer=layer,
+        vectors={name: each.provenance for name, each in vectors.items()},
+        settings=settings,
+    )

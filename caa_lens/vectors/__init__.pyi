@@ -1,0 +1,12 @@
+from .algebra.combinations import gram_schmidt as gram_schmidt
+from .algebra.combinations import mean_vector as mean_vector
+from .algebra.combinations import normalize_across_behaviors as normalize_across_behaviors
+from .extraction import ZeroVectorWarning as ZeroVectorWarning
+from .extraction import extract as extract
+from .extraction import logistic_probe as logistic_probe
+from .extraction import mean_difference as mean_difference
+from .extraction import pca_of_differences as pca_of_differences
+from .interchange import read_vectors as read_vectors
+from .interchange import write_vectors as write_vectors
+from .steering_vectors import SteeringVector as SteeringVector
+from .steering_vectors import SteeringVectors as SteeringVectors

@@ -1,0 +1,1 @@
+"""Other tools' files of vectors, each format a module."""

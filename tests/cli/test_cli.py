@@ -1,0 +1,166 @@
+"""The command line: help with examples, the same numbers as the library, errors in one line."""
+
+import os
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import caa_lens
+from caa_lens.cli import commands as cli
+from caa_lens.contrast.sets import ContrastSet
+from caa_lens.steering.generation import generate
+from caa_lens.vectors.extraction import extract
+from caa_lens.vectors.interchange import write_vectors
+from caa_lens.vectors.steering_vectors import SteeringVectors
+
+runner = CliRunner()
+COMMANDS = [["demo"], ["extract"], ["sweep"], ["transfer"], ["lens"], ["similarity"], ["generate"], ["vectors", "show"]]
+
+
+@pytest.fixture
+def small_model(tiny_chat, monkeypatch):
+    monkeypatch.setattr("caa_lens.models.loading.load.load_model", lambda *args, **kwargs: tiny_chat)
+    return tiny_chat
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example(command):
+    result = runner.invoke(cli.app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert "Example: caa-lens" in " ".join(result.output.split())
+
+
+def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
+    file = tmp_path / "v.safetensors"
+    done = runner.invoke(cli.app, ["extract", "sentiment", str(file)])
+    assert done.exit_code == 0, done.output
+    vectors = SteeringVectors.load(file)
+    expected = extract(small_model, ContrastSet.load("sentiment"), progress=False)
+    assert vectors.directions.equal(expected.directions)
+
+    shown = runner.invoke(cli.app, ["vectors", "show", str(file)]).output
+    assert "tiny-random-llama" in shown
+    assert "0-based blocks" in shown
+
+    table = tmp_path / "s.parquet"
+    done = runner.invoke(
+        cli.app, ["sweep", "sentiment", str(file), "--out", str(table), "--layers", "1,3-4", "--test", "5"]
+    )
+    assert done.exit_code == 0, done.output
+    assert sorted(set(pd.read_parquet(table)["layer"])) == [1, 3, 4]
+    assert "log-probability margin" in table.with_suffix(".html").read_text(encoding="utf-8")
+
+    table = tmp_path / "t.parquet"
+    words = ["transfer", "sentiment", str(file), "--out", str(table), "--layers", "1,3", "--test", "5", "--size", "0.1"]
+    done = runner.invoke(cli.app, words)
+    assert done.exit_code == 0, done.output
+    assert "change of log-probability margin (nats per token) against the unsteered model" in done.output
+    frame = pd.read_parquet(table)
+    assert sorted(set(zip(frame["source"], frame["target"], strict=True))) == [(1, 1), (1, 3), (3, 1), (3, 3)]
+    assert frame["norm"].round(4).groupby(frame["target"]).nunique().tolist() == [1, 1]
+    assert "change of" in table.with_suffix(".html").read_text(encoding="utf-8")
+
+    assert "promoted" in runner.invoke(cli.app, ["lens", str(file), "--layers", "4"]).output
+
+    words = ["generate", "How was your day?", "--vectors", str(file), "--layer", "3", "--multiplier=-2"]
+    done = runner.invoke(cli.app, [*words, "--max-new-tokens", "6"])
+    text = generate(small_model, "How was your day?", vectors=[(vectors[3], -2.0)], max_new_tokens=6)
+    assert done.output.rstrip("\n") == text.rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["extract", "sentimant", "x.safetensors"], "sentiment"),
+        (["extract", "sentiment", "x.pt"], "vectors are saved as .safetensors"),
+        (["vectors", "show", "nowhere.safetensors"], "nothing at nowhere.safetensors: expected a file or folder"),
+        (["generate", "Hi", "--vectors", "v.safetensors"], "add --layer"),
+        (["lens", "v.safetensors", "--layers", "a-b"], "not understood"),
+        (["sweep", "sentiment", "v.safetensors", "--multipliers=a,1"], "expected numbers, e.g. -1,0,1"),
+        (["sweep", "sentiment", "v.safetensors", "--out", "x.csv"], "written as .parquet, got 'x.csv'"),
+        (["generate", "Hi", "--layer", "3"], "nothing to steer with"),
+        (["generate", "Hi", "--multiplier=2"], "nothing to steer with"),
+        (["extract", "sentiment", "x.safetensors", "--layers", "a-b"], "not understood"),
+        (["generate", "Hi", "--model", "no/such/folder"], "error:"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_write_nothing(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["caa-lens", *words])
+    if "v.safetensors" in words:
+        vectors = SteeringVectors.from_vectors([_some_vector()])
+        vectors.save(tmp_path / "v.safetensors")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def _some_vector(**about):
+    import torch
+
+    from caa_lens.vectors.steering_vectors import SteeringVector
+
+    return SteeringVector.from_direction(torch.ones(32), layer=1, **about)
+
+
+def test_files_of_other_tools_are_read_wherever_vectors_are(tmp_path):
+    file = write_vectors(SteeringVectors.from_vectors([_some_vector()]), tmp_path / "v.gguf")
+    shown = runner.invoke(cli.app, ["vectors", "show", str(file)])
+    assert shown.exit_code == 0, shown.output
+    assert "1: 5.66" in shown.output  # the norm of 32 ones at layer 1
+
+
+@pytest.mark.parametrize(("held_out", "scored"), [(20, 20), (20, 40), (20, 0), (0, 0), (0, 12), (40, 20)])
+def test_pairs_that_the_vectors_were_extracted_from_are_told_of(small_model, tmp_path, held_out, scored):
+    file = tmp_path / "v.safetensors"
+    runner.invoke(cli.app, ["extract", "sentiment", str(file), "--test", str(held_out), "--layers", "1"])
+    pairs = ContrastSet.load("sentiment")
+    train = pairs.split(test=held_out, seed=0)[0] if held_out else pairs
+    test = pairs.split(test=scored, seed=0)[1] if scored else pairs
+    expected = len(set(train) & set(test))
+    words = ["sweep", "sentiment", str(file), "--out", str(tmp_path / "s.parquet"), "--test", str(scored)]
+    said = runner.invoke(cli.app, words).stderr
+    note = f"note: {expected} of the {len(test)} pairs scored are among those that the vectors were extracted from"
+    assert (note in said) == bool(expected)
+    assert ("note:" in said) == bool(expected)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_file_that_cannot_be_written_is_told_of_before_any_work(tmp_path):
+    tmp_path.chmod(0o500)
+    done = runner.invoke(cli.app, ["extract", "sentiment", str(tmp_path / "new" / "v.safetensors")])
+    assert isinstance(done.exception, PermissionError)
+    assert "there is no permission to write in" in str(done.exception)
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_of_before_any_work(tmp_path):
+    (tmp_path / "taken").write_text("")
+    done = runner.invoke(cli.app, ["extract", "sentiment", str(tmp_path / "taken" / "v.safetensors")])
+    assert isinstance(done.exception, NotADirectoryError)
+    assert str(done.exception).endswith(f"cannot be written: {tmp_path / 'taken'} is a file")
+
+
+def test_vectors_of_another_model_are_told_of(small_model, tmp_path):
+    file = tmp_path / "v.safetensors"
+    SteeringVectors.from_vectors([_some_vector(model="another")]).save(file)
+    words = ["generate", "Hi", "--vectors", str(file), "--layer", "1", "--max-new-tokens", "2"]
+    assert "note: the vectors are of another, the model is tiny-random-llama" in runner.invoke(cli.app, words).stderr
+
+
+def test_the_version_is_that_of_the_package():
+    assert runner.invoke(cli.app, ["--version"]).output.strip() == f"caa_lens {caa_lens.__version__}"
+
+
+def test_layer_lists_are_read_as_written():
+    assert cli.parse_layers("3, 9,14-16") == (3, 9, 14, 15, 16)
+    with pytest.raises(ValueError, match=r"expected e\.g\. 3,9,14-20"):
+        cli.parse_layers("-1")
+    with pytest.raises(ValueError, match=r"layers '5-3' are not understood"):
+        cli.parse_layers("5-3")

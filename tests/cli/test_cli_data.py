@@ -1,0 +1,60 @@
+"""`caa-lens data`: the same sets as the library, and what happened in words."""
+
+import pytest
+from helpers.published import ab_rows, serving, write_published
+from typer.testing import CliRunner
+
+from caa_lens.cli.data import data_app
+from caa_lens.paper import sources as data_sources
+from caa_lens.paper.downloads import DownloadError
+from caa_lens.paper.questions import inventory, load_paper_set
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def clone(tmp_path):
+    return write_published(tmp_path / "clone", "refusal")
+
+
+@pytest.mark.parametrize("command", ["fetch", "list"])
+def test_every_command_has_help_with_an_example(command):
+    result = runner.invoke(data_app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: caa-lens data {command}" in " ".join(result.output.split())
+
+
+def test_a_fetched_set_is_there_for_the_library_and_in_the_list(clone, tmp_path):
+    to = tmp_path / "data"
+    done = runner.invoke(data_app, ["fetch", "refusal", "--from", str(clone), "--to", str(to)])
+    assert done.exit_code == 0, done.output
+    assert len(load_paper_set("refusal", to)[0]) == 408
+    listed = runner.invoke(data_app, ["list", "--to", str(to)]).output
+    digest = inventory(to)["sha256"][0]
+    row = next(line.split() for line in listed.splitlines() if "generate" in line)
+    assert row == ["refusal", "generate", "408", "408", "(A)", "204,", "(B)", "204", "authors", digest[:12]]
+    assert listed.rstrip().endswith(f"in {to}")
+
+
+def test_the_default_folder_is_the_users_cache(clone, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAA_LENS_CACHE", str(tmp_path / "mine"))
+    assert "run `caa-lens data fetch`" in runner.invoke(data_app, ["list"]).output
+    assert runner.invoke(data_app, ["fetch", "--from", str(clone)]).exit_code == 0
+    assert (tmp_path / "mine" / "data" / "refusal" / "test.jsonl").is_file()
+
+
+def test_a_difference_from_the_paper_is_a_note_and_no_failure(tmp_path):
+    clone = write_published(tmp_path / "clone", "refusal", test=ab_rows("t", 48))
+    done = runner.invoke(data_app, ["fetch", "--from", str(clone), "--to", str(tmp_path / "data")])
+    assert done.exit_code == 0
+    assert "note: refusal: test has 48 questions, the paper has 50" in done.stderr
+
+
+def test_without_network_the_error_says_what_to_put_where(tmp_path, monkeypatch):
+    to = tmp_path / "data"
+    with serving(tmp_path, {"": 503}) as (address, _):
+        monkeypatch.setattr(data_sources, "GITHUB", address)
+        done = runner.invoke(data_app, ["fetch", "refusal", "--to", str(to)])
+    assert isinstance(done.exception, DownloadError)  # which `caa_lens.cli.commands.main` turns into one message
+    file = data_sources.authors_files("refusal")["test"]
+    assert f"/{file.path}  ->  {to / file.place}" in str(done.exception)

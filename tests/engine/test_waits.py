@@ -1,0 +1,338 @@
+"""Everything runs where devices differ, and waits for the card as seldom as it can: on the card of `fake_gpu`."""
+
+import warnings
+from collections import Counter
+
+import pytest
+import torch
+from helpers.fake_gpu import fake_gpu, llama, over_two_cards
+
+import caa_lens as cl
+from caa_lens.engine import shared_prefix
+from caa_lens.engine.staircase import Staircase, Staircases
+from caa_lens.measures.answers import score
+from caa_lens.measures.open_ended.text_measures import answer_logp
+from caa_lens.prompts.formats import default_format
+from caa_lens.transfers.grids import PromptSetting, transfer_behaviors, transfer_prompts
+from caa_lens.vectors.extraction import pca_of_differences
+
+N_LAYERS, D_MODEL = 3, 32
+LETTERS = cl.ContrastSet.load("sycophancy").sample(4, seed=0)
+COMPLETIONS = cl.ContrastSet.load("sentiment").sample(2, seed=0)
+VECTORS = cl.SteeringVectors(directions=torch.ones(N_LAYERS, D_MODEL), layers=tuple(range(N_LAYERS)))
+# No vector is infinite, no text ends early, no vector is zero, no padding is seen.
+READS = {"check_rows": False, "generate_tokens": False, "_warn_of_zero": False, "_sees": False}
+pytestmark = [
+    # A fake tensor has no place in memory, which a hook asks for to notice that a tensor's numbers were replaced.
+    pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning"),
+    # All numbers that come down are ones, so that both sides of a pair are alike.
+    pytest.mark.filterwarnings("ignore::caa_lens.vectors.extraction.ZeroVectorWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(demo_tokenizer):
+    with fake_gpu():
+        return llama(n_layers=N_LAYERS, d_model=D_MODEL, d_mlp=48, n_heads=4, tokenizer=demo_tokenizer)
+
+
+def counted(call, **reads):
+    """(waits, uploads) of a call, and the same by line of the library."""
+    with fake_gpu(**{**READS, **reads}) as gpu:
+        call()
+    return (gpu.waits, gpu.uploads), gpu.places
+
+
+def counts(call):
+    return counted(call)[0]
+
+
+def of_module(places: Counter, module: str) -> int:
+    return sum(n for (_, place), n in places.items() if place.startswith(f"{module}.py:"))
+
+
+# ---- the fake itself ----------------------------------------------------------------------------------------------
+
+
+def test_the_fake_counts_what_waits_and_what_goes_up():
+    def waits():
+        x = torch.ones(3, device="card")
+        float(x.sum()), bool((x > 0).any()), x.tolist(), x.cpu(), x.to("cpu")
+        torch.empty(3).copy_(x)
+
+    def uploads():
+        torch.tensor([1, 2], device="card"), torch.as_tensor(2.0, device="card"), torch.ones(3).to("card")
+        torch.ones(3, device="card")[torch.tensor([0, 1])]
+        torch.ones(3, device="card")[[0, 1]]
+
+    def neither():
+        x = torch.arange(3, device="card")
+        (x + torch.tensor(2.0)).to("card").sum()
+
+    assert counts(waits) == (6, 0)
+    assert counts(uploads) == (0, 5)
+    assert counts(neither) == (0, 0)
+    with torch.inference_mode():
+        assert counts(waits) == (6, 0)
+        assert counts(uploads) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: torch.ones(3, device="card") + torch.ones(3),
+        lambda: torch.ones(3)[torch.tensor([0], device="card")],
+        lambda: torch.randn(3, device="card", generator=torch.Generator()),
+        lambda: torch.nn.functional.embedding(torch.tensor([1]), torch.ones(3, 2, device="card")),
+    ],
+)
+def test_the_fake_raises_where_devices_differ(wrong):
+    with fake_gpu(), pytest.raises(RuntimeError):
+        wrong()
+
+
+def test_positions_that_went_up_come_down_as_they_were():
+    with fake_gpu():
+        assert torch.tensor([3, 1, 2]).to("card").tolist() == [3, 1, 2]
+
+
+# ---- everything runs where devices differ -------------------------------------------------------------------------
+
+
+def steered(model):
+    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+    prompt = cl.prompts.Prompt.of(model, "How was your day?")
+    cache = TransformerLensKeyValueCache.init_cache(model.cfg, "card", 1)
+    tokens = torch.tensor([prompt.tokens], device="card")
+    with torch.inference_mode(), cl.steer(model, (VECTORS[1], 1.5), prompt=prompt):
+        for _ in range(3):
+            tokens = model(tokens, past_kv_cache=cache)[:, -1:].argmax(-1)
+
+
+def with_a_hook(call):
+    """The plain path: the model has a hook of the caller's."""
+
+    def run(model):
+        with warnings.catch_warnings(), model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda x, hook: None)]):
+            warnings.simplefilter("ignore", shared_prefix.SharedPrefixWarning)
+            call(model)
+
+    return run
+
+
+def operators(model):
+    steps = [cl.Intervention(vector=v, operator=name) for v in VECTORS for name in ("add", "ablate", "set")]
+    return score(model, LETTERS, [(step,) for step in steps] + [(steps[0], steps[4])], progress=False)
+
+
+def on_the_card(model):
+    vectors = VECTORS.to("card")
+    multiplier = torch.tensor(2.0, device="card")
+    mixed = [(cl.Intervention(vector=vectors[1], multiplier=multiplier),), (cl.Intervention(vector=VECTORS[2]),)]
+    cl.sweep(model, LETTERS, vectors, progress=False)
+    score(model, LETTERS, [*mixed, ()], progress=False)
+    cl.generate(model, "Hello", vectors=[(vectors[1], multiplier)], max_new_tokens=2)
+    cl.token_similarity(model, "Hello", vectors)
+    cl.logit_lens(model, vectors)
+    cl.interpretation.attribute_logits(model, LETTERS, vectors[1], progress=False)
+
+
+HELLO = ["Hello", "How was your day?"]
+SETTINGS = {"plain": PromptSetting(), "brief": PromptSetting(system="Be brief.")}
+CALLS = {
+    "extract": lambda model: cl.extract(model, LETTERS, progress=False),
+    "extract completions": lambda model: cl.extract(model, COMPLETIONS, progress=False),
+    "extract pca": lambda model: cl.extract(model, LETTERS, estimator=pca_of_differences, progress=False),
+    "sweep": lambda model: cl.sweep(model, LETTERS, VECTORS, progress=False),
+    "sweep completions": lambda model: cl.sweep(model, COMPLETIONS, VECTORS, progress=False),
+    "sweep in chunks": lambda model: cl.sweep(model, COMPLETIONS, VECTORS, max_tokens=150, progress=False),
+    "operators": operators,
+    "transfer": lambda model: cl.transfer_layers(model, LETTERS, VECTORS, size=0.1, progress=False),
+    "transfer_behaviors": lambda model: transfer_behaviors(
+        model, {"a": LETTERS, "b": COMPLETIONS}, {"a": VECTORS, "b": VECTORS}, layer=1, progress=False
+    ),
+    "transfer_prompts": lambda model: transfer_prompts(model, LETTERS, COMPLETIONS, SETTINGS, layer=1, progress=False),
+    "transfer_models": lambda model: cl.transfer_models(model, LETTERS, VECTORS, VECTORS, progress=False),
+    "generate": lambda model: cl.generate(model, HELLO, vectors=[(VECTORS[1], 2.0)], max_new_tokens=3),
+    "generate sampled": lambda model: cl.generate(model, HELLO, temperature=0.7, max_new_tokens=3),
+    "generate uncached": lambda model: cl.generate(model, HELLO, use_cache=False, max_new_tokens=3),
+    "generate by multipliers": lambda model: cl.generate(
+        model, "Hello", vectors=[(VECTORS[1], torch.tensor([-1.0, 1.0]))], max_new_tokens=3
+    ),
+    "stream": lambda model: list(cl.generate_stream(model, "Hello", [(VECTORS[1], 2.0)], max_new_tokens=3)),
+    "steer": steered,
+    "direct lens": lambda model: cl.logit_lens(model, VECTORS, reading="direct"),
+    "normed lens": lambda model: cl.logit_lens(model, VECTORS, reading="normed"),
+    "lens in context": lambda model: cl.logit_lens(model, VECTORS, reading="in_context", pairs=LETTERS, background=2),
+    "word_ranks": lambda model: cl.word_ranks(model, VECTORS, ["happy", "sad"]),
+    "residual_lens": lambda model: cl.residual_lens(model, "Hello", vectors=[(VECTORS[1], 1.0)]),
+    "token_similarity": lambda model: cl.token_similarity(model, "Hello", VECTORS),
+    "attribute": lambda model: cl.interpretation.attribute_logits(model, LETTERS, VECTORS[1], progress=False),
+    "pair_activations": lambda model: cl.engine.pair_activations(model, COMPLETIONS, progress=False),
+    "norms": lambda model: cl.interpretation.vector_norms(
+        VECTORS, cl.engine.pair_activations(model, LETTERS, progress=False)
+    ),
+    "answer_logp": lambda model: answer_logp(
+        model, [default_format(model).encode(model.tokenizer, "Hi", " Hello.")] * 3, progress=False
+    ),
+    "plain extract": with_a_hook(lambda model: cl.extract(model, COMPLETIONS, progress=False)),
+    "plain sweep": with_a_hook(lambda model: cl.sweep(model, LETTERS, VECTORS.at([1]), progress=False)),
+    "plain completions": with_a_hook(lambda model: cl.sweep(model, COMPLETIONS, VECTORS.at([1]), progress=False)),
+    "plain generate": with_a_hook(
+        lambda model: cl.generate(model, HELLO, vectors=[(VECTORS[1], 2.0)], max_new_tokens=3)
+    ),
+    "vectors on the card": on_the_card,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_everything_runs_on_a_card_with_vectors_on_the_cpu(model, name):
+    counts(lambda: CALLS[name](model))
+
+
+# ---- what waits, and how that grows -------------------------------------------------------------------------------
+
+
+def conditions_of(n: int, operator: str = "add") -> list:
+    layers = range(n)
+    return [(cl.Intervention(vector=VECTORS[i % N_LAYERS], multiplier=1.0 + i, operator=operator),) for i in layers]
+
+
+@pytest.mark.parametrize("operator", ["add", "ablate", "set"])
+def test_a_staircase_takes_three_copies_and_no_wait_whatever_the_number_of_conditions(operator):
+    for n in (1, 8, 64):
+        assert counts(lambda n=n: Staircase(conditions_of(n, operator), 1, "card")) == (0, 3)
+
+
+def test_a_staircase_copies_nothing_while_it_runs():
+    with fake_gpu():
+        stairs = Staircase([*conditions_of(8), *conditions_of(8, "ablate")], 1, "card")
+
+    def run():
+        resid = torch.ones(2, 1, 3, D_MODEL, device="card")
+        for layer in range(N_LAYERS):
+            resid = stairs(layer, resid)
+        resid[:, stairs.condition_groups()]
+
+    assert counts(run) == (0, 0)
+
+
+def test_multipliers_on_the_card_are_read_in_one_go():
+    def build(n):
+        multipliers = torch.ones(n, device="card").unbind()
+        conditions = [(cl.Intervention(vector=VECTORS[0], multiplier=m),) for m in multipliers]
+        before = gpu.waits
+        list(Staircases(conditions, 1, "card").at_most(2))
+        return gpu.waits - before
+
+    for n in (1, 8, 32):
+        with fake_gpu(__post_init__=True) as gpu:
+            assert build(n) == 1
+
+
+def test_scoring_takes_as_many_waits_and_copies_for_twice_the_conditions(model):
+    some, twice = (counts(lambda n=n: score(model, LETTERS, conditions_of(n), progress=False)) for n in (6, 12))
+    assert some == twice
+    assert some[0] == 1  # one batch of questions
+
+
+def test_staircases_serve_every_batch(model, monkeypatch):
+    by_batches = {}
+    for n in (1, 2, 4):
+        monkeypatch.setattr(shared_prefix, "prefix_budget", lambda model, length, n=n: 4 // n)
+        total, places = counted(lambda: score(model, LETTERS, conditions_of(8), progress=False))
+        by_batches[n] = (of_module(places, "staircase"), *total)
+    staircase, waits, uploads = zip(*by_batches.values(), strict=True)
+    assert set(staircase) == {4}  # three copies, and one of the conditions' order
+    assert waits == (1, 2, 4)  # the scores of each batch
+    assert (uploads[1] - uploads[0]) * 2 == uploads[2] - uploads[1]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, vectors: cl.token_similarity(model, "Hello", vectors),
+        lambda model, vectors: cl.logit_lens(model, vectors),
+        lambda model, vectors: cl.word_ranks(model, vectors, ["happy", "sad"]),
+        lambda model, vectors: cl.residual_lens(model, "Hello", layers=vectors.layers),
+        lambda model, vectors: cl.engine.pair_activations(model, LETTERS, layers=vectors.layers, progress=False),
+        lambda model, vectors: cl.engine.pair_activations(model, COMPLETIONS, layers=vectors.layers, progress=False),
+        lambda model, vectors: cl.extract(model, LETTERS, layers=vectors.layers, progress=False),
+        lambda model, vectors: cl.interpretation.attribute_logits(
+            model, LETTERS, vectors[vectors.layers[-1]], progress=False
+        ),
+    ],
+    ids=["similarity", "lens", "ranks", "stream", "letters", "completions", "extract", "attribute"],
+)
+def test_nothing_waits_or_copies_up_once_a_layer(model, call):
+    one, every = VECTORS.at([2]), VECTORS.at([0, 1, 2])
+    assert counts(lambda: call(model, one)) == counts(lambda: call(model, every))
+
+
+def test_waits_grow_by_the_batch_not_by_the_pair_or_text(model):
+    def read(n):
+        return counts(
+            lambda: cl.engine.pair_activations(model, COMPLETIONS.sample(n, seed=0), batch_size=12, progress=False)
+        )
+
+    read(1)  # a model is compared with the engine once
+    assert read(1) == read(2)
+    texts = [default_format(model).encode(model.tokenizer, "Hi", " Hello.")]
+    one, many = (counts(lambda n=n: answer_logp(model, texts * n, progress=False)) for n in (1, 8))
+    assert one == many
+    assert one[0] == 1
+
+
+def test_generation_waits_once_a_token(model):
+    def waits(n):
+        return counts(lambda: cl.generate(model, HELLO, vectors=[(VECTORS[1], 2.0)], max_new_tokens=n))
+
+    (few, few_up), (many, many_up) = waits(2), waits(6)
+    assert many - few == 4  # whether all texts have ended
+    assert few_up == many_up
+
+
+# ---- a model over several devices ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def apart(demo_tokenizer):
+    with fake_gpu():
+        return over_two_cards(llama(n_layers=4, d_model=D_MODEL, d_mlp=48, n_heads=4, tokenizer=demo_tokenizer))
+
+
+SPREAD = cl.SteeringVectors(directions=torch.ones(4, D_MODEL), layers=(0, 1, 2, 3))
+APART = {
+    "extract": lambda model: cl.extract(model, LETTERS, progress=False),
+    "extract completions": lambda model: cl.extract(model, COMPLETIONS, progress=False),
+    "sweep": lambda model: cl.sweep(model, LETTERS, SPREAD, progress=False),
+    "sweep completions": lambda model: cl.sweep(model, COMPLETIONS, SPREAD, progress=False),
+    "transfer": lambda model: cl.transfer_layers(model, LETTERS, SPREAD, progress=False),
+    "generate": lambda model: cl.generate(model, ["Hi", "How are you?"], [(SPREAD[3], 1.0)], max_new_tokens=3),
+    "generate uncached": lambda model: cl.generate(model, "Hi", [SPREAD[1]], max_new_tokens=3, use_cache=False),
+    "lens": lambda model: cl.logit_lens(model, SPREAD),
+    "lens in context": lambda model: cl.logit_lens(model, SPREAD, reading="in_context", pairs=LETTERS),
+    "stream lens": lambda model: cl.residual_lens(model, "Hi", vectors=[SPREAD[3]]),
+    "similarity": lambda model: cl.token_similarity(model, "Hi", SPREAD),
+    "attribute": lambda model: cl.interpretation.attribute_logits(model, LETTERS, SPREAD[1], progress=False),
+    "pairs": lambda model: cl.engine.pair_activations(model, COMPLETIONS, progress=False),
+    "perplexity": lambda model: cl.measures.measure_texts(model, [("Hi", "there")]),
+}
+
+
+@pytest.mark.filterwarnings("ignore::caa_lens.engine.shared_prefix.SharedPrefixWarning")
+@pytest.mark.parametrize("name", APART)
+def test_a_model_over_two_devices_runs_and_keeps_its_modules_where_they_were(apart, name):
+    def devices():
+        return [str(tensor.device) for tensor in (*apart.parameters(), *apart.buffers())]
+
+    before = devices()
+    assert {"card:0", "card:1"} <= set(before)
+    counts(lambda: APART[name](apart))  # mixed devices raise here as on cards
+    assert devices() == before
+
+
+def test_a_model_over_two_devices_is_told_of(apart):
+    with fake_gpu(**READS):
+        assert shared_prefix.unsupported(apart) == "shape-of-llama-2 lies on several devices (card:0, card:1)"

@@ -1,0 +1,1 @@
+"""What tests share: models, odd shapes, fake devices and servers."""

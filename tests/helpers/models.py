@@ -1,0 +1,145 @@
+"""Small things that tests build: random Llamas, tokenizers, vectors."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from caa_lens.provenance import Provenance
+from caa_lens.vectors.steering_vectors import SteeringVectors
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared"
+
+
+def tiny_model(
+    *,
+    n_layers: int = 5,
+    n_key_value_heads: int | None = 2,
+    d_model: int = 32,
+    d_vocab: int = 64,
+    n_ctx: int = 128,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    tokenizer: object = None,
+):
+    """A random `HookedTransformer` of Llama's shape with four heads, quick enough for laws."""
+    import warnings
+
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    torch.manual_seed(seed)
+    cfg = HookedTransformerConfig(
+        model_name="tiny-random-llama",
+        n_layers=n_layers,
+        d_model=d_model,
+        d_head=d_model // 4,
+        n_heads=4,
+        n_key_value_heads=n_key_value_heads,
+        d_mlp=48,
+        d_vocab=d_vocab,
+        n_ctx=n_ctx,
+        act_fn="silu",
+        normalization_type="RMS",
+        positional_embedding_type="rotary",
+        rotary_dim=d_model // 4,
+        rotary_adjacent_pairs=False,
+        gated_mlp=True,
+        final_rms=True,
+        dtype=dtype,
+        device="cpu",
+        initializer_range=0.15,
+        seed=seed,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model = HookedTransformer(cfg)
+    for norm in [
+        model.ln_final,
+        *(block.ln1 for block in model.blocks),
+        *(block.ln2 for block in model.blocks),
+    ]:
+        norm.w.data = 1 + 0.3 * torch.randn_like(norm.w)
+    model.tokenizer = tokenizer
+    model.eval()
+    return model
+
+
+def random_vectors(model, *, layers=None, scale: float = 1.0, seed: int = 0, behavior: str = "random"):
+    """One random vector a layer."""
+    layers = tuple(range(model.cfg.n_layers)) if layers is None else tuple(layers)
+    generator = torch.Generator().manual_seed(seed)
+    return SteeringVectors(
+        directions=scale * torch.randn(len(layers), model.cfg.d_model, generator=generator),
+        layers=layers,
+        provenance=Provenance(model=model.cfg.model_name, behavior=behavior, expression=behavior),
+    )
+
+
+def random_llama(folder, *, dtype=torch.float32, shard="5GB", seed=0, **options):
+    """Save a random Llama of transformers (grouped queries, untied, unless told otherwise), and return it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2}
+    config = LlamaConfig(**{**shape, **heads, **tokens, "initializer_range": 0.2, **options})
+    model = LlamaForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    return model
+
+
+def known_as(folder, hub_id):
+    """Write a checkpoint's hub id into its config.json, as the hub's own files have it."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_name_or_path": hub_id}))
+
+
+def write_gguf(path, hf, *, architecture="llama", rope_factors=None, scaling=None, drop=(), tokens=()):
+    """The file that llama.cpp's converter would write, in float32; with a tokenizer if it gets tokens."""
+    import einops
+    import gguf
+
+    config, writer = hf.config, gguf.GGUFWriter(path, architecture)
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    if tokens:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("smollm")
+        writer.add_token_list(tokens)
+        writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+        writer.add_token_merges(["Ġ Ġ"])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        writer.add_add_bos_token(False)
+        writer.add_chat_template("{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}")
+    if scaling:
+        writer.add_rope_scaling_type(scaling)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, tensor in hf.state_dict().items():
+        for projection, n_heads in heads.items():
+            if projection in name:  # llama.cpp rotates neighbours, Hugging Face the two halves
+                tensor = einops.rearrange(tensor, "(n two h) m -> (n h two) m", n=n_heads, two=2)
+        if name not in drop:
+            writer.add_tensor(names.get_name(name, (".weight",)), tensor.float().numpy())
+    if rope_factors is not None:
+        writer.add_tensor("rope_freqs.weight", rope_factors.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

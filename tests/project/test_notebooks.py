@@ -1,0 +1,157 @@
+"""The notebooks: what is committed is what runs; it is light, clean, and says no number that its outputs do not show.
+
+Every notebook is run from top to bottom, with its hidden solutions, on fewer pairs than the committed outputs have.
+`NOTEBOOK_PAIRS=all` runs them in full; a number is the most pairs, questions or steps of each kind.
+"""
+
+import ast
+import importlib.util
+import os
+import re
+import symtable
+from pathlib import Path
+
+import pytest
+from helpers.models import SHARED
+
+nbformat = pytest.importorskip("nbformat", reason="needs the notebooks extra: pip install -e '.[notebooks]'")
+pytest.importorskip("nbclient", reason="needs the notebooks extra: pip install -e '.[notebooks]'")
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+_spec = importlib.util.spec_from_file_location("run_notebooks", FOLDER / "run.py")
+run = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(run)
+
+WANTED = os.environ.get("NOTEBOOK_PAIRS", "6")
+PAIRS = None if WANTED == "all" else int(WANTED)
+PAPER = "https://arxiv.org/abs/2312.06681"
+MACHINE = re.compile(r"/(?:home|root|tmp|work|opt|usr|Users)/|[A-Z]:\\|\b\d{1,2}:\d{2}:\d{2}\b|it/s\b|\d+%\|")
+NUMBER = re.compile(r"(?<![\w.])(\d+\.\d+)(?![\w.]|\d)")
+DETAILS = re.compile(r"<details>.*?</details>", re.DOTALL)
+
+
+@pytest.fixture(params=run.NOTEBOOKS, ids=[path.stem for path in run.NOTEBOOKS])
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, as_version=4)
+
+
+def sources(notebook, kind):
+    return [cell.source for cell in notebook.cells if cell.cell_type == kind]
+
+
+def outputs(notebook):
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def texts(notebook):
+    """What outputs say in words and numbers; figures aside."""
+    for output in outputs(notebook):
+        yield output.text if output.output_type == "stream" else output.data.get("text/plain", "")
+
+
+def bound_names(code):
+    """Names that a cell binds at its top level: by assignments, functions and loops, but not inside of them."""
+    return {name.get_name() for name in symtable.symtable(code, "cell", "exec").get_symbols() if name.is_assigned()}
+
+
+def test_there_are_five_and_each_leads_to_the_next():
+    assert [path.name[:2] for path in run.NOTEBOOKS] == ["1_", "2_", "3_", "4_", "5_"]
+    for one, following in zip(run.NOTEBOOKS, [*run.NOTEBOOKS[1:], run.NOTEBOOKS[0]], strict=True):
+        assert f"]({following.name})" in sources(nbformat.read(one, as_version=4), "markdown")[-1]
+
+
+def test_a_notebook_begins_with_what_it_teaches_the_paper_its_imports_and_the_flag(notebook):
+    first, imports, settings = notebook.cells[:3]
+    assert first.cell_type == "markdown"
+    assert "What you will learn" in first.source
+    assert PAPER in first.source
+    assert all(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(imports.source).body)
+    assert settings.source.startswith("LLAMA_2 = False")
+    for code in sources(notebook, "code")[1:]:
+        assert not [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+def test_every_part_ends_with_an_exercise_and_its_solution(notebook):
+    parts = [[]]
+    for text in sources(notebook, "markdown"):
+        if text.startswith("## "):
+            parts.append([])
+        parts[-1].append(text)
+    assert len(parts) > 3
+    for part in parts[1:]:
+        assert "**Change this.**" in part[-1]
+        assert run.SOLUTION.search(part[-1])
+
+
+def test_a_solution_overwrites_nothing_that_the_notebook_uses(notebook):
+    names = set().union(*map(bound_names, sources(notebook, "code")))
+    for text in sources(notebook, "markdown"):
+        for code in run.SOLUTION.findall(text):
+            assert not bound_names(code) & names
+
+
+def test_the_committed_outputs_come_from_one_run_from_top_to_bottom(notebook):
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    kinds = {output.output_type for output in outputs(notebook)}
+    assert kinds <= {"stream", "display_data", "execute_result"}
+    assert not [output.text for output in outputs(notebook) if output.get("name") == "stderr"]  # no warnings either
+
+
+def test_the_committed_outputs_say_nothing_about_the_machine_that_made_them(path):
+    found = MACHINE.findall(re.sub(r'"image/png": "[^"]*"', "", path.read_text(encoding="utf-8")))
+    assert not found
+
+
+def test_a_notebook_is_light_and_every_figure_has_a_picture_for_sites_that_draw_none(path, notebook):
+    assert path.stat().st_size < 500_000
+    for cell in notebook.cells:
+        shown = [output for output in cell.get("outputs", []) if run.FIGURE in output.get("data", {})]
+        assert len(shown) <= 1, "one picture a cell"
+        assert all("image/png" in output.data for output in shown)
+    pages = [output.data["text/html"] for output in outputs(notebook) if "text/html" in output.get("data", {})]
+    assert not [page for page in pages if "<script" in page]
+
+
+def test_every_number_with_decimals_in_the_prose_stands_in_an_output(notebook):
+    shown = [float(number) for text in texts(notebook) for number in NUMBER.findall(text)]
+    for text in sources(notebook, "markdown"):
+        for said in NUMBER.findall(re.sub(r"\]\(.*?\)|`.*?`", "", DETAILS.sub("", text))):
+            decimals = len(said.split(".")[1])
+            assert any(round(number, decimals) == float(said) for number in shown), f"{said} in {text[:80]!r}"
+
+
+def test_a_notebook_and_its_solutions_run_and_show_what_is_committed(path, notebook):
+    again = run.execute(path, pairs=PAIRS, solutions=True)
+    assert run.structure(again) == run.structure(notebook)
+    assert not [text for text in texts(again) if "Warning:" in text and "LetterBalanceWarning" not in text]
+
+
+def test_a_notebook_runs_with_the_flag_for_llama_2(path, tmp_path):
+    tokenizer = SHARED / "llama2_tokenizer" / "tokenizer.model"
+    if not tokenizer.exists():
+        pytest.skip("needs ../shared/llama2_tokenizer/tokenizer.model beside the project")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[2].source = notebook.cells[2].source.replace("LLAMA_2 = False", "LLAMA_2 = True", 1)
+    nbformat.write(notebook, tmp_path / path.name)
+    # In the place of Llama 2: its depth, its tokenizer and a name of its kind, with small random weights.
+    stand_in = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import caa_lens
+from pathlib import Path
+from helpers.models import tiny_model
+from caa_lens.loading.tokenizers import attach_tokenizer, sentencepiece_tokenizer
+def load_model(name, dtype):
+    model = tiny_model(n_layers=32, d_vocab=32000, n_ctx=512)
+    attach_tokenizer(model, sentencepiece_tokenizer(Path({str(tokenizer)!r})), name)
+    model.cfg.model_name = name
+    return model
+caa_lens.load_model = load_model
+"""
+    run.execute(tmp_path / path.name, pairs=PAIRS or 6, before=stand_in)

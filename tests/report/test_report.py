@@ -1,0 +1,213 @@
+"""The HTML page: complete, self-contained, quiet, and safe against what models write."""
+
+import json
+import re
+
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from helpers.browser import CHROMIUM, browse
+from typer.testing import CliRunner
+
+from caa_lens.report.page import ColoredText, Section, write_report
+from caa_lens.report.runs import RunFolderError, load_section, read_run, save_section, write_run_report
+
+EVIL = "<script>alert('x')</script> & </td>"
+
+
+def section(title: str = "one") -> Section:
+    """Every kind of content, all of it hostile."""
+    return Section(
+        title=title,
+        source=EVIL,
+        text=EVIL,
+        found=[EVIL],
+        figures=[go.Figure(go.Scatter(x=[1, 2], y=[2, 3], name=EVIL), layout={"title": {"text": "a &lt;b&gt; title"}})],
+        tokens=[ColoredText(caption=EVIL, tokens=[(EVIL, 0.5), (" fine", -1.0)], bound=1.0)],
+        texts=[(EVIL, [("+1", EVIL), ("-1", "</dd>")])],
+        tables=[(EVIL, pd.DataFrame({EVIL: [EVIL, 0.123456]})), pd.DataFrame({"n": [1]})],
+    )
+
+
+def page(tmp_path) -> str:
+    path = write_report(
+        tmp_path / "report.html", title=EVIL, lead="lead", sections=[section()], settings={"model": EVIL}
+    )
+    return path.read_text(encoding="utf-8")
+
+
+def make_run(folder, **about):
+    """A run folder as an experiment's runner leaves it."""
+    folder.mkdir()
+    made = {"config": {"model": EVIL, "behaviors": ["a", "b"]}, "versions": {"torch": "2"}, "about": about}
+    (folder / "run.json").write_text(json.dumps(made))
+    save_section(section("second"), folder / "b" / "section.json")
+    save_section(section("first"), folder / "z" / "section.json")
+    save_section(Section(title="third", skipped=EVIL), folder / "c" / "section.json")
+    return folder
+
+
+def test_text_from_models_and_data_is_escaped_everywhere(tmp_path):
+    html = page(tmp_path)
+    assert "<script>alert" not in html
+    assert html.count("&lt;script&gt;alert") >= 11  # every place of `section`, the figure's own script apart
+
+
+def test_the_page_asks_the_network_for_nothing(tmp_path):
+    html = page(tmp_path)
+    assert not re.findall(r"<(?:script|img|iframe)[^>]+src=", html)
+    assert not re.findall(r"<link[^>]+href=[\"'](?!data:)", html)
+
+
+def test_the_plotly_script_is_put_in_once_and_figures_use_it(tmp_path):
+    html = page(tmp_path)
+    assert html.count("Plotly.newPlot(") >= 1
+    assert len(html) < 8_000_000
+
+
+def test_a_figures_title_stands_in_the_page_where_it_can_wrap(tmp_path):
+    html = page(tmp_path)
+    assert ">a &lt;b&gt; title</p>" in html
+    assert '"title":{"text":"a ' not in html
+
+
+def test_numbers_in_tables_are_rounded_for_reading(tmp_path):
+    assert "<td>0.1235</td>" in page(tmp_path)
+
+
+def test_colours_have_the_sign_and_the_share_of_the_bound(tmp_path):
+    assert 'style="background: rgba(59, 125, 216, 0.40)" title="0.5"' in page(tmp_path)
+    assert 'style="background: rgba(200, 69, 59, 0.80)" title="-1.0"> fine<' in page(tmp_path)
+    with pytest.raises(ValueError, match="bound must be positive"):
+        ColoredText(caption="", tokens=[], bound=0.0)
+
+
+def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
+    page(tmp_path)
+    before = (tmp_path / "report.html").read_bytes()
+    monkeypatch.setattr("pathlib.Path.replace", lambda self, target: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        page(tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_section_comes_back_from_its_file_as_it_was(tmp_path):
+    before = section()
+    after = load_section(save_section(before, tmp_path / "section.json"))
+    for name in ("title", "source", "text", "skipped", "found"):
+        assert getattr(after, name) == getattr(before, name)
+    assert after.texts == before.texts
+    assert after.tokens == before.tokens
+    assert [json.loads(f.to_json()) for f in after.figures] == [json.loads(f.to_json()) for f in before.figures]
+    for (caption, table), (caption_before, table_before) in zip(
+        after.captioned_tables(), before.captioned_tables(), strict=True
+    ):
+        assert caption == caption_before
+        pd.testing.assert_frame_equal(table, table_before)
+
+
+def test_equal_sections_make_equal_files(tmp_path):
+    one, two = (save_section(section(), tmp_path / name).read_bytes() for name in ("a.json", "b.json"))
+    assert one == two
+
+
+def test_a_run_is_reported_in_its_own_order_with_what_was_not_run(tmp_path):
+    run = make_run(tmp_path / "run", experiments=["z", "b", "c"], commit="abc")
+    assert [one.title for one in read_run(run).sections] == ["first", "second", "third"]
+    html = write_run_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in html
+    assert html.index(">first<") < html.index(">second<") < html.index("Not run")
+    assert "<td>a, b</td>" in html
+    assert "abc" in html
+    assert "@inproceedings" in html
+
+
+def test_what_failed_or_was_not_finished_is_listed_with_the_reason(tmp_path):
+    run = make_run(tmp_path / "run", experiments=["z", "broken", "half", "never", "c"])
+    for name in ("broken", "half", "c", "z", "old"):
+        (run / name / "units").mkdir(parents=True)
+    (run / "broken" / "error.txt").write_text(f"ValueError: {EVIL}\n\nTraceback (most recent call last):\n  File")
+    (run / "old" / "error.txt").write_text("Traceback (most recent call last):\n  File\nKeyError: 3\n")
+    (run / "c" / "error.txt").write_text("needs broken, which failed\n")  # was skipped by the run before
+    (run / "z" / "error.txt").write_text("ValueError: of some earlier start\n")  # has its section all the same
+    part = read_run(run)
+    assert {one.title: one.skipped for one in part.sections} == {
+        "first": "",
+        "broken": f"failed: ValueError: {EVIL}",
+        "half": "not finished: start the same command again",
+        "never": "not begun, or not asked for",
+        "third": "failed: needs broken, which failed",
+        "second": "",
+        "old": "failed: KeyError: 3",
+    }
+    html = write_run_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    not_run = html[html.index(">Not run<") :]
+    assert "<script>alert" not in html
+    for reason in ("failed: ValueError: &lt;script&gt;", "not finished: start", "KeyError: 3", "not begun"):
+        assert reason in not_run
+    assert "of some earlier start" not in html
+
+
+def test_several_runs_stand_below_each_other_with_their_settings(tmp_path):
+    runs = [make_run(tmp_path / name) for name in ("one", "two")]
+    html = write_run_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert html.count('class="settings"') == 2
+    assert html.count('<h2 class="part">') == 2
+    assert len(set(re.findall(r'<section id="([^"]+)"', html))) == len(re.findall(r"<section id=", html))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda run: (run / "run.json").unlink(), "holds no run"),
+        (lambda run: (run / "run.json").write_text("{"), "holds no run"),
+        (lambda run: [file.unlink() for file in run.glob("*/section.json")], "is finished"),
+        (lambda run: (run / "b" / "section.json").write_text("{"), "not a readable section"),
+        (lambda run: (run / "b" / "section.json").write_text('{"caa_lens_section": 99}'), "reads up to 1: update"),
+    ],
+)
+def test_a_folder_that_cannot_be_reported_is_refused_and_nothing_is_written(tmp_path, spoil, message):
+    run = make_run(tmp_path / "run")
+    spoil(run)
+    with pytest.raises(RunFolderError, match=message):
+        write_run_report([run], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_command_writes_the_page_and_says_where(tmp_path):
+    import typer
+
+    from caa_lens.cli.report import report
+
+    app = typer.Typer()
+    app.command()(report)
+    out = tmp_path / "page.html"
+    done = CliRunner().invoke(app, [str(make_run(tmp_path / "run")), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert str(out.resolve()) in done.output.replace("\n", "")
+    assert out.exists()
+    with pytest.raises(ValueError, match=r"written as \.html"):
+        report([tmp_path / "run"], out=tmp_path / "page.pdf")
+
+
+# ---- in a browser ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, e.g. the Debian package chromium")
+def test_a_browser_draws_every_figure_in_silence_and_asks_the_network_for_nothing(tmp_path):
+    run = make_run(tmp_path / "run")
+    dom, console, requests = browse(write_run_report([run], tmp_path / "report.html"), tmp_path)
+    assert console == []
+    assert requests == []
+    assert dom.count('class="main-svg"') >= 2
+    assert len(re.findall(r'class="plotly-graph-div js-plotly-plot"', dom)) == 2
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, e.g. the Debian package chromium")
+def test_the_browser_check_sees_errors_and_requests(tmp_path):
+    bad = tmp_path / "bad.html"
+    bad.write_text('<img src="http://example.com/x.png"><script>nothing.here()</script>')
+    _, console, requests = browse(bad, tmp_path)
+    assert any("nothing is not defined" in line for line in console)
+    assert any("example.com" in name for name in requests)
