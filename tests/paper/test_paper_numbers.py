@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from helpers.models import SHARED
 
-from caa_lens.paper import numbers as paper_numbers
 from caa_lens.contrast.files import PAPER_SETS
+from caa_lens.paper import numbers as paper_numbers
 from caa_lens.paper.numbers import BEHAVIORS, DATASET_SIZES, SYSTEM_PROMPTS, TABLES, compare, published
 
 SEVEN, THIRTEEN = "Llama-2-7b-chat-hf", "Llama-2-13b-chat-hf"

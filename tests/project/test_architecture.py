@@ -4,12 +4,10 @@ import ast
 import importlib
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from importlinter import cli
-
 from helpers.models import ROOT
+from importlinter import cli
 
 PACKAGE = ROOT / "caa_lens"
 ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
