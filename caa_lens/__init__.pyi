@@ -14,6 +14,7 @@ from .interpretation.lens import logit_lens as logit_lens
 from .interpretation.lens import word_ranks as word_ranks
 from .interpretation.residual_stream import residual_lens as residual_lens
 from .interpretation.similarity import token_similarity as token_similarity
+from .interpretation.vector_cosines import cosines as cosines
 from .measures.sweeps import sweep as sweep
 from .models.loading.load import load_model as load_model
 from .prompts.formats import PromptFormat as PromptFormat

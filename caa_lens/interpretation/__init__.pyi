@@ -1,8 +1,5 @@
 from .attribution import LogitAttribution as LogitAttribution
 from .attribution import attribute_logits as attribute_logits
-from .cosine_maps import behavior_cosines as behavior_cosines
-from .cosine_maps import cosine_map as cosine_map
-from .cosine_maps import model_cosines as model_cosines
 from .lens import LogitLens as LogitLens
 from .lens import WordRanks as WordRanks
 from .lens import logit_lens as logit_lens
@@ -18,3 +15,5 @@ from .residual_stream import residual_lens as residual_lens
 from .similarity import TokenColors as TokenColors
 from .similarity import TokenSimilarity as TokenSimilarity
 from .similarity import token_similarity as token_similarity
+from .vector_cosines import Cosines as Cosines
+from .vector_cosines import cosines as cosines

@@ -86,7 +86,7 @@ def test_several_vectors_with_multipliers_of_their_own_all_count(tiny):
     with torch.no_grad(), tiny.hooks(fwd_hooks=hooks):
         logits = tiny(torch.tensor([PROMPT.tokens]))[0]
     assert list(rows(lens, steered=True, layer=4)["top_token_id"]) == logits.argmax(-1).tolist()
-    assert lens.vectors == ("add -1 * random[1] at layer 1", "add 1 * random[3] at layer 3")
+    assert lens.interventions == ("add -1 * random[1] at layer 1", "add 1 * random[3] at layer 3")
     assert (lens.steered_layers, lens.steer_start) == ((1, 3), 3)
 
 
