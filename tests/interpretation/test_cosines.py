@@ -127,6 +127,30 @@ def test_what_cannot_be_compared_is_refused_with_the_remedy():
         cosines(zero)
 
 
+def test_arguments_that_do_not_go_together_are_refused_with_the_remedy():
+    vectors = made_up(1)
+    with pytest.raises(ValueError, match=r"compared at one layer: give it, as in layer=14"):
+        cosines({"a": vectors})
+    for more in ({"other": vectors}, {"same_layer": True}):
+        with pytest.raises(ValueError, match="leave out other and same_layer"):
+            cosines({"a": vectors}, layer=3, **more)
+    with pytest.raises(
+        ValueError, match=r"got layer=3 for .*: it is for sets by the behavior's name, \{name: vectors\}"
+    ):
+        cosines(vectors, layer=3)
+    with pytest.raises(ValueError, match="same_layer=True compares two sets: give the other one"):
+        cosines(vectors, same_layer=True)
+
+
+def test_a_summary_is_a_matrix_or_of_the_same_layer_a_column():
+    a, b = made_up(1), made_up(2)
+    assert cosines(a, b).summary().shape == (4, 4)
+    column = cosines(a, b, same_layer=True).summary()
+    assert list(column.columns) == ["cosine"]
+    assert list(column.index) == list(LAYERS)
+    np.testing.assert_allclose(column["cosine"], np.diag(cosines(a, b).summary()), atol=1e-12)
+
+
 def test_figures_show_the_numbers_under_their_layers_and_frame_the_diagonal():
     vectors, other = made_up(1), made_up(2, layers=(3, 20, 21), behavior="c")
     figure = cosines(vectors, other).plot()
