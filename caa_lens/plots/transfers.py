@@ -110,7 +110,7 @@ def model_effects(result: "ModelTransfer") -> go.Figure:
     """Score by layer: own vectors dotted, foreign ones solid, one colour a multiplier, the unsteered level dashed."""
     cells = result.summary("score")
     figure = go.Figure()
-    foreign, own = (escape(result.cosines.vectors[i].model) for i in (1, 0))
+    foreign, own = (escape(result.cosines.provenance[name].model) for name in ("other", "vectors"))
     names = {"own": "own vectors", "foreign": f"vectors of {foreign}" if foreign != own else "foreign vectors"}
     multipliers = sorted(set(cells["multiplier"]))
     for origin, m in itertools.product(("own", "foreign"), multipliers):

@@ -17,7 +17,7 @@ import numpy as np
 
 from caa_lens.arguments import as_multiplier, check_count, describe
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
-from caa_lens.interpretation.cosine_maps import behavior_cosines
+from caa_lens.interpretation.vector_cosines import cosines
 from caa_lens.measures.answers import score
 from caa_lens.measures.intervals import mean_with_interval
 from caa_lens.measures.training_pairs import warn_of_training_pairs
@@ -197,7 +197,7 @@ def _grid(
         check_contrast_set(test)
     if not columns:
         raise ValueError("no test sets given: expected at least one by name")
-    cosines = behavior_cosines(vectors, layer).frame  # refuses what has no vector of the layer
+    alike = cosines(vectors, layer=layer).frame  # refuses what has no vector of the layer
     conditions = [(Intervention(vector=each[layer], multiplier=multiplier),) for each in vectors.values()]
     frames, unsteered, settings = [], {}, {}
     for name, (test, how) in columns.items():
@@ -228,7 +228,7 @@ def _grid(
     return TransferGrid(
         frame=pd.concat(frames, ignore_index=True),
         unsteered=unsteered,
-        cosines=cosines.rename(columns=names)[["source", "target", "cosine"]],
+        cosines=alike.rename(columns=names)[["source", "target", "cosine"]],
         layer=layer,
         vectors={name: each.provenance for name, each in vectors.items()},
         settings=settings,

@@ -21,7 +21,7 @@ import numpy as np
 
 from caa_lens.arguments import check_list
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
-from caa_lens.interpretation.cosine_maps import ModelCosines, model_cosines
+from caa_lens.interpretation.vector_cosines import Cosines, cosines
 from caa_lens.measures.answers import score
 from caa_lens.measures.intervals import mean_with_interval
 from caa_lens.measures.training_pairs import warn_of_training_pairs
@@ -54,7 +54,7 @@ class ModelTransfer:
     """
 
     frame: "pd.DataFrame"
-    cosines: ModelCosines
+    cosines: Cosines
     metric: str
     unsteered: float
     settings: dict[str, str] = field(default_factory=dict)
@@ -79,8 +79,9 @@ class ModelTransfer:
     def __repr__(self) -> str:
         means = self.summary(n_resamples=0).groupby("vectors")["mean"].mean()
         effects = ", ".join(f"{origin} {means[origin]:.4f}" for origin in ORIGINS)
+        own, foreign = (self.cosines.provenance[name].model for name in ("vectors", "other"))
         return (
-            f"ModelTransfer({self.cosines.vectors[1].model} in {self.cosines.vectors[0].model}, {self.metric}, "
+            f"ModelTransfer({foreign} in {own}, {self.metric}, "
             f"{self.frame['layer'].nunique()} layers, mean effect {effects})"
         )
 
@@ -139,7 +140,7 @@ def transfer_models(
     if not multipliers:
         raise ValueError("no multipliers given: expected at least one number")
     layers = check_layers(model, [x for x in own.layers if x in foreign] if layers is None else layers)
-    cosines = model_cosines(own.at(layers), foreign.at(layers))
+    alike = cosines(own.at(layers), foreign.at(layers), same_layer=True)
     vectors = {"own": own, "foreign": foreign}
     cells = [(origin, layer, m) for origin in ORIGINS for layer in layers for m in multipliers]
     conditions = []
@@ -172,7 +173,7 @@ def transfer_models(
     )
     return ModelTransfer(
         frame=frame,
-        cosines=cosines,
+        cosines=alike,
         metric=metric,
         unsteered=float(values[:, 0].mean()),
         settings={**scores.settings, "size": size},

@@ -179,7 +179,7 @@ def test_the_summary_is_of_every_cell_and_the_cosines_of_own_and_foreign(tiny_ch
     (low,), (high,) = bootstrap_interval(cell.sort_values("question")["score"].to_numpy()[:, None])
     assert row[["mean", "low", "high"]].tolist() == pytest.approx([cell["score"].mean(), low, high])
     assert not np.allclose(result.summary("score", n_resamples=10, seed=1)["low"], summary["low"])
-    assert result.cosines.vectors == (own.provenance, foreign.provenance)
+    assert result.cosines.provenance == {"vectors": own.provenance, "other": foreign.provenance}
 
 
 def test_the_margin_of_letters_can_be_asked_for(tiny_chat):
