@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import httpx2
@@ -23,21 +22,10 @@ from anyio.from_thread import start_blocking_portal
 from pyrate_limiter import Limiter
 from pyrate_limiter.limiter_factory import create_token_bucket_limiter
 
-from caa_lens.measures.open_ended.judge_endpoint import Endpoint
+from caa_lens.measures.open_ended.judge_endpoint import Endpoint, Request
 
 LONGEST_LIMIT = 600.0  # seconds in which the rate limit may hold up one request before we rather stop
 _NO_COMPLETION = "what came back is no chat completion"
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Request:
-    """A prompt by its key; how often it was asked about, and why there is no reply now (or "")."""
-
-    key: str
-    prompt: str
-    attempts: int = 0
-    error: str = ""
-
 
 Keep = Callable[[Request, str, str], bool]
 """Takes a request, the reply and its finish reason; keeps the reply; says whether it will do."""

@@ -1,4 +1,4 @@
-"""Where a judge is asked, how patiently, and what is never shown of it."""
+"""Where a judge is asked, how patiently, and about what."""
 
 import os
 from collections.abc import Mapping
@@ -73,3 +73,13 @@ class Endpoint:
         url = urlsplit(self.base_url)
         shown = f"{url.scheme}://{url.hostname}{f':{url.port}' if url.port else ''}{url.path}"
         return JudgeError(f"the judge at {shown} cannot be used: {why}")
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Request:
+    """A prompt by its key; how often it was asked about, and why there is no reply now (or "")."""
+
+    key: str
+    prompt: str
+    attempts: int = 0
+    error: str = ""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from caa_lens.measures.open_ended.answers import answers_frame
-from caa_lens.measures.open_ended.judge_endpoint import Endpoint
+from caa_lens.measures.open_ended.judge_endpoint import Endpoint, Request
 from caa_lens.measures.open_ended.judge_file import Reply, ReplyFile
 from caa_lens.measures.open_ended.rubrics import Rubric, find_rubric
 
@@ -145,10 +145,6 @@ def judge_texts(
         requests_per_minute=requests_per_minute,
         timeout=timeout,
     )
-    try:
-        from caa_lens.measures.open_ended.judge_client import Request, ask_all
-    except ImportError:
-        raise ImportError("judging needs the openai client: pip install 'caa-lens[judge]'") from None
     texts = list(zip(frame["question"], frame["answer"], strict=True))
     prompts = [prompt_for(rubric, question, answer) for question, answer in texts]
     keys = [hashlib.sha256(json.dumps([model, sent, p], sort_keys=True).encode()).hexdigest() for p in prompts]
@@ -172,6 +168,10 @@ def judge_texts(
         if not settled(key)
     }
     if missing:
+        try:
+            from caa_lens.measures.open_ended.judge_client import ask_all
+        except ImportError:
+            raise ImportError("judging needs the openai client: pip install 'caa-lens[judge]'") from None
         # Short ones first: if even the first one is refused, it is not for its length.
         waiting = sorted(missing.values(), key=lambda request: len(request.prompt))
         used_before = any(key in file.last for key in keys)
