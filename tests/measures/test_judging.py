@@ -318,6 +318,14 @@ def test_what_had_no_reply_is_asked_again_and_what_had_a_bad_one_only_beyond_its
     assert [server.asked(question) for question, _ in items] == [3, 4]
 
 
+def test_the_last_time_that_a_text_is_asked_about_is_as_patient_as_the_first(ask, server):
+    items = ask.questions("words words 500 429:0.3 7")
+    assert ask(items, max_attempts=3).frame[["score", "attempts"]].values.tolist() == [[7, 3]]
+    waits = np.diff(times_of(server, items[0][0]))
+    assert len(waits) == 4
+    assert waits[-1] >= 0.29
+
+
 def test_equal_answers_to_equal_questions_are_asked_once(ask, server):
     item, other = ask.questions("5", "6")
     judged = ask([item, other, item, item])

@@ -72,7 +72,11 @@ class _Judge:
 
         http_client = openai.DefaultAsyncHttpxClient(event_hooks={"request": [in_turn], "response": [self._check_body]})
         async with openai.AsyncOpenAI(
-            base_url=e.base_url, api_key=e.key, timeout=e.timeout, http_client=http_client
+            base_url=e.base_url,
+            api_key=e.key,
+            timeout=e.timeout,
+            max_retries=e.max_attempts - 1,
+            http_client=http_client,
         ) as client:
             await settle(requests[0])  # alone: it shows whether the endpoint can be used
             self.works = True
@@ -87,7 +91,6 @@ class _Judge:
         """Ask until a reply will do, or the attempts are used up."""
         while request.attempts < self.endpoint.max_attempts:
             request.attempts += 1
-            client = client.with_options(max_retries=self.endpoint.max_attempts - request.attempts)
             try:
                 raw, finish_reason = await self._ask(client, request.prompt)
             except openai.APIError as error:
