@@ -69,7 +69,7 @@ def finished(models, tmp_path_factory):
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "tiny")
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr("caa_lens.paper.questions.load_paper_questions", lambda name: (QUESTIONS, CATEGORIES))
-        patch.setattr("caa_lens.measures.open_ended.judging.judge", fake_judge)
+        patch.setattr("caa_lens.measures.open_ended.judging.judge_texts", fake_judge)
         folder.claim(run_identity(config), run_notes(list(BY_NAME)))
         outcomes = run(EXPERIMENTS, config, folder)
     return config, folder, outcomes

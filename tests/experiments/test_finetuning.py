@@ -183,7 +183,7 @@ def start(config, path, *experiments):
     folder = RunFolder(path)
     folder.claim(run_identity(config), {})
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("caa_lens.measures.open_ended.judging.judge", fake_judge)
+        patch.setattr("caa_lens.measures.open_ended.judging.judge_texts", fake_judge)
         outcomes = run(with_needs(experiments, EXPERIMENTS, config), config, folder)
     assert not any(o.failed or o.skipped or o.unfinished for o in outcomes), outcomes
     return folder

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.judge_server import judge_server
+from helpers.judge_server import judge_server, make_client_quick
 
 from caa_lens.report.runs import load_section
 from experiments import judged, open_ended
@@ -52,6 +52,11 @@ def prompts(monkeypatch):
 def settings(models, url, **given):
     sizes = {"behaviors": ("sentiment",), "n_generate": 4, "n_test": 2, "n_prompts": 4, "max_new_tokens": 4, "layer": 1}
     return RunConfig.of(str(models / "chat"), judge="a judge", judge_url=url, **sizes | given)
+
+
+@pytest.fixture(autouse=True)
+def quick_client(monkeypatch):
+    make_client_quick(monkeypatch)
 
 
 def start(config, path):
@@ -139,7 +144,7 @@ def test_the_options_reach_the_judge(models, monkeypatch, tmp_path):
         seen.update(options, rubric=rubric, columns=list(items))
         return SimpleNamespace(frame=items.assign(score=5.0, raw="5", attempts=1, error=""))
 
-    monkeypatch.setattr("caa_lens.measures.open_ended.judging.judge", fake)
+    monkeypatch.setattr("caa_lens.measures.open_ended.judging.judge_texts", fake)
     more = {"judge_settings": '{"max_tokens": null, "max_completion_tokens": 2000}', "judge_concurrency": 3}
     config = settings(models, "http://h:1/v1", **more, judge_rpm=30.0, judge_timeout=7.5)
     texts = pd.DataFrame({"prompt": [0], "question": ["q"], "answer": ["a"], "layer": [1]})
@@ -157,7 +162,7 @@ def test_replies_of_two_endpoints_are_kept_apart(models, monkeypatch, tmp_path):
         paths.append(path)
         return SimpleNamespace(frame=items.assign(score=5.0, raw="5", attempts=1, error=""))
 
-    monkeypatch.setattr("caa_lens.measures.open_ended.judging.judge", fake)
+    monkeypatch.setattr("caa_lens.measures.open_ended.judging.judge_texts", fake)
     texts = pd.DataFrame({"prompt": [0], "question": ["q"], "answer": ["a"], "layer": [1]})
     unit = Unit.of(behavior="sentiment", multiplier=1.0)
     for url in ("http://h:1/v1", "http://h:2/v1"):
@@ -288,7 +293,7 @@ def test_an_unfinished_unit_keeps_its_raw_replies(models, monkeypatch, tmp_path)
     def fake(items, rubric, **_):
         return SimpleNamespace(frame=items.assign(score=np.nan, raw="hm", attempts=5, error="the connection was cut"))
 
-    monkeypatch.setattr("caa_lens.measures.open_ended.judging.judge", fake)
+    monkeypatch.setattr("caa_lens.measures.open_ended.judging.judge_texts", fake)
     texts = pd.DataFrame({"prompt": [0], "question": ["q"], "answer": ["a"], "layer": [1]})
     with pytest.raises(Unfinished, match="about 1 of 1 answers: the connection was cut") as raised:
         judged.judge_answers(

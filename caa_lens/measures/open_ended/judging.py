@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from caa_lens.measures.open_ended.answers import answers_frame
-from caa_lens.measures.open_ended.judge_client import Endpoint, Request, ask_all
+from caa_lens.measures.open_ended.judge_endpoint import Endpoint, Request
 from caa_lens.measures.open_ended.judge_file import Reply, ReplyFile
 from caa_lens.measures.open_ended.rubrics import Rubric, find_rubric
 
@@ -99,13 +99,11 @@ def judge_texts(
     concurrency: int = 8,
     requests_per_minute: float | int | None = None,
     timeout: float | int = 60,
-    backoff: float | int = 1,
-    seed: int = 0,
     progress: bool = True,
 ) -> Judgements:
     """Have a model rate answers; what `path` already holds is not asked again.
 
-        judge(frame, "sycophancy", base_url="http://localhost:8000/v1", model="llama-3", path="judged.jsonl")
+        judge_texts(frame, "sycophancy", base_url="http://localhost:8000/v1", model="llama-3", path="judged.jsonl")
 
     Every reply is appended to `path` as it comes, by a hash of judge, settings and prompt, so that a run that was
     killed goes on where it stopped, and several rubrics and judges can share a file. Replies that are no score are
@@ -123,7 +121,7 @@ def judge_texts(
         api_key: the environment's `OPENAI_API_KEY` by default; it is sent to `base_url`.
         settings: what is sent beside the prompt, over `SETTINGS`; None leaves a setting out, e.g. {"max_tokens": None,
             "max_completion_tokens": 2000} for a judge that thinks first.
-        max_attempts, concurrency, requests_per_minute, timeout, backoff, seed: see `judge_client.Endpoint`.
+        max_attempts, concurrency, requests_per_minute, timeout: see `judge_endpoint.Endpoint`.
 
     Raises:
         ImportError: without the `openai` client.
@@ -146,8 +144,6 @@ def judge_texts(
         concurrency=concurrency,
         requests_per_minute=requests_per_minute,
         timeout=timeout,
-        backoff=backoff,
-        seed=seed,
     )
     texts = list(zip(frame["question"], frame["answer"], strict=True))
     prompts = [prompt_for(rubric, question, answer) for question, answer in texts]
@@ -159,8 +155,8 @@ def judge_texts(
         reply = file.last.get(key)
         return reply is not None and (_score(reply) is not None or reply.attempt >= max_attempts)
 
-    def keep(request: Request, attempt: int, raw: str, finish_reason: str) -> bool:
-        reply = Reply(key=request.key, attempt=attempt, raw=raw, finish_reason=finish_reason)
+    def keep(request: Request, raw: str, finish_reason: str) -> bool:
+        reply = Reply(key=request.key, attempt=request.attempts, raw=raw, finish_reason=finish_reason)
         question, answer = text_of[request.key]
         about = {"behavior": rubric.behavior, "judge": model, "question": question, "answer": answer}
         file.add(reply, about)
@@ -171,24 +167,28 @@ def judge_texts(
         for key, prompt in zip(keys, prompts, strict=True)
         if not settled(key)
     }
-    failures = {}
     if missing:
+        try:
+            from caa_lens.measures.open_ended.judge_client import ask_all
+        except ImportError:
+            raise ImportError("judging needs the openai client: pip install 'caa-lens[judge]'") from None
         # Short ones first: if even the first one is refused, it is not for its length.
         waiting = sorted(missing.values(), key=lambda request: len(request.prompt))
         used_before = any(key in file.last for key in keys)
         with tqdm(total=len(waiting), desc=f"judge {rubric.behavior}", unit="answer", disable=not progress) as bar:
-            failures = ask_all(endpoint, waiting, keep, used_before=used_before, done=bar.update)
+            ask_all(endpoint, waiting, keep, used_before=used_before, done=bar.update)
 
     replies = [file.last.get(key) for key in keys]
     scores = [None if reply is None else _score(reply) for reply in replies]
     frame["score"] = [float("nan") if score is None else score for score in scores]
     frame["raw"] = [None if reply is None else reply.raw for reply in replies]
+    failed = {key: request for key, request in missing.items() if request.error}
     frame["attempts"] = [
-        failures[key].attempts if key in failures else reply.attempt if reply else 0
+        failed[key].attempts if key in failed else reply.attempt if reply else 0
         for key, reply in zip(keys, replies, strict=True)
     ]
     frame["error"] = [
-        failures[key].error if key in failures else _no_score(reply) if score is None and reply else ""
+        failed[key].error if key in failed else _no_score(reply) if score is None and reply else ""
         for key, reply, score in zip(keys, replies, scores, strict=True)
     ]
     return Judgements(
