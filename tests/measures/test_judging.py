@@ -343,9 +343,9 @@ def test_a_killed_run_goes_on_where_it_stopped_and_gives_the_frame_of_one_that_w
     items = ask.questions(*plans)
     options = {"base_url": server.url, "model": "m", "path": str(ask.path), "max_attempts": 3, "backoff": 0.01}
     program = (
-        "import json, sys; from caa_lens import Rubric, judge; "
+        "import json, sys; from caa_lens.measures import Rubric, judge_texts; "
         "items, rubric, options = json.load(sys.stdin); "
-        "judge(items, Rubric(**rubric), **options, concurrency=2, progress=False)"
+        "judge_texts(items, Rubric(**rubric), **options, concurrency=2, progress=False)"
     )
     rubric = {"behavior": PLAIN.behavior, "text": PLAIN.text}
     process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
@@ -381,8 +381,8 @@ def test_ctrl_c_ends_a_run_that_waits_and_keeps_what_came(ask, server):
     program = (
         # A shell without a terminal starts background jobs with Ctrl-C ignored, and what they start inherits that.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from caa_lens.open_ended.judging import judge; "
-        f"judge({items!r}, 'refusal', base_url={server.url!r}, model='m', path={str(ask.path)!r}, progress=False)"
+        "from caa_lens.measures import judge_texts; "
+        f"judge_texts({items!r}, 'refusal', base_url={server.url!r}, model='m', path={str(ask.path)!r}, progress=False)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
     try:
