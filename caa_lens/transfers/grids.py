@@ -181,8 +181,8 @@ def _grid(
         check_contrast_set(test)
     if not columns:
         raise ValueError("no test sets given: expected at least one by name")
-    cosines = behavior_cosines(vectors, layer).table()  # refuses what has no vector of the layer
-    no_cosine = pd.Series(np.nan, index=cosines.index)
+    alike = behavior_cosines(vectors, layer).table()  # refuses what has no vector of the layer
+    no_cosine = pd.Series(np.nan, index=alike.index)
     conditions = [(Intervention(vector=each[layer], multiplier=multiplier),) for each in vectors.values()]
     frames, unsteered, tests = [], {}, {}
     settings = {"multiplier": f"{multiplier:g}"}
@@ -205,7 +205,7 @@ def _grid(
                     "question": np.tile(np.arange(len(test)), len(vectors)),
                     "margin": margins[:, 1:].T.flatten(),
                     "effect": ((margins[:, 1:] - margins[:, :1]) / (multiplier or 1)).T.flatten(),
-                    "cosine": np.repeat(cosines.get(name, no_cosine).to_numpy(), len(test)),
+                    "cosine": np.repeat(alike.get(name, no_cosine).to_numpy(), len(test)),
                 }
             )
         )

@@ -188,7 +188,7 @@ def transfer_layers(
         raise ValueError(f"effects per {per!r} are not understood: expected one of {', '.join(UNITS)}")
     targets = check_layers(model, vectors.layers if targets is None else targets)
     check_layers(model, vectors.layers)
-    cosines = cosine_map(vectors).table()  # refuses vectors without a direction
+    alike = cosine_map(vectors).table()  # refuses vectors without a direction
     norms = _wanted_norms(model, test, vectors, targets, size, prompt_format, system, progress)
     cells = [(source, target) for source in vectors.layers for target in targets]
     added = [_moved(vectors[source], target, norms) for source, target in cells]
@@ -214,7 +214,7 @@ def transfer_layers(
             "question": np.tile(np.arange(n_pairs), len(cells)),
             "score": values[:, 1:].T.flatten(),
             "effect": ((values[:, 1:] - values[:, :1]) / unit).T.flatten(),
-            "cosine": np.repeat(cosines.reindex(columns=targets).to_numpy(), n_pairs),
+            "cosine": np.repeat(alike.reindex(columns=targets).to_numpy(), n_pairs),
         }
     )
     return LayerTransfer(

@@ -149,7 +149,7 @@ def transfer_models(
     if not multipliers:
         raise ValueError("no multipliers given: expected at least one number")
     layers = check_layers(model, [x for x in own.layers if x in foreign] if layers is None else layers)
-    cosines = model_cosines(own.at(layers), foreign.at(layers)).frame.set_index("layer")["cosine"]
+    alike = model_cosines(own.at(layers), foreign.at(layers)).frame.set_index("layer")["cosine"]
     vectors = {"own": own, "foreign": foreign}
     cells = [(origin, layer, m) for origin in ORIGINS for layer in layers for m in multipliers]
     conditions = []
@@ -178,7 +178,7 @@ def transfer_models(
             "question": np.tile(np.arange(n_pairs), len(cells)),
             "score": values[:, 1:].T.flatten(),
             "effect": ((values[:, 1:] - values[:, :1]) / unit).T.flatten(),
-            "cosine": np.repeat([cosines[layer] for _, layer, _ in cells], n_pairs),
+            "cosine": np.repeat([alike[layer] for _, layer, _ in cells], n_pairs),
         }
     )
     return ModelTransfer(
