@@ -26,6 +26,7 @@ from .interpretation.lens import logit_lens as logit_lens
 from .interpretation.lens import word_ranks as word_ranks
 from .interpretation.residual_stream import residual_lens as residual_lens
 from .interpretation.similarity import token_similarity as token_similarity
+from .interpretation.vector_cosines import cosines as cosines
 from .transfers.layers import transfer_layers as transfer_layers
 from .transfers.grids import transfer_behaviors as transfer_behaviors
 from .transfers.grids import transfer_prompts as transfer_prompts

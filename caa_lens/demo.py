@@ -279,7 +279,7 @@ def _show_lens(model: Any, vectors: SteeringVectors, best: int, console: Console
 
     n = model.cfg.n_layers
     layers = sorted({n // 3, best, (2 * n) // 3, n - 4, n - 1})
-    frame = logit_lens(model, vectors, layers=layers, k=8).table().reset_index()
+    frame = logit_lens(model, vectors, layers=layers, k=8).summary().reset_index()
     table = Table(title="logit lens of the vectors (read through the final norm)", title_justify="left")
     for column in frame.columns:
         table.add_column(column, justify="right" if column == "layer" else "left")

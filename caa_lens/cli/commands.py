@@ -226,7 +226,7 @@ def lens(
     loaded = load_model(model)
     _note_other_model(of_each, loaded)
     result = logit_lens(loaded, of_each, layers=chosen, k=k, reading=reading, pairs=read_in)
-    typer.echo(result.table(k).to_string())
+    typer.echo(result.summary(k).to_string())
 
 
 @app.command()

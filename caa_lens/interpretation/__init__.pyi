@@ -9,9 +9,8 @@ from .similarity import TokenSimilarity as TokenSimilarity
 from .similarity import TokenColors as TokenColors
 from .attribution import attribute_logits as attribute_logits
 from .attribution import LogitAttribution as LogitAttribution
-from .cosine_maps import behavior_cosines as behavior_cosines
-from .cosine_maps import cosine_map as cosine_map
-from .cosine_maps import model_cosines as model_cosines
+from .vector_cosines import cosines as cosines
+from .vector_cosines import Cosines as Cosines
 from .pair_geometry import vector_norms as vector_norms
 from .pair_geometry import VectorNorms as VectorNorms
 from .pair_geometry import pair_pca as pair_pca

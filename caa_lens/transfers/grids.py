@@ -19,7 +19,7 @@ import plotly.graph_objects as go
 
 from caa_lens.arguments import as_multiplier, check_count, describe
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
-from caa_lens.interpretation.cosine_maps import behavior_cosines
+from caa_lens.interpretation.vector_cosines import cosines
 from caa_lens.measures.answers import score
 from caa_lens.measures.training_pairs import warn_of_training_pairs
 from caa_lens.models.check import check_layers, check_model
@@ -181,7 +181,7 @@ def _grid(
         check_contrast_set(test)
     if not columns:
         raise ValueError("no test sets given: expected at least one by name")
-    alike = behavior_cosines(vectors, layer).table()  # refuses what has no vector of the layer
+    alike = cosines(vectors, layer=layer).summary()  # refuses what has no vector of the layer
     no_cosine = pd.Series(np.nan, index=alike.index)
     conditions = [(Intervention(vector=each[layer], multiplier=multiplier),) for each in vectors.values()]
     frames, unsteered, tests = [], {}, {}

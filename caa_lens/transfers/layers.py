@@ -22,7 +22,7 @@ import plotly.graph_objects as go
 from caa_lens.arguments import as_float, as_multiplier
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine.pair_reading import pair_activations
-from caa_lens.interpretation.cosine_maps import cosine_map
+from caa_lens.interpretation.vector_cosines import cosines
 from caa_lens.measures.answers import METRIC_LABEL, score
 from caa_lens.measures.intervals import mean_with_interval
 from caa_lens.measures.training_pairs import warn_of_training_pairs
@@ -188,7 +188,7 @@ def transfer_layers(
         raise ValueError(f"effects per {per!r} are not understood: expected one of {', '.join(UNITS)}")
     targets = check_layers(model, vectors.layers if targets is None else targets)
     check_layers(model, vectors.layers)
-    alike = cosine_map(vectors).table()  # refuses vectors without a direction
+    alike = cosines(vectors).summary()  # refuses vectors without a direction
     norms = _wanted_norms(model, test, vectors, targets, size, prompt_format, system, progress)
     cells = [(source, target) for source in vectors.layers for target in targets]
     added = [_moved(vectors[source], target, norms) for source, target in cells]

@@ -23,7 +23,7 @@ import plotly.graph_objects as go
 
 from caa_lens.arguments import check_list
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
-from caa_lens.interpretation.cosine_maps import ModelCosines, model_cosines
+from caa_lens.interpretation.vector_cosines import Cosines, cosines
 from caa_lens.measures.answers import METRIC_LABEL, score
 from caa_lens.measures.intervals import mean_with_interval
 from caa_lens.measures.training_pairs import warn_of_training_pairs
@@ -70,11 +70,11 @@ class ModelTransfer(Result):
         cells = ["vectors", "layer", "multiplier"]
         return mean_with_interval(self.frame, cells, value, n_resamples=n_resamples, seed=seed)
 
-    def cosines(self) -> ModelCosines:
+    def cosines(self) -> Cosines:
         """Cosine of the own and the foreign vector, by layer."""
         by_layer = self.frame[["layer", "cosine"]].drop_duplicates("layer", ignore_index=True)
-        both = (self.provenance["own"], self.provenance["foreign"])
-        return ModelCosines(frame=by_layer, d_model=self.d_model, vectors=both)
+        both = {"vectors": self.provenance["own"], "other": self.provenance["foreign"]}
+        return Cosines(frame=by_layer, d_model=self.d_model, provenance=both)
 
     def plot(self) -> go.Figure:
         """Score by layer at every multiplier, own and foreign vectors, with intervals; as the paper's Figure 10."""
@@ -149,7 +149,7 @@ def transfer_models(
     if not multipliers:
         raise ValueError("no multipliers given: expected at least one number")
     layers = check_layers(model, [x for x in own.layers if x in foreign] if layers is None else layers)
-    alike = model_cosines(own.at(layers), foreign.at(layers)).frame.set_index("layer")["cosine"]
+    alike = cosines(own.at(layers), foreign.at(layers), same_layer=True).frame.set_index("layer")["cosine"]
     vectors = {"own": own, "foreign": foreign}
     cells = [(origin, layer, m) for origin in ORIGINS for layer in layers for m in multipliers]
     conditions = []

@@ -384,7 +384,7 @@ def test_what_stands_in_a_hook_points_place_is_what_is_read(setup, tokenizer):
     if setup:
         model.setup()
     vectors, prompt = random_vectors(model, scale=2.0), Prompt.of(model, "How was your day?")
-    dots = torch.tensor(cl.token_similarity(model, prompt, vectors).table("dot").to_numpy())  # [pos layer]
+    dots = torch.tensor(cl.token_similarity(model, prompt, vectors).summary("dot").to_numpy())  # [pos layer]
     expected = torch.einsum("lpd,ld->pl", streams(model, prompt.tokens), vectors.directions)
     assert_close(dots, expected.to(dots.dtype), atol=1e-4, rtol=1e-4)
 

@@ -16,9 +16,9 @@ from transformers import AutoTokenizer
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.pair_reading import PairActivations
-from caa_lens.interpretation.cosine_maps import ModelCosines, cosine_map, model_cosines
 from caa_lens.interpretation.pair_geometry import PairPCA, PairSeparability, pair_pca, pair_separability
 from caa_lens.interpretation.similarity import token_similarity
+from caa_lens.interpretation.vector_cosines import Cosines, cosines
 from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.models.loading.demo_model import demo_model_path
 from caa_lens.paper.numbers import published
@@ -323,11 +323,11 @@ def test_cosines_are_of_the_vectors_as_extracted(context):
     unit = Unit.of(behavior="refusal")
     chat, base = context.raw_vectors("refusal"), context.raw_vectors("refusal", "base-")
     frame = base_to_chat.run_cosines(unit, context)
-    pd.testing.assert_frame_equal(frame, model_cosines(base, chat).frame)
+    pd.testing.assert_frame_equal(frame, cosines(base, chat, same_layer=True).frame)
     np.testing.assert_allclose(frame["cosine"], torch.cosine_similarity(base.directions, chat.directions), atol=1e-5)
     assert frame.attrs == {"d_model": 8, "vectors": [asdict(base.provenance), asdict(chat.provenance)]}
     across = cross_layer_cosines.run(unit, context)
-    pd.testing.assert_frame_equal(across, cosine_map(chat).frame)
+    pd.testing.assert_frame_equal(across, cosines(chat).frame)
     assert across.attrs == {"vectors": asdict(chat.provenance)}
 
 
@@ -578,7 +578,8 @@ def test_base_cosines_are_told_at_their_peak_and_at_the_end():
     section = section_of("base_cosines", {Unit.of(behavior="b"): frame}, CONFIG)
     assert section.found == ["b: largest at layer 1 (0.90), 0.40 at the last layer."]
     (figure,) = section.figures
-    assert figure.to_json() == ModelCosines(frame=frame, d_model=8, vectors=(base, chat)).plot().to_json()
+    expected = Cosines(frame=frame, d_model=8, provenance={"vectors": base, "other": chat})
+    assert figure.to_json() == expected.plot().to_json()
 
 
 def test_the_base_vectors_section_is_the_norms_under_its_own_title():
@@ -769,8 +770,8 @@ def test_separation_is_told_by_layer_and_depth():
         f"a: the sides become separable at no layer; {best}",
     ]
     assert [figure.to_json() for figure in section.figures[:2]] == [
-        PairPCA(frame=drawn, activations=about).plot().to_json(),
-        PairSeparability(frame=parts, emergence=1, chance=0.55, activations=about).plot().to_json(),
+        PairPCA(frame=drawn, provenance={"activations": about}).plot().to_json(),
+        PairSeparability(frame=parts, emergence=1, chance=0.55, provenance={"activations": about}).plot().to_json(),
     ]
     (table,) = tables_of(section).values()
     assert table.to_dict("records") == [

@@ -188,7 +188,7 @@ def assert_readings_are_the_models_own(model, layer, *, splits):
         assert text[0, len(prompt) :].tolist() == twin_generate(model, prompt, [(layer, v.direction)], 3)
 
     similar = cl.token_similarity(model, prompt, vectors)
-    dots = torch.tensor(similar.table("dot").to_numpy())  # [pos layer]
+    dots = torch.tensor(similar.summary("dot").to_numpy())  # [pos layer]
     expected = torch.einsum("lpd,ld->pl", streams(model, prompt.tokens), vectors.directions)
     assert_close(dots, expected.to(dots.dtype), atol=1e-4, rtol=1e-4)
     fmt, norms = resolve_format(model, None), []
