@@ -69,7 +69,7 @@ def made_up() -> dict[str, Result]:
         "ResidualMap": ResidualMap(
             frame=pd.DataFrame(r2),
             provenance={"source": FROM, "target": Provenance(model="wide")},
-            weights=torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).mT.mT,
+            weights=torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).mT,
             layers=(0, 1),
             source_layers=(1, 3),
         ),

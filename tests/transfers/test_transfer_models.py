@@ -73,6 +73,7 @@ def test_figures_show_both_and_the_unsteered_level(tiny_chat):
     curve = result.summary("score").query("vectors == 'foreign' and multiplier == 1").sort_values("layer")
     np.testing.assert_allclose(figure.data[-1].y, curve["mean"])
     np.testing.assert_allclose(result.plot_cosine().data[0].y, result.cosines().frame["cosine"])
+    assert result.cosines().by_chance == pytest.approx(1.96 / own.d_model**0.5)
     assert "mean effect own" in repr(result)
 
 
