@@ -21,7 +21,7 @@ from caa_lens.cli.options import (
     parse_layers,
     parse_numbers,
 )
-from caa_lens.cli.outputs import check_frame_and_figure, check_out, write_frame_and_figure
+from caa_lens.cli.outputs import check_out, check_result_and_figure, write_result_and_figure
 from caa_lens.cli.vectors import vectors_app
 from caa_lens.provenance import layer_ranges, one_model
 
@@ -120,7 +120,7 @@ def extract(
 def sweep(
     data: DataArgument,
     vectors: VectorsArgument,
-    out: Annotated[Path, typer.Option(help="The .parquet file to write; a figure is written beside it.")] = Path(
+    out: Annotated[Path, typer.Option(help="The .parquet file to write; settings and a figure come beside it.")] = Path(
         "sweep.parquet"
     ),
     model: ModelOption = "demo",
@@ -136,9 +136,9 @@ def sweep(
     """
     from caa_lens import ContrastSet, load_model, read_vectors
     from caa_lens import sweep as run_sweep
-    from caa_lens.measures.sweeps import METRIC_LABEL
+    from caa_lens.measures.answers import METRIC_LABEL
 
-    check_frame_and_figure(out)
+    check_result_and_figure(out)
     of_each = read_vectors(vectors)
     pairs = _held_out(ContrastSet.load(data), test, of_each)
     numbers = parse_numbers("multipliers", multipliers)
@@ -146,19 +146,18 @@ def sweep(
     loaded = load_model(model, dtype=dtype, device=device)
     _note_other_model(of_each, loaded)
     result = run_sweep(loaded, pairs, of_each, multipliers=numbers, layers=chosen)
-    mean = result.summary().pivot(index="layer", columns="multiplier", values="mean")
-    typer.echo(f"{result!r}\nmean {METRIC_LABEL[result.metric]}\n{mean.round(4).to_string()}")
+    typer.echo(f"{result!r}\nmean {METRIC_LABEL[result.metric]}\n{result.table().round(4).to_string()}")
     if result.paired_multipliers:
         typer.echo("by layer, +m against -m per question, with a 95 % interval; one that includes 0 may be chance")
         typer.echo(result.effect().round(4).to_string(index=False))
-    write_frame_and_figure(result, out)
+    write_result_and_figure(result, out)
 
 
 @app.command()
 def transfer(
     data: DataArgument,
     vectors: VectorsArgument,
-    out: Annotated[Path, typer.Option(help="The .parquet file to write; a figure is written beside it.")] = Path(
+    out: Annotated[Path, typer.Option(help="The .parquet file to write; settings and a figure come beside it.")] = Path(
         "transfer.parquet"
     ),
     model: ModelOption = "demo",
@@ -176,9 +175,9 @@ def transfer(
     """
     from caa_lens import ContrastSet, load_model, read_vectors
     from caa_lens import transfer_layers as run_transfer
-    from caa_lens.measures.sweeps import METRIC_LABEL
+    from caa_lens.measures.answers import METRIC_LABEL
 
-    check_frame_and_figure(out)
+    check_result_and_figure(out)
     sources = read_vectors(vectors)
     pairs = _held_out(ContrastSet.load(data), test, sources)
     sources = sources.at(parse_layers(layers)) if layers else sources
@@ -195,9 +194,9 @@ def transfer(
     )
     typer.echo(
         f"{result!r}\nchange of {METRIC_LABEL[result.metric]} against the unsteered model, per unit of multiplier;\n"
-        f"rows: the layer a vector is of, columns: the layer it is added at\n{result.matrix().round(4).to_string()}"
+        f"rows: the layer a vector is of, columns: the layer it is added at\n{result.table().round(4).to_string()}"
     )
-    write_frame_and_figure(result, out)
+    write_result_and_figure(result, out)
 
 
 @app.command()

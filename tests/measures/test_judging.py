@@ -540,8 +540,8 @@ def test_without_the_client_the_error_says_what_to_install(tmp_path, monkeypatch
         judge_texts([("q", "a")], PLAIN, base_url=NOBODY, model="m", path=tmp_path / "judged.jsonl")
 
 
-def test_importing_the_judge_imports_neither_the_client_nor_pandas():
+def test_importing_the_judge_imports_neither_the_client_nor_torch():
     module = "caa_lens.measures.open_ended.judging"
-    code = f"import sys, {module}; sys.exit(str({{'openai', 'pandas', 'torch'}} & set(sys.modules) or ''))"
+    code = f"import sys, {module}; sys.exit(str({{'openai', 'torch'}} & set(sys.modules) or ''))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == ""

@@ -12,20 +12,22 @@ bend a score, not impossible: a weak judge can still be talked round, so read so
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+import plotly.graph_objects as go
 from tqdm.auto import tqdm
 
+from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.measures.open_ended.answers import answers_frame
 from caa_lens.measures.open_ended.judge_endpoint import Endpoint, Request
 from caa_lens.measures.open_ended.judge_file import Reply, ReplyFile
 from caa_lens.measures.open_ended.rubrics import Rubric, find_rubric
-
-if TYPE_CHECKING:
-    import pandas as pd
+from caa_lens.plots.judgements import score_histogram
+from caa_lens.results import Result
 
 SETTINGS = {"temperature": 0, "max_tokens": 16}
 _NUMBER = re.compile(r"\s*(?:score:\s*)?(10(?:\.0+)?|[0-9](?:\.[0-9]+)?)(?:\s*/\s*10)?\.?\s*", re.IGNORECASE)
@@ -54,24 +56,48 @@ Rate this answer by the scale above. Reply with one number from 0 to 10, and wit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Judgements:
+class Judgements(Result):
     """A judge's scores.
 
     Attributes:
         frame: the items as given, and `score` (0 to 10; NaN where it failed), `raw` (the judge's last reply, if any),
             `attempts` (requests for this answer, without those that met a rate limit), `error` (why there is no
             score, or "").
+        settings: the rubric's text and what was sent with it, each as text.
         behavior: what was rated.
         judge: the judge's model name.
         path: the file that holds every reply.
-        settings: what else the scores depend on: the rubric's text and what was sent with it.
     """
 
-    frame: "pd.DataFrame"
     behavior: str
     judge: str
     path: Path
-    settings: dict[str, Any]
+
+    def summary(self, by: Sequence[str] = (), n_resamples: int = 2000, seed: int | None = 0) -> pd.DataFrame:
+        """Mean score of the answers that have one, with its 95 % bootstrap interval: `n, failed, mean, low, high`.
+
+        Args:
+            by: columns of the items, one row for each of their values, in the order they come; all answers by default.
+
+        Raises:
+            ValueError: for a column that the items do not have.
+        """
+        by = [by] if isinstance(by, str) else list(by)
+        if missing := [name for name in by if name not in self.frame]:
+            raise ValueError(f"no column {missing[0]!r}: expected some of {', '.join(map(str, self.frame))}")
+        groups = self.frame.groupby(by, sort=False, dropna=False) if by else [((), self.frame)]
+        rows = []
+        for values, group in groups:
+            scores = group["score"].dropna().to_numpy()
+            (low,), (high,) = bootstrap_interval(scores[:, None], n_resamples=n_resamples, seed=seed)
+            mean = scores.mean() if len(scores) else float("nan")
+            about = {"n": len(group), "failed": len(group) - len(scores), "mean": mean, "low": low, "high": high}
+            rows.append({**dict(zip(by, values, strict=True)), **about})
+        return pd.DataFrame(rows)
+
+    def plot(self) -> go.Figure:
+        """How many answers got which score."""
+        return score_histogram(self.frame, behavior=self.behavior, judge=self.judge)
 
     @property
     def failure_rate(self) -> float:
@@ -196,7 +222,10 @@ def judge_texts(
         behavior=rubric.behavior,
         judge=model,
         path=file.path,
-        settings={"rubric": rubric.text, **sent},
+        settings={
+            "rubric": rubric.text,
+            **{name: value if isinstance(value, str) else json.dumps(value) for name, value in sent.items()},
+        },
     )
 
 
