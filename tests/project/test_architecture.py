@@ -27,7 +27,7 @@ ancestors = ["mini"]
 
 def test_rooms_import_only_from_below_and_nothing_is_in_a_circle(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    broken = cli.lint_imports(cache_dir=None, is_logo_enabled=False)
+    broken = cli.lint_imports(no_cache=True, no_logo=True)
     assert broken == 0, capsys.readouterr().out
 
 
@@ -46,7 +46,7 @@ def test_a_circle_is_found_however_the_import_is_written(tmp_path, back):
     (package / "a.py").write_text("from mini import b\nx = 1\n")
     (package / "b.py").write_text(back + "\n")
     (tmp_path / "pyproject.toml").write_text(MINI)
-    code = "import sys; from importlinter import cli; sys.exit(cli.lint_imports(cache_dir=None))"
+    code = "import sys; from importlinter import cli; sys.exit(cli.lint_imports(no_cache=True))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert "No cycles are allowed in mini" in done.stdout

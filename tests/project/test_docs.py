@@ -56,7 +56,8 @@ def test_the_code_of_a_page_runs_in_order(page, stand_ins, tmp_path, monkeypatch
     from caa_lens.steering import generation
 
     load, generate = models.load_model, generation.generate_tokens
-    monkeypatch.setattr(models, "load_model", lambda name, **options: stand_ins.get(name) or load(name, **options))
+    for place in (caa_lens, models):  # names are kept once they were asked for
+        monkeypatch.setattr(place, "load_model", lambda name, **options: stand_ins.get(name) or load(name, **options))
     if not REAL:  # texts of a random model need not be long
         monkeypatch.setattr(
             generation,
@@ -92,7 +93,7 @@ def test_the_readmes_block_runs_on_llama_2_when_the_one_line_is_changed(
     shutil.copy(SHARED / "llama2_tokenizer" / "tokenizer.model", folder)
     load, generate = models.load_model, generation.generate_tokens
     monkeypatch.setattr(
-        models,
+        caa_lens,
         "load_model",
         lambda name, **options: load(folder if name == f"meta-llama/{folder.name}" else name, **options),
     )

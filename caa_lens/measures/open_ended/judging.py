@@ -61,8 +61,8 @@ class Judgements(Result):
 
     Attributes:
         frame: the items as given, and `score` (0 to 10; NaN where it failed), `raw` (the judge's last reply, if any),
-            `attempts` (requests for this answer, without those that met a rate limit), `error` (why there is no
-            score, or "").
+            `attempts` (how often this answer was asked about, without what the client asked again by itself), `error`
+            (why there is no score, or "").
         settings: the rubric's text and what was sent with it, each as text.
         behavior: what was rated.
         judge: the judge's model name.
