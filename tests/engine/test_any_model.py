@@ -14,7 +14,7 @@ from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine import plain_runs as plain_module
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.pair_reading import pair_activations
-from caa_lens.engine.plain_runs import plain_runs
+from caa_lens.engine.plain_runs import PlainRuns, plain_runs
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
 from caa_lens.measures.answers import score
 from caa_lens.measures.open_ended.text_measures import answer_logp
@@ -270,15 +270,15 @@ def test_hooks_of_the_callers_are_not_run_by_a_comparison(tokenizer):
     assert not plain_runs(model).padded
     assert runs == []
     prompts = [Prompt.of(model, "Why?"), Prompt.of(model, "How was your long day at work?")]
-    list(cl.activations.read_residuals(model, prompts))
+    list(cl.engine.read_residuals(model, prompts))
     assert runs == [(1, len(prompt), 32) for prompt in prompts]  # alone, and unpadded
 
 
 def test_a_cache_that_does_not_know_the_models_heads_is_not_used(tokenizer):
     model = model_of("ungrouped heads", tokenizer)
-    assert plain_runs(model) == cl.plain_runs.PlainRuns(padded=True, cached=False)
+    assert plain_runs(model) == PlainRuns(padded=True, cached=False)
     for shape in ("gpt2", "bloom", "gemma2", "olmo2", "moe"):
-        assert plain_runs(model_of(shape)) == cl.plain_runs.PlainRuns(padded=True, cached=True), shape
+        assert plain_runs(model_of(shape)) == PlainRuns(padded=True, cached=True), shape
     for shape in ("dynamic rotary", "log n attention"):
         assert not plain_runs(model_of(shape)).padded
 

@@ -178,7 +178,7 @@ def test_a_hook_of_a_vector_says_that_the_model_is_another_kind_not_that_it_lack
     vector = SteeringVector.from_direction(torch.ones(32), 1)
     with (
         pytest.raises(ValueError, match=r"has no hook point 'blocks.1.hook_resid_post'.*TransformerBridge"),
-        wrong_models["bridge"].hooks(fwd_hooks=[vector.hook()]),
+        wrong_models["bridge"].hooks(fwd_hooks=[vector.hook(start=0)]),
     ):
         pass
 
