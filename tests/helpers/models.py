@@ -93,6 +93,17 @@ def random_llama(folder, *, dtype=torch.float32, shard="5GB", seed=0, **options)
     return model
 
 
+def edited(source, target, *, tensors=None, **config):
+    """A copy of a one-file folder with other tensors or config entries."""
+    from safetensors.torch import load_file, save_file
+
+    target.mkdir(exist_ok=True)
+    config = json.loads((source / "config.json").read_text()) | config
+    (target / "config.json").write_text(json.dumps(config))
+    save_file(load_file(source / "model.safetensors") if tensors is None else tensors, target / "model.safetensors")
+    return target
+
+
 def known_as(folder, hub_id):
     """Write a checkpoint's hub id into its config.json, as the hub's own files have it."""
     file = folder / "config.json"
