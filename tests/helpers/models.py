@@ -65,6 +65,18 @@ def tiny_model(
     return model
 
 
+def load_in_its_place(monkeypatch, load):
+    """Let a function stand in for `load_model`, wherever that is looked up.
+
+    A package keeps a name after its first use, so the real one is fetched before another is put in its place.
+    """
+    import caa_lens
+    from caa_lens.models.loading import load as module
+
+    for place in (caa_lens, caa_lens.models, module):
+        monkeypatch.setattr(place, "load_model", load)
+
+
 def random_vectors(model, *, layers=None, scale: float = 1.0, seed: int = 0, behavior: str = "random"):
     """One random vector a layer."""
     layers = tuple(range(model.cfg.n_layers)) if layers is None else tuple(layers)
