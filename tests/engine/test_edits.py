@@ -198,6 +198,12 @@ def test_multiplier_zero_keeps_even_negative_zeros():
     assert steered.view(torch.int32).tolist() == resid.view(torch.int32).tolist()
 
 
+def test_an_edit_that_says_no_more_than_it_must_adds_its_direction_once():
+    resid, direction = torch.ones(1, 2, 3), torch.tensor([1.0, -2.0, 3.0])
+    steered = Edit(direction=direction, layer=0, positions=(1, None)).apply(resid, 0)
+    assert steered.tolist() == [[[1.0, 1.0, 1.0], [2.0, -1.0, 4.0]]]
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_one_multiplier_and_start_a_row_equals_runs_of_single_rows(tiny, operator):
     tokens, v = some_tokens(4), random_vectors(tiny)[1]

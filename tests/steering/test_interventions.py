@@ -1,5 +1,7 @@
 """What an order of steering means: where it acts if it does not say so, and that what it says itself comes first."""
 
+from inspect import unwrap
+
 import pytest
 import torch
 from helpers.models import random_vectors
@@ -204,3 +206,19 @@ def test_the_forms_of_steering_mean_the_same(tiny):
     for form in ([(v, 3.0)], [Intervention(vector=v, multiplier=3.0)]):
         (made,) = as_interventions(tiny, form, multiplier=-1.0, positions=(4, 5))
         assert (made.vector, made.multiplier, made.positions) == (v, 3.0, (4, 5))
+
+
+def test_what_is_no_pair_of_a_vector_and_a_number_is_refused_with_what_to_write(tiny):
+    v, unchecked = random_vectors(tiny)[2], unwrap(as_interventions)  # as users see it, without the tests' type checks
+    for wrong in ((v,), (v, 1.0, 2.0), (1.0, v), (v, v), ()):
+        with pytest.raises(
+            TypeError, match=r"expected a SteeringVector, a \(SteeringVector, multiplier\) pair or an I"
+        ):
+            unchecked(tiny, [wrong])
+
+
+def test_every_step_is_checked_against_the_numbers_that_the_model_holds(tiny):
+    v = 100 * random_vectors(tiny)[2].normalized()
+    for given in ([v, (v, 1e38)], [(v, 1e38), v]):
+        with pytest.raises(ValueError, match="at layer 2 makes a step .*, more than float32 holds"):
+            as_interventions(tiny, given, start=0)
