@@ -308,12 +308,13 @@ def apart(demo_tokenizer):
 
 
 SPREAD = cl.SteeringVectors(directions=torch.ones(4, D_MODEL), layers=(0, 1, 2, 3))
+EACH = SPREAD.at([1, 3])  # one layer of each device
 APART = {
     "extract": lambda model: cl.extract(model, LETTERS, progress=False),
     "extract completions": lambda model: cl.extract(model, COMPLETIONS, progress=False),
-    "sweep": lambda model: cl.sweep(model, LETTERS, SPREAD, progress=False),
-    "sweep completions": lambda model: cl.sweep(model, COMPLETIONS, SPREAD, progress=False),
-    "transfer": lambda model: cl.transfer_layers(model, LETTERS, SPREAD, progress=False),
+    "sweep": lambda model: cl.sweep(model, LETTERS[:2], EACH, multipliers=[0, 1], progress=False),
+    "sweep completions": lambda model: cl.sweep(model, COMPLETIONS, EACH, multipliers=[0, 1], progress=False),
+    "transfer": lambda model: cl.transfer_layers(model, LETTERS[:2], EACH, targets=EACH.layers, progress=False),
     "generate": lambda model: cl.generate(model, ["Hi", "How are you?"], [(SPREAD[3], 1.0)], max_new_tokens=3),
     "generate uncached": lambda model: cl.generate(model, "Hi", [SPREAD[1]], max_new_tokens=3, use_cache=False),
     "lens": lambda model: cl.logit_lens(model, SPREAD),

@@ -220,5 +220,5 @@ def test_what_is_no_pair_of_a_vector_and_a_number_is_refused_with_what_to_write(
 def test_every_step_is_checked_against_the_numbers_that_the_model_holds(tiny):
     v = 100 * random_vectors(tiny)[2].normalized()
     for given in ([v, (v, 1e38)], [(v, 1e38), v]):
-        with pytest.raises(ValueError, match="at layer 2 makes a step .*, more than float32 holds"):
+        with pytest.raises(ValueError, match=r"at layer 2 makes a step .*, more than float32 holds"):
             as_interventions(tiny, given, start=0)
