@@ -123,7 +123,9 @@ def within(seconds):
 def check_vectors(vectors):
     """The class's own rules, a provenance of texts, and the way through our own file."""
     again = SteeringVectors(directions=vectors.directions, layers=vectors.layers, provenance=vectors.provenance)
-    assert storage._decode(storage._encode(again)) == vectors
+    parts = storage.Parts(again.directions, again.layers, again.provenance)
+    directions, layers, provenance = storage._decode(storage._encode(parts))
+    assert SteeringVectors(directions=directions, layers=layers, provenance=provenance) == vectors
     assert repr(vectors).encode()
 
 
