@@ -6,6 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
+from helpers.models import load_in_its_place
 from rich.console import Console
 
 from caa_lens.contrast.sets import ContrastSet
@@ -18,7 +19,7 @@ SMALL = DemoConfig(n_test=6, layers=(1, 3), prompts=("Describe a walk in the par
 @pytest.fixture
 def small_run(tmp_path, tiny_chat, monkeypatch):
     """Run the demo with the small random model in place of the real one; returns (folder, run)."""
-    monkeypatch.setattr("caa_lens.models.loading.load.load_model", lambda *args, **kwargs: tiny_chat)
+    load_in_its_place(monkeypatch, lambda *args, **kwargs: tiny_chat)
 
     def run(config=SMALL):
         console = Console(record=True, width=400)

@@ -13,8 +13,7 @@ import torch
 from helpers.models import random_vectors
 from helpers.pages import PAGES, blocks, name_of
 from helpers.shapes import model_of
-from other_tools import needs
-from test_any_model import (
+from helpers.twins import (
     ENTRIES,
     LETTERS,
     TEXTS,
@@ -27,6 +26,7 @@ from test_any_model import (
     twin_score,
     unsteered,
 )
+from other_tools import needs
 from test_docs import stand_ins  # noqa: F401 (a fixture)
 from torch.testing import assert_close
 
