@@ -12,16 +12,16 @@ from helpers.models import random_llama
 from caa_lens.paper.numbers import DATASET_SIZES
 from caa_lens.paper.sources import NAMES
 from experiments.__main__ import main
-from experiments.beforehand import n_layers
-from experiments.behavior_sets import behavior_sets, missing_sets
 from experiments.catalogue import EXPERIMENTS
-from experiments.context import Context
-from experiments.experiment import Cost
-from experiments.gpus import GPUS, gpu_rates, smallest_gpu
-from experiments.plan import memory_bytes, planned_rates, stated_rates
-from experiments.run_folder import RunFolder
-from experiments.runner import skip_reasons
-from experiments.settings import PAPER, SIZES, RunConfig
+from experiments.running.beforehand import n_layers
+from experiments.running.behavior_sets import behavior_sets, missing_sets
+from experiments.running.context import Context
+from experiments.running.costs import Cost
+from experiments.running.plan import memory_bytes, planned_rates
+from experiments.running.rates import GPUS, gpu_rates, smallest_gpu, stated_rates
+from experiments.running.run_folder import RunFolder
+from experiments.running.runner import skip_reasons
+from experiments.running.settings import PAPER, SIZES, RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -169,7 +169,7 @@ def test_a_cards_rates_are_of_the_runs_number_format_and_say_that_they_are_plann
 def test_a_model_that_would_not_run_here_is_planned_for_a_card_that_holds_it(monkeypatch):
     config, some = RunConfig.of(LLAMA), [BY_NAME["vectors"]]
     monkeypatch.setattr("caa_lens.models.loading.device_memory.free_memory", lambda device: 16e9)
-    monkeypatch.setattr("experiments.plan.measure_rates", lambda dtype, device: "measured")
+    monkeypatch.setattr("experiments.running.plan.measure_rates", lambda dtype, device: "measured")
     rates = planned_rates(config, some, None, None, "cpu")
     assert rates.flops == GPUS["v100"].single * 1e12  # 29.6 GB
     assert rates.source.startswith("it would not run here, as cpu has 16.0 GB free; planned for one V100 32 GB")

@@ -18,17 +18,19 @@ from caa_lens.report.runs import load_section, write_run_report
 from experiments import knowledge, layer_sweep
 from experiments.__main__ import main
 from experiments.catalogue import EXPERIMENTS
-from experiments.comparison import beside_the_paper, grid
-from experiments.context import Context
-from experiments.cross_layer_cosines import decay
-from experiments.experiment import Cost, Unit, together
-from experiments.identity import run_identity, run_notes
-from experiments.multipliers import rise
-from experiments.plan import Rates, scoring_cost, show_duration, show_number
-from experiments.run_folder import OtherRunError, RunFolder
-from experiments.runner import run, with_needs
-from experiments.settings import RunConfig
-from experiments.system_prompts import system_prompt
+from experiments.paper.figure_4_multipliers import rise
+from experiments.paper.figure_7_cross_layer_cosines import decay
+from experiments.paper.table_3_system_prompts import system_prompt
+from experiments.running.comparison import beside_the_paper, grid
+from experiments.running.context import Context
+from experiments.running.costs import Cost, scoring_cost
+from experiments.running.identity import run_identity, run_notes
+from experiments.running.rates import Rates
+from experiments.running.run_folder import OtherRunError, RunFolder
+from experiments.running.runner import run, with_needs
+from experiments.running.settings import RunConfig
+from experiments.running.terminal import show_duration, show_number
+from experiments.running.units import Unit, together
 
 ROOT = Path(__file__).resolve().parents[2]
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -471,7 +473,7 @@ def test_estimates_are_operations_at_a_rate_or_weights_read_once_a_step():
 
 def test_estimated_tokens_are_near_the_real_ones(finished):
     from caa_lens.prompts.formats import default_format
-    from experiments.plan import reading_cost
+    from experiments.running.costs import reading_cost
 
     config, folder, _ = finished
     context = Context(config, folder)

@@ -14,16 +14,16 @@ from helpers.judge_server import judge_server
 
 from caa_lens.report.runs import load_section
 from experiments import judged, open_ended
-from experiments.behavior_sets import behavior_sets
 from experiments.catalogue import EXPERIMENTS
-from experiments.comparison import paper_tables
-from experiments.context import Context
-from experiments.experiment import Unfinished, Unit
 from experiments.export import export
-from experiments.identity import run_identity, run_notes
-from experiments.run_folder import RunFolder
-from experiments.runner import run, with_needs
-from experiments.settings import RunConfig
+from experiments.running.behavior_sets import behavior_sets
+from experiments.running.comparison import paper_tables
+from experiments.running.context import Context
+from experiments.running.identity import run_identity, run_notes
+from experiments.running.run_folder import RunFolder
+from experiments.running.runner import run, with_needs
+from experiments.running.settings import RunConfig
+from experiments.running.units import Unfinished, Unit
 
 ROOT = Path(__file__).resolve().parents[2]
 TRANSIENT = "What a day? [[503:0 503:0 503:0 503:0 503:0 7]]"  # fails five times, all that one start tries

@@ -41,15 +41,15 @@ from experiments import (
     vector_transfer,
     vector_words,
 )
-from experiments.behavior_sets import behavior_sets
 from experiments.catalogue import EXPERIMENTS
-from experiments.experiment import Cost, Unit
-from experiments.identity import content_hash, prompts_hash
-from experiments.judged import EXPERIMENT as JUDGED
-from experiments.multipliers import rise
-from experiments.plan import generation_cost, reading_cost, scoring_cost, tokens_of
-from experiments.run_folder import RunFolder
-from experiments.settings import RunConfig
+from experiments.paper.figure_4_multipliers import rise
+from experiments.paper.figure_5_judged import EXPERIMENT as JUDGED
+from experiments.running.behavior_sets import behavior_sets
+from experiments.running.costs import Cost, generation_cost, reading_cost, scoring_cost, tokens_of
+from experiments.running.identity import content_hash, prompts_hash
+from experiments.running.run_folder import RunFolder
+from experiments.running.settings import RunConfig
+from experiments.running.units import Unit
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
 NBSP = "\N{NO-BREAK SPACE}"
@@ -1025,7 +1025,7 @@ def test_behaviors_without_prompts_have_no_units_of_text(monkeypatch):
         found = behavior_sets(config, behavior)
         return replace(found, open_ended=()) if behavior == "refusal" else found
 
-    monkeypatch.setattr("experiments.behavior_sets.behavior_sets", sets)
+    monkeypatch.setattr("experiments.running.behavior_sets.behavior_sets", sets)
     for module in (open_ended, token_similarities, finetuned_text):
         monkeypatch.setattr(module, "behavior_sets", sets)
     assert {unit["behavior"] for unit in open_ended.units(ALL)} == {"sentiment", "sycophancy"}

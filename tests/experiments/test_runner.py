@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 from helpers import cheap_run as cheap
 
-from experiments.experiment import Experiment, Unit, together
-from experiments.run_folder import DiskFullError, OtherRunError, RunFolder
-from experiments.runner import run, skip_reasons, with_needs
-from experiments.workers import PARENT, _environments, work_together
+from experiments.running.experiment import Experiment
+from experiments.running.run_folder import DiskFullError, OtherRunError, RunFolder
+from experiments.running.runner import run, skip_reasons, with_needs
+from experiments.running.units import Unit, together
+from experiments.running.workers import PARENT, _environments, work_together
 
 PROGRAM = Path(cheap.__file__)
 
@@ -138,7 +139,7 @@ def test_a_unit_whose_holder_dies_is_done_by_who_waits_for_it(tmp_path, undistur
     folder = tmp_path / "run"
     holding = (
         "import sys, time; sys.path.insert(0, sys.argv[1]); from helpers import cheap_run as cheap\n"
-        "from experiments.run_folder import RunFolder\n"
+        "from experiments.running.run_folder import RunFolder\n"
         "folder = RunFolder(sys.argv[2]); cheap.claim(folder)\n"
         "with folder.lock('numbers', cheap.units(cheap.CONFIG)[0].name):\n"
         "    print('held', flush=True); time.sleep(60)\n"

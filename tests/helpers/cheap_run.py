@@ -8,11 +8,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.experiment import Experiment, Unit, together
-from experiments.run_folder import RunFolder
-from experiments.runner import run
-from experiments.settings import RunConfig
-from experiments.workers import is_worker, work_together
+from experiments.running.experiment import Experiment
+from experiments.running.run_folder import RunFolder
+from experiments.running.runner import run
+from experiments.running.settings import RunConfig
+from experiments.running.units import Unit, together
+from experiments.running.workers import is_worker, work_together
 
 N_UNITS = 12
 CONFIG = RunConfig(model="none", behaviors=("a", "b"))
