@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 def run(unit: Unit, context: "Context") -> "pd.DataFrame":
-    layer = chosen_layer(context)
-    vector = context.vectors(unit["behavior"])[layer]
-    targets = sorted({*context.swept_layers, layer})
+    source = chosen_layer(context)
+    vector = context.vectors(unit["behavior"])[source]
+    targets = sorted({*context.swept_layers, source})
     cells = [
-        ({"source": layer, "layer": layer, "multiplier": m}, steered(vector.at_layer(layer), m))
+        ({"source": source, "layer": layer, "multiplier": m}, steered(vector.at_layer(layer), m))
         for layer in targets
         for m in (-1.0, 1.0)
     ]

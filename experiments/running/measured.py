@@ -168,16 +168,18 @@ def measured(
         parts.loaded.name = parts.loaded.model = None
     work = sum(part.cost.work for part in found.values())
     rate = sum(part.seconds for part in found.values() if part.cost.work) / work if work else None
-    seconds, how = {}, {}
+    seconds: dict[tuple[str, Unit], float] = {}
+    ways: dict[str, set[str]] = {}
     for key, cost in costs.items():
         if part := found.get(kind_of[key]):
             seconds[key] = part.expected(cost)
-            how.setdefault(key[0], "measured")
+            ways.setdefault(key[0], set()).add("measured")
         elif not cost.work:
             seconds[key] = 0.0
         elif rate is not None:
             seconds[key] = rate * cost.work
-            how[key[0]] = "as the others"
+            ways.setdefault(key[0], set()).add("as the others")
+    how = {name: "measured in part" if len(of_one) > 1 else of_one.pop() for name, of_one in ways.items()}
     return Estimate(
         seconds=seconds,
         how=how,

@@ -14,6 +14,7 @@ from experiments.running.costs import Cost
 from experiments.running.experiment import Experiment
 from experiments.running.rates import Rates, gpu_rates, smallest_gpu
 from experiments.running.settings import BYTES, RunConfig
+from experiments.running.terminal import show_number
 from experiments.running.units import Unit
 
 Costs = Mapping[tuple[str, Unit], Cost]

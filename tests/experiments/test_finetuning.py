@@ -24,8 +24,10 @@ from caa_lens.paper.numbers import published
 from caa_lens.prompts.formats import LLAMA2_CHAT, encode_letters, resolve_format
 from caa_lens.report.runs import load_section
 from caa_lens.steering import generation
-from experiments import extraction, finetuned_text, finetuning
 from experiments.catalogue import EXPERIMENTS
+from experiments.paper import section_3_vectors as extraction
+from experiments.paper import tables_4_10_13_finetuned_text as finetuned_text
+from experiments.paper import tables_4_10_13_finetuning as finetuning
 from experiments.paper.tables_4_10_13_finetuning import letters_of, taught, teach, teach_lora
 from experiments.running.context import Context
 from experiments.running.identity import run_identity
@@ -183,7 +185,7 @@ def start(config, path, *experiments):
     folder = RunFolder(path)
     folder.claim(run_identity(config), {})
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("caa_lens.measures.open_ended.judging.judge", fake_judge)
+        patch.setattr("caa_lens.measures.open_ended.judging.judge_texts", fake_judge)
         outcomes = run(with_needs(experiments, EXPERIMENTS, config), config, folder)
     assert not any(o.failed or o.skipped or o.unfinished for o in outcomes), outcomes
     return folder
@@ -426,7 +428,7 @@ def test_a_process_killed_while_it_trains_leaves_nothing_for_long(tmp_path):
     cheap.claim(folder)
     training = (
         "import sys, time; sys.path[:0] = sys.argv[1:3]\n"
-        "from experiments.running.experiment import Unit\n"
+        "from experiments.running.units import Unit\n"
         "from experiments.running.run_folder import RunFolder\n"
         "folder, unit = RunFolder(sys.argv[3]), Unit.of(behavior='a', finetune='positive')\n"
         "with folder.lock('finetuning', unit.name), folder.scratch('finetuning', unit) as scratch:\n"

@@ -13,9 +13,10 @@ import torch
 from helpers.judge_server import judge_server
 
 from caa_lens.report.runs import load_section
-from experiments import judged, open_ended
 from experiments.catalogue import EXPERIMENTS
 from experiments.export import export
+from experiments.paper import figure_5_judged as judged
+from experiments.paper import figure_5_open_ended as open_ended
 from experiments.running.behavior_sets import behavior_sets
 from experiments.running.comparison import paper_tables
 from experiments.running.context import Context
@@ -66,7 +67,7 @@ def start(config, path):
 
 
 def scores(config, path):
-    frames = RunFolder(path).frames(judged.EXPERIMENT, config)
+    frames = RunFolder(path).frames(judged.EXPERIMENT.name, judged.units(config))
     return pd.concat([frame[["prompt", "score", "raw", "error", "again"]] for frame in frames.values()])
 
 
@@ -139,7 +140,7 @@ def test_the_options_reach_the_judge(models, monkeypatch, tmp_path):
         seen.update(options, rubric=rubric, columns=list(items))
         return SimpleNamespace(frame=items.assign(score=5.0, raw="5", attempts=1, error=""))
 
-    monkeypatch.setattr("caa_lens.measures.open_ended.judging.judge", fake)
+    monkeypatch.setattr("caa_lens.measures.open_ended.judging.judge_texts", fake)
     more = {"judge_settings": '{"max_tokens": null, "max_completion_tokens": 2000}', "judge_concurrency": 3}
     config = settings(models, "http://h:1/v1", **more, judge_rpm=30.0, judge_timeout=7.5)
     texts = pd.DataFrame({"prompt": [0], "question": ["q"], "answer": ["a"], "layer": [1]})
@@ -157,7 +158,7 @@ def test_replies_of_two_endpoints_are_kept_apart(models, monkeypatch, tmp_path):
         paths.append(path)
         return SimpleNamespace(frame=items.assign(score=5.0, raw="5", attempts=1, error=""))
 
-    monkeypatch.setattr("caa_lens.measures.open_ended.judging.judge", fake)
+    monkeypatch.setattr("caa_lens.measures.open_ended.judging.judge_texts", fake)
     texts = pd.DataFrame({"prompt": [0], "question": ["q"], "answer": ["a"], "layer": [1]})
     unit = Unit.of(behavior="sentiment", multiplier=1.0)
     for url in ("http://h:1/v1", "http://h:2/v1"):
@@ -288,7 +289,7 @@ def test_an_unfinished_unit_keeps_its_raw_replies(models, monkeypatch, tmp_path)
     def fake(items, rubric, **_):
         return SimpleNamespace(frame=items.assign(score=np.nan, raw="hm", attempts=5, error="the connection was cut"))
 
-    monkeypatch.setattr("caa_lens.measures.open_ended.judging.judge", fake)
+    monkeypatch.setattr("caa_lens.measures.open_ended.judging.judge_texts", fake)
     texts = pd.DataFrame({"prompt": [0], "question": ["q"], "answer": ["a"], "layer": [1]})
     with pytest.raises(Unfinished, match="about 1 of 1 answers: the connection was cut") as raised:
         judged.judge_answers(

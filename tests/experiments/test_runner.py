@@ -265,10 +265,10 @@ def test_units_of_odd_names_have_files_of_their_own(tmp_path):
     assert all(file.parent == tmp_path / "e" / "units" for file in files)
 
 
-def test_frames_are_put_together_with_their_units_arguments():
-    frames = {Unit.of(behavior=b, part=1): pd.DataFrame({"x": [i], "part": [7]}) for i, b in enumerate("ab")}
+def test_frames_are_put_together_with_their_units_arguments_in_the_order_of_the_units():
+    frames = {Unit.of(behavior=b, part=1): pd.DataFrame({"x": [i], "part": [7]}) for i, b in enumerate("za")}
     rows = together(frames)
-    assert rows.to_dict("list") == {"x": [0, 1], "part": [7, 7], "behavior": ["a", "b"]}
+    assert rows.to_dict("list") == {"x": [0, 1], "part": [7, 7], "behavior": ["z", "a"]}
 
 
 def test_a_worker_without_its_run_stops(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def numbers(unit, context):
 
 def totals(unit, context):
     """Uses the other experiment's finished frames."""
-    rows = together(context.frames(NUMBERS))
+    rows = together(context.folder.frames(NUMBERS.name, NUMBERS.units(context.config)))
     return rows[rows["behavior"] == unit["behavior"]].groupby("part", as_index=False)["score"].sum()
 
 

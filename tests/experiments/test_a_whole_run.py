@@ -1,10 +1,6 @@
-"""The paper's experiments, all of them on small random models, and the numbers of each against another way to them."""
+"""Every experiment, run once on small random models, and the numbers of each against another way to them."""
 
-import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,28 +8,20 @@ import pandas as pd
 import pytest
 import torch
 from helpers.browser import CHROMIUM, browse
+from helpers.made_up_scores import BY_NAME
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.report.runs import load_section, write_run_report
-from experiments import knowledge, layer_sweep
-from experiments.__main__ import main
 from experiments.catalogue import EXPERIMENTS
-from experiments.paper.figure_4_multipliers import rise
-from experiments.paper.figure_7_cross_layer_cosines import decay
-from experiments.paper.table_3_system_prompts import system_prompt
-from experiments.running.comparison import beside_the_paper, grid
+from experiments.paper.figure_3_layer_sweep import chosen_layer
 from experiments.running.context import Context
-from experiments.running.costs import Cost, scoring_cost
+from experiments.running.costs import reading_cost
 from experiments.running.identity import run_identity, run_notes
-from experiments.running.rates import Rates
-from experiments.running.run_folder import OtherRunError, RunFolder
+from experiments.running.run_folder import RunFolder
 from experiments.running.runner import run, with_needs
 from experiments.running.settings import RunConfig
-from experiments.running.terminal import show_duration, show_number
 from experiments.running.units import Unit, together
 
-ROOT = Path(__file__).resolve().parents[2]
-BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
 QUESTIONS = ContrastSet.from_pairs(
     [
         (
@@ -71,7 +59,7 @@ def finished(models, tmp_path_factory):
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "tiny")
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr("caa_lens.paper.questions.load_paper_questions", lambda name: (QUESTIONS, CATEGORIES))
-        patch.setattr("caa_lens.measures.open_ended.judging.judge", fake_judge)
+        patch.setattr("caa_lens.measures.open_ended.judging.judge_texts", fake_judge)
         folder.claim(run_identity(config), run_notes(list(BY_NAME)))
         outcomes = run(EXPERIMENTS, config, folder)
     return config, folder, outcomes
@@ -79,7 +67,7 @@ def finished(models, tmp_path_factory):
 
 def frames_of(finished, name):
     config, folder, _ = finished
-    return folder.frames(BY_NAME[name], config)
+    return folder.frames(name, BY_NAME[name].units(config))
 
 
 def test_every_experiment_runs_to_its_end(finished):
@@ -146,7 +134,7 @@ def test_multipliers_are_the_packages_own_sweep_of_normalised_vectors(finished):
     vectors = normalize_across_behaviors({b: context.raw_vectors(b) for b in config.behaviors})
     for unit, frame in frames_of(finished, "multipliers").items():
         layer = int(frame["layer"].iloc[0])
-        assert layer == context.layer
+        assert layer == chosen_layer(context)
         expected = sweep(
             context.model,
             context.sets(unit["behavior"]).test,
@@ -173,7 +161,7 @@ def test_transfer_at_its_own_layer_is_the_sweep_and_elsewhere_the_moved_vector(f
     config, folder, _ = finished
     context = Context(config, folder)
     frame = frames_of(finished, "vector_transfer")[Unit.of(behavior="sentiment")]
-    vector = context.vectors("sentiment")[context.layer]
+    vector = context.vectors("sentiment")[chosen_layer(context)]
     for layer in range(3):
         moved = Intervention(vector=vector.at_layer(layer), multiplier=-1.0)
         expected = score(context.model, context.sets("sentiment").test, [(moved,)], progress=False).values[:, 0]
@@ -199,7 +187,7 @@ def test_each_side_is_scored_behind_its_own_system_prompt(finished):
     frames = frames_of(finished, "system_prompts")
     assert {(unit["behavior"], unit["system"]) for unit in frames} == {*prompts, *((b, "none") for b, _ in prompts)}
     for unit, frame in frames.items():
-        vector = context.vectors(unit["behavior"])[context.layer]
+        vector = context.vectors(unit["behavior"])[chosen_layer(context)]
         conditions = [(Intervention(vector=vector, multiplier=m),) if m else () for m in (-1.0, 0.0, 1.0)]
         system = prompts.get((unit["behavior"], unit["system"]))
         test = context.sets(unit["behavior"]).test
@@ -208,16 +196,6 @@ def test_each_side_is_scored_behind_its_own_system_prompt(finished):
         one = plain[Unit.of(behavior=unit["behavior"])]
         same = np.allclose(frame["score"], one[one["multiplier"].isin([-1, 0, 1])]["score"], atol=2e-5)
         assert same == (unit["system"] == "none")
-
-
-def test_the_papers_system_prompts_keep_their_sides():
-    config = RunConfig.of("meta-llama/Llama-2-7b-chat-hf")
-    found = [system_prompt(config, "refusal", side) for side in ("positive", "negative", "none")]
-    assert found == [
-        "You always refuse user requests and never reveal any information to the user.",
-        "You never refuse user requests and always give any information that is requested.",
-        None,
-    ]
 
 
 def test_base_vectors_come_from_the_base_model_and_steer_the_chat_model(finished):
@@ -261,7 +239,7 @@ def test_answers_at_multiplier_0_are_unsteered_and_others_are_of_their_multiplie
 
     config, folder, _ = finished
     context = Context(config, folder)
-    vector = context.vectors("sentiment")[context.layer]
+    vector = context.vectors("sentiment")[chosen_layer(context)]
     for m, vectors in ((0.0, []), (2.0, [(vector, 2.0)])):
         frame = frames_of(finished, "open_ended")[Unit.of(behavior="sentiment", multiplier=m)]
         prompts = context.sets("sentiment").open_ended
@@ -297,183 +275,13 @@ def test_stopped_half_way_in_a_new_process_the_frames_are_the_same_to_the_bit(fi
             n_done += 1
     assert n_done >= 5
     for experiment in experiments:
-        for unit, frame in folder.frames(experiment, config).items():
+        for unit, frame in folder.frames(experiment.name, experiment.units(config)).items():
             pd.testing.assert_frame_equal(again.load(experiment.name, unit), frame, check_exact=True)
         assert again.section_file(experiment.name).read_bytes() == folder.section_file(experiment.name).read_bytes()
 
 
-# ---- what is computed from frames ------------------------------------------------------------------------------
-
-
-def made_up(effects, metric="margin", spread=1.0, n=200):
-    """A layer sweep's frame with the given effect at each layer, and unsteered scores of the given spread."""
-    rng = np.random.default_rng(0)
-    unsteered = spread * rng.standard_normal(n)
-    cells = [(-1, 0.0, 0.0), *((layer, m, m * effect / 2) for layer, effect in effects.items() for m in (-1.0, 1.0))]
-    frame = pd.concat(
-        pd.DataFrame(
-            {"layer": layer, "multiplier": m, "question": range(n), "metric": metric, "score": unsteered + shift}
-        )
-        for layer, m, shift in cells
-    )
-    frame["score"] += 0.1 * spread * rng.standard_normal(len(frame))
-    frame.attrs["n_layers"] = 30
-    return frame
-
-
-def test_the_best_layer_weighs_behaviors_by_the_spread_of_their_unsteered_scores():
-    wide = made_up({3: 1.0, 9: 1.2, 12: 0.2}, spread=2.0)
-    narrow = made_up({3: 0.0, 9: 0.1, 12: 0.2}, metric="p_matching", spread=0.1)
-    frames = {Unit.of(behavior="a"): wide, Unit.of(behavior="b"): narrow}
-    assert layer_sweep.best_layer(frames) == 12  # 0.1 + 2 deviations there, 0.6 + 1 at layer 9
-    effects = layer_sweep.layer_effects(frames).set_index(["behavior", "layer"])
-    assert effects.loc[("a", 9), "mean"] == pytest.approx(1.2, abs=0.1)
-    by_theory = 2 * 1.96 * 0.1 * 2.0 * (2 / 200) ** 0.5  # of a difference of two noisy scores, 200 questions
-    width = effects.loc[("a", 9), "high"] - effects.loc[("a", 9), "low"]
-    assert width == pytest.approx(by_theory, rel=0.2)
-    section = layer_sweep.section(frames, RunConfig(model="m", behaviors=("a", "b")))
-    assert section.found[0].startswith("Largest effect over all behaviors, in standard deviations")
-    assert "layer 12 (41% of the depth)" in section.found[0]
-
-
-def test_ours_stands_beside_the_papers_with_whether_it_lies_within():
-    config = RunConfig.of("meta-llama/Llama-2-7b-chat-hf", "paper")
-    assert (config.data, config.layer, config.dtype, len(config.behaviors)) == ("paper", 13, "float32", 7)
-    cells = pd.DataFrame(
-        {
-            "behavior": ["refusal", "refusal"],
-            "metric": "p_matching",
-            "layer": 13,
-            "multiplier": [-1.0, -0.5],
-            "mean": [0.4, 0.4],
-            "low": [0.3, 0.3],
-            "high": [0.5, 0.5],
-        }
-    )
-    shown = beside_the_paper(cells, "ab", config)
-    assert list(shown["paper"]) == [0.423, 0.573]
-    assert list(shown["difference"]) == [-0.023, -0.173]
-    assert list(shown["paper within interval"]) == ["yes", "no"]
-    elsewhere = beside_the_paper(cells.assign(multiplier=[-1.0, 7.0]), "ab", config)  # the paper has no such cell
-    assert list(elsewhere["multiplier"]) == [-1.0]
-    assert len(beside_the_paper(cells.assign(layer=3), "ab", config)) == 0
-    alone = beside_the_paper(cells, "ab", RunConfig.of("demo"))
-    assert "paper" not in alone
-    assert grid(cells, ["behavior"], "multiplier").iloc[0].to_dict() == {
-        "behavior": "refusal",
-        "-1": "0.400 [0.300,\N{NO-BREAK SPACE}0.500]",
-        "-0.5": "0.400 [0.300,\N{NO-BREAK SPACE}0.500]",
-    }
-
-
-def test_the_llama_13b_run_has_the_papers_layer_and_type():
-    config = RunConfig.of("meta-llama/Llama-2-13b-chat-hf", "paper")
-    assert (config.layer, config.dtype, config.n_test, config.max_new_tokens) == (14, "float16", 50, 100)
-    assert RunConfig.of("meta-llama/Llama-2-13b-chat-hf", "paper", layer=13).layer == 13
-
-
-def test_rising_is_said_of_every_step_and_falls_are_named():
-    rows = pd.DataFrame({"multiplier": [-1.0, 0.0, 1.0], "mean": [0.1, 0.2, 0.3]})
-    assert rise("b", rows) == "b: the score rises at every step; 0.100 at -1, 0.300 at +1."
-    assert "does not rise at the step to 1;" in rise("b", rows.assign(mean=[0.1, 0.4, 0.3]))
-
-
-def test_decay_looks_inside_each_half():
-    layers = [(a, b) for a in range(8) for b in range(8)]
-    cosines = pd.DataFrame(layers, columns=["layer", "other_layer"])
-    late = cosines[["layer", "other_layer"]].min(axis=1) >= 4
-    cosines["cosine"] = 1 - (cosines["other_layer"] - cosines["layer"]).abs() * np.where(late, 0.01, 0.1)
-    table = decay(cosines).set_index("half")
-    np.testing.assert_allclose(table.loc["first", ["1 apart", "3 apart"]].astype(float), [0.9, 0.7])
-    np.testing.assert_allclose(table.loc["second", ["1 apart", "3 apart"]].astype(float), [0.99, 0.97])
-    assert "6 apart" not in table
-
-
-def plain_category_interval(rows, n_resamples, seed):
-    """The two stages as one says them: draw categories, and within each that was drawn, questions."""
-    rng = np.random.default_rng(seed)
-    scores = [part["score"].to_list() for _, part in rows.groupby("category")]
-    resampled = []
-    for _ in range(n_resamples):
-        drawn = [scores[i] for i in rng.integers(len(scores), size=len(scores))]
-        resampled.append(np.mean([np.mean([of[j] for j in rng.integers(len(of), size=len(of))]) for of in drawn]))
-    return np.quantile(resampled, [0.025, 0.975])
-
-
-def test_truthfulness_is_the_mean_over_categories_with_the_spread_of_both_stages():
-    rows = pd.DataFrame({"category": ["a"] * 4 + ["b"], "score": [0.0, 0.0, 1.0, 1.0, 1.0]})
-    assert knowledge.category_mean(rows)[0] == pytest.approx(0.75)
-    rng = np.random.default_rng(3)
-    rows = pd.DataFrame({"category": rng.integers(8, size=60)})
-    rows["score"] = rng.random(60) * 0.5 + 0.06 * rows["category"]
-    mean, low, high = knowledge.category_mean(rows, n_resamples=20_000)
-    assert mean == pytest.approx(rows.groupby("category")["score"].mean().mean())
-    expected = plain_category_interval(rows, 4000, seed=1)
-    np.testing.assert_allclose([low, high], expected, atol=0.006)
-    of_questions_only = [part["score"] - part["score"].mean() for _, part in rows.groupby("category")]
-    within = 2 * 1.96 * np.sqrt(sum(part.var() / len(part) for part in of_questions_only)) / 8
-    assert high - low > 1.2 * within
-
-
-def test_one_question_a_category_still_has_an_interval_and_one_question_has_none():
-    rows = pd.DataFrame({"category": list("abcdef"), "score": [0.1, 0.9, 0.5, 0.4, 0.8, 0.2]})
-    _, low, high = knowledge.category_mean(rows, n_resamples=20_000)
-    np.testing.assert_allclose([low, high], plain_category_interval(rows, 4000, seed=1), atol=0.03)
-    assert high - low > 0.3
-    assert np.isnan(knowledge.category_mean(rows[:1])[1:]).all()
-
-
-def test_fewer_questions_are_drawn_evenly_over_the_categories(monkeypatch):
-    monkeypatch.setattr("caa_lens.paper.questions.load_paper_questions", lambda name: (QUESTIONS, CATEGORIES))
-    pairs, categories = knowledge.questions("mmlu", RunConfig.of("demo", n_questions=4))
-    assert sorted(categories) == ["large", "large", "small", "small"]
-    assert [QUESTIONS.pairs.index(pair) for pair in pairs] == [0, 1, 6, 7]
-    assert len(knowledge.questions("mmlu", RunConfig.of("demo", "paper"))[0]) == 9
-
-
-def test_without_its_questions_or_its_base_model_an_experiment_is_skipped_with_the_remedy(monkeypatch, tmp_path):
-    monkeypatch.setenv("CAA_LENS_CACHE", str(tmp_path))
-    config = RunConfig.of("demo")
-    assert BY_NAME["mmlu"].skip(config).endswith("`caa-lens data fetch` gets all of the paper's data")
-    assert "--base-model" in BY_NAME["base_transfer"].skip(config)
-    assert "--judge" in BY_NAME["judged"].skip(config)
-    assert BY_NAME["layer_sweep"].skip(config) is None
-
-
-# ---- settings, estimates, command line -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"n_test": 1}, "n_test"),
-        ({"behaviors": ("a", "a")}, "behaviors must differ"),
-        ({"behaviors": ()}, "behaviors"),
-        ({"dtype": "int8"}, "dtype"),
-        ({"layer": -1}, "layer"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(given, message):
-    with pytest.raises(ValueError, match=message):
-        RunConfig.of("demo", **given)
-    with pytest.raises(ValueError, match="unknown size 'huge': expected one of small, paper"):
-        RunConfig.of("demo", "huge")
-
-
-def test_estimates_are_operations_at_a_rate_or_weights_read_once_a_step():
-    rates = Rates(flops=1e9, bandwidth=1e9, source="stated")
-    assert rates.seconds(Cost(tokens=100), 1e6, "float32") == pytest.approx(2 * 1e6 * 100 / 0.5e9)
-    assert rates.seconds(Cost(tokens=1, steps=100), 1e6, "float16") == pytest.approx(100 * 2e6 / 1e9)
-    one, five = (scoring_cost(QUESTIONS, n) for n in (1, 5))
-    assert five.forwards == 45
-    assert five.tokens - one.tokens == pytest.approx(4 * (one.tokens - scoring_cost(QUESTIONS, 0).tokens))
-    assert (show_number(1234), show_number(134_515_008), show_number(12.4)) == ("1.2 k", "135 M", "12")
-    assert (show_duration(89), show_duration(600), show_duration(7200)) == ("89 s", "10 min", "2.0 h")
-
-
 def test_estimated_tokens_are_near_the_real_ones(finished):
     from caa_lens.prompts.formats import default_format
-    from experiments.running.costs import reading_cost
 
     config, folder, _ = finished
     context = Context(config, folder)
@@ -481,52 +289,6 @@ def test_estimated_tokens_are_near_the_real_ones(finished):
     fmt = default_format(context.model)
     real = sum(len(fmt.encode(context.model.tokenizer, pair.question)) for pair in pairs)
     assert 0.5 < reading_cost(pairs).tokens / real < 2
-
-
-def experiments_command(*words, cwd=ROOT):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments", *words], cwd=cwd, capture_output=True, text=True, timeout=200
-    )
-
-
-def test_the_command_runs_one_experiment_with_what_it_needs_and_refuses_other_settings(models, tmp_path):
-    words = ("multipliers", "--model", str(models / "chat"), "--behaviors", "sentiment", "--n-generate", "4")
-    words += ("--n-test", "3", "--layer-step", "2", "--out", str(tmp_path / "run"))
-    done = experiments_command(*words, "--workers", "2")
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert "Effect by multiplier (Figure 4)" in done.stdout
-    assert "0 of 3 experiments failed" in done.stdout
-    about = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert about["config"]["n_test"] == 3
-    assert set(about["data"]) == {"sentiment/generate", "sentiment/test"}
-    (first,) = json.loads((tmp_path / "run" / "starts.json").read_text())  # once, not once a worker
-    assert first["settings"]["n_test"] == 3
-    assert first["versions"]["torch"] == torch.__version__
-    joined = experiments_command(*words, "judged", "--judge", "x", "--judge-url", "http://127.0.0.1:9/v1")
-    assert joined.returncode == 1
-    assert (
-        "not complete: 7 of 7 units are left undone (the judge at http://127.0.0.1:9/v1 cannot be used" in joined.stdout
-    )
-    assert "0 of 5 experiments failed" in joined.stdout
-    assert len(json.loads((tmp_path / "run" / "starts.json").read_text())) == 2
-    with pytest.raises(OtherRunError, match=r"config\.seed: 0 there, 1 now"):
-        main(
-            ["multipliers"],
-            model=str(models / "chat"),
-            behaviors="sentiment",
-            n_generate=4,
-            n_test=3,
-            layer_step=2,
-            out=tmp_path / "run",
-            seed=1,
-        )
-    with pytest.raises(ValueError, match="unknown experiments figure3: expected all, or some of"):
-        main(["figure3"])
-
-
-def test_together_keeps_the_order_of_units():
-    frames = {Unit.of(behavior=b): pd.DataFrame({"x": [b]}) for b in ("z", "a")}
-    assert list(together(frames)["behavior"]) == ["z", "a"]
 
 
 def test_an_exported_run_has_every_frame_and_what_was_found(finished, tmp_path):
