@@ -72,9 +72,8 @@ def runs() -> str:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from experiments.catalogue import EXPERIMENTS
     from experiments.paper.tables_4_10_13_finetuning import EXPERIMENT as FINETUNING
-    from experiments.running.costs import BYTES
     from experiments.running.plan import disk_bytes, memory_bytes, scratch_bytes
-    from experiments.running.settings import RunConfig
+    from experiments.running.settings import BYTES, RunConfig
 
     heads = ["model", "number format", "weights", "must be free", "with finetuning", "on the disk", "with adapters"]
     rows = [heads, ["---"] * len(heads)]

@@ -1,7 +1,7 @@
 """Plant small faults in the sources, one at a time, and see whether the tests notice.
 
     python tests/mutation.py --per-module 12 --seed 0
-    python tests/mutation.py --modules caa_lens/sweeps.py experiments/measures.py --out mutants.json
+    python tests/mutation.py --modules caa_lens/sweeps.py experiments/running/measures.py --out mutants.json
     python tests/mutation.py --again mutants.json      # those that survived, with the tests of today
     python tests/mutation.py --list --modules caa_lens/hooks.py
 
@@ -40,8 +40,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 # For each module its test files in stages, quick ones first: a stage runs only if the mutant survived those before.
-PAPER = "tests/experiments/test_paper_experiments.py"
-WHOLE_RUN = "tests/experiments/test_experiments.py"
+ASKED = [
+    f"tests/experiments/test_{name}.py"
+    for name in ("what_experiments_ask", "what_sections_say", "units_needs_and_costs", "beside_the_paper")
+]
+WHOLE_RUN = "tests/experiments/test_a_whole_run.py"
 FINETUNING = "tests/experiments/test_finetuning.py"
 SLOW = [  # the real model; left to the last stage
     "tests/test_sweeps.py::test_sentiment_steers_the_real_model_in_a_dose_dependent_way",
@@ -57,16 +60,19 @@ TESTS: dict[str, list[list[str]]] = {
     "caa_lens/transfers/residual_map.py": [["tests/test_residual_map.py"]],
     "caa_lens/transfers/transfer_grid.py": [["tests/test_transfer_grid.py"]],
     "caa_lens/sweeps.py": [["tests/test_sweeps.py"], ["tests/test_demo.py", "tests/test_cli.py"]],
-    "experiments/finetuning.py": [[PAPER], [FINETUNING]],
-    "experiments/finetuned_text.py": [[PAPER], [FINETUNING]],
+    "experiments/paper/tables_4_10_13_finetuning.py": [ASKED, [FINETUNING]],
+    "experiments/paper/tables_4_10_13_finetuned_text.py": [ASKED, [FINETUNING]],
     **{
-        f"experiments/{name}.py": [[PAPER], [WHOLE_RUN]]
+        f"experiments/{name}.py": [ASKED, [WHOLE_RUN]]
         for name in (
-            *("measures", "comparison", "base_to_chat", "system_prompts", "layer_sweep", "multipliers", "open_ended"),
-            *("cross_layer_cosines", "contrast_pca", "token_similarities", "vector_transfer", "knowledge"),
-            "vector_words",
+            *("running/measures", "running/comparison", "own/vector_words", "paper/figure_2_contrast_pca"),
+            *("paper/figure_3_layer_sweep", "paper/figure_4_multipliers", "paper/figure_5_open_ended"),
+            *("paper/figure_6_token_similarities", "paper/figure_7_cross_layer_cosines"),
+            *("paper/figure_8_vector_transfer", "paper/figures_9_10_base_to_chat", "paper/table_3_system_prompts"),
+            "paper/tables_5_12_knowledge",
         )
     },
+    "experiments/running/measured.py": [["tests/experiments/test_plans.py"]],
     "caa_lens/extraction.py": [
         ["tests/test_extraction.py", "tests/test_zero_vectors.py", "tests/test_special_tokens.py"],
         ["tests/test_pair_geometry.py", "tests/test_storage.py"],

@@ -2,10 +2,10 @@
 
 The first unfinished unit of each kind is run on a part of its data, with the experiment's own code and the run's own
 model, in a folder of its own that is gone afterwards. The part is doubled until it takes half a second, or is the whole
-unit; the very first is never taken alone, as it also warms up. All units of that kind are then expected to take the
-measured time, as many times as they are the more work (`Cost.work`: tokens, and steps of generation). What cannot be
-measured (a base model that is not here, adapters that would fill the disk, whatever is left when `PATIENCE` is at its
-end) is expected to be as fast as the rest, and the plan says so. A judge is never asked.
+unit, and at least once if there is time, as the first also warms up. All units of that kind are then expected to take
+the measured time, as many times as they are the more work (`Cost.work`: tokens, and steps of generation). What cannot
+be measured (a base model that is not here, adapters that would fill the disk, whatever is left when `PATIENCE` is at
+its end) is expected to be as fast as the rest, and the plan says so. A judge is never asked.
 
 Loading the run's model counts once. Copies that a unit loads for itself count with each such unit.
 """
@@ -28,10 +28,10 @@ from experiments.running.run_folder import RunFolder
 from experiments.running.settings import RunConfig
 from experiments.running.units import Unit
 
-SMALLEST = {"n_generate": 8, "n_test": 2, "n_prompts": 1, "n_questions": 4, "max_new_tokens": 4}
+SMALLEST = {"n_generate": 4, "n_test": 2, "n_prompts": 1, "n_questions": 4, "max_new_tokens": 4}
 LONG_ENOUGH = 0.5  # seconds that a part takes at least, where the unit is that long
 TOO_LONG = 2.0  # seconds after which a part is not doubled
-PATIENCE = 20.0  # seconds for all parts, beside loading the model
+PATIENCE = 30.0  # seconds for all parts, beside loading the model; each kind has its share of what is left
 
 
 def part_of(config: RunConfig, behavior: str, n: int) -> RunConfig:
@@ -81,7 +81,7 @@ class Parts:
 
     def do(self, experiment: Experiment, unit: Unit, n: int) -> Part:
         """Do a part of a unit, after those of what it needs, and time it alone."""
-        context = self.context(dict(unit.arguments).get("behavior", self.config.behaviors[0]), n)
+        context = self.context(str(dict(unit.arguments).get("behavior", self.config.behaviors[0])), n)
         for name in experiment.needs(context.config):
             needed = self.experiments[name]
             for its in needed.units(context.config):
@@ -157,12 +157,14 @@ def measured(
         parts = Parts(by_name, config, Path(root), device)
         if any(costs[key].work for key in firsts):
             _ = parts.context(config.behaviors[0], 1).model
-        once, until = parts.loaded.seconds, time.perf_counter() + PATIENCE
-        for key in firsts:
+        once, end = parts.loaded.seconds, time.perf_counter() + PATIENCE
+        for n_done, key in enumerate(firsts):
             bar.update(task, advance=1, description=f"measuring a part of {key[0]}")
-            if scratch_bytes(config, parameters, [by_name[key[0]]]) or time.perf_counter() > until:
+            left = end - time.perf_counter()
+            if scratch_bytes(config, parameters, [by_name[key[0]]]) or left <= 0:
                 continue
-            if part := parts.measure(by_name[key[0]], key[1], costs[key], until):
+            share = time.perf_counter() + left / (len(firsts) - n_done)
+            if part := parts.measure(by_name[key[0]], key[1], costs[key], until=share):
                 found[key] = part
         parts.contexts.clear()
         parts.loaded.name = parts.loaded.model = None
@@ -192,5 +194,5 @@ def measured(
 def _where(device: str | None) -> str:
     import torch
 
-    device = device or this_device()
-    return f"{device}, {torch.get_num_threads()} threads" if device == "cpu" else device
+    device, n = device or this_device(), torch.get_num_threads()
+    return f"{device}, {n} thread{'s' if n > 1 else ''}" if device == "cpu" else device
