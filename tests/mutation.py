@@ -42,7 +42,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # For each module its test files in stages, quick ones first: a stage runs only if the mutant survived those before.
 ASKED = [
     f"tests/experiments/test_{name}.py"
-    for name in ("what_experiments_ask", "what_sections_say", "units_needs_and_costs", "beside_the_paper")
+    for name in (
+        *("what_experiments_ask", "what_sections_say_of_scores", "what_sections_say_of_texts_and_vectors"),
+        *("units_needs_and_costs", "beside_the_paper"),
+    )
 ]
 WHOLE_RUN = "tests/experiments/test_a_whole_run.py"
 FINETUNING = "tests/experiments/test_finetuning.py"

@@ -13,7 +13,7 @@ from helpers.made_up_scores import BY_NAME
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.report.runs import load_section, write_run_report
 from experiments.catalogue import EXPERIMENTS
-from experiments.paper.figure_3_layer_sweep import chosen_layer
+from experiments.paper.figure_3_layer_sweep import best_layer, chosen_layer
 from experiments.running.context import Context
 from experiments.running.costs import reading_cost
 from experiments.running.identity import run_identity, run_notes
@@ -134,7 +134,7 @@ def test_multipliers_are_the_packages_own_sweep_of_normalised_vectors(finished):
     vectors = normalize_across_behaviors({b: context.raw_vectors(b) for b in config.behaviors})
     for unit, frame in frames_of(finished, "multipliers").items():
         layer = int(frame["layer"].iloc[0])
-        assert layer == chosen_layer(context)
+        assert layer == chosen_layer(context) == best_layer(frames_of(finished, "layer_sweep"))
         expected = sweep(
             context.model,
             context.sets(unit["behavior"]).test,

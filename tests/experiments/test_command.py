@@ -48,6 +48,11 @@ def test_all_other_models_start_small_and_without_a_base_model():
         assert (config.n_test, config.base_model) == (SIZES["small"]["n_test"], None)
 
 
+def test_a_run_of_no_behaviors_is_refused():
+    with pytest.raises(ValueError, match="behaviors"):
+        RunConfig.of("demo", behaviors=())
+
+
 def test_a_folder_of_llama_takes_the_base_model_beside_it(tmp_path):
     chat = tmp_path / "Llama-2-7b-chat-hf"
     assert RunConfig.of(str(chat)).base_model == "meta-llama/Llama-2-7b-hf"

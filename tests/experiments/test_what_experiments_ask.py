@@ -11,7 +11,7 @@ from helpers.made_up_scores import (
     random_activations,
 )
 from helpers.models import tiny_model
-from helpers.stand_in_context import CONFIG, StandIn
+from helpers.stand_in_context import CONFIG, LAYER, StandIn
 from transformers import AutoTokenizer
 
 from caa_lens.contrast.sets import ContrastSet
@@ -92,6 +92,12 @@ def test_the_layer_sweep_asks_each_swept_layers_own_vector_and_the_unsteered_mod
     }
     assert frame.attrs == {"model": "chat", "test": "refusal", "n_layers": 6}
     assert set(frame["metric"]) == {"margin"}
+
+
+def test_the_layer_of_the_settings_goes_before_the_sweeps(context):
+    assert layer_sweep.chosen_layer(context) == LAYER
+    context.config = CONFIG.model_copy(update={"layer": 5})
+    assert layer_sweep.chosen_layer(context) == 5
 
 
 def test_multipliers_ask_the_chosen_layers_vector_at_five_strengths(context, asked):

@@ -1,4 +1,4 @@
-"""Cheap experiments on no model, and a program that runs them: what is killed, raced and starved in the tests."""
+"""Cheap experiments on no model, and a function that runs them: what is killed, raced and starved in the tests."""
 
 import hashlib
 import os
@@ -13,7 +13,6 @@ from experiments.running.run_folder import RunFolder
 from experiments.running.runner import run
 from experiments.running.settings import RunConfig
 from experiments.running.units import Unit, together
-from experiments.running.workers import is_worker, work_together
 
 N_UNITS = 12
 CONFIG = RunConfig(model="none", behaviors=("a", "b"))
@@ -70,14 +69,8 @@ def claim(folder, config=CONFIG):
     return folder.claim({"config": config.model_dump(mode="json"), "versions": {}}, {})
 
 
-def main(path, workers=1):
+def main(path):
     folder = RunFolder(path)
     claim(folder)
-    if workers != 1 and not is_worker():
-        work_together([sys.executable, *sys.argv], workers, device="cpu", watch=lambda: None)
     outcomes = run(ALL, CONFIG, folder)
     assert not any(outcome.failed for outcome in outcomes), outcomes
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
