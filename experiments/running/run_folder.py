@@ -66,7 +66,7 @@ class RunFolder:
         if self.path.is_dir() and self._visible() and not {"locks", "run.json"} & self._visible():
             raise OtherRunError(f"{self.path} is not empty and holds no run: choose another folder with --out")
         with self.lock("run"):
-            self._sweep_up(file)
+            self.sweep_up(file)
             if not file.exists():
                 text = json.dumps({**wanted, "about": about}, indent=2, ensure_ascii=False)
                 self._write(file, text.encode())
@@ -89,7 +89,7 @@ class RunFolder:
         """Add a start of the run to `starts.json`."""
         file = self.path / "starts.json"
         with self.lock("run"):
-            self._sweep_up(file)
+            self.sweep_up(file)
             starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
             self._write(file, json.dumps([*starts, notes], indent=2, ensure_ascii=False).encode())
 
@@ -102,7 +102,7 @@ class RunFolder:
         with self.lock(experiment, "identity"):
             if different := self.differs(experiment, identity):
                 return different
-            self._sweep_up(file)
+            self.sweep_up(file)
             if self._other_identity(experiment, identity) or (identity and not file.exists()):
                 self._write(file, json.dumps(identity, indent=2, ensure_ascii=False).encode())
                 shutil.rmtree(self.path / experiment / "unfinished", ignore_errors=True)
@@ -150,7 +150,7 @@ class RunFolder:
 
     def write_frame(self, file: Path, frame: "pd.DataFrame") -> None:
         """Write a frame that appears whole or not at all; the caller holds the lock of the unit that it belongs to."""
-        self._sweep_up(file)
+        self.sweep_up(file)
         # Into memory first: an error while writing is then the system's own, with its number.
         buffer = io.BytesIO()
         frame.to_parquet(buffer, index=False)
@@ -276,7 +276,7 @@ class RunFolder:
         with self.full_disk_said():
             write_atomically(file, lambda temporary: temporary.write_bytes(data))
 
-    def _sweep_up(self, file: Path) -> None:
+    def sweep_up(self, file: Path) -> None:
         """Remove what a killed process left beside a file; the caller holds the file's lock."""
         for leftover in file.parent.glob(f".{glob.escape(file.stem)}.????????{file.suffix}"):
             leftover.unlink(missing_ok=True)

@@ -214,6 +214,7 @@ def write_section(experiment: Experiment, context: Context, *, whole: bool = Tru
     frames = (folder.frames if whole else folder.frames_so_far)(experiment.name, units)
     section = experiment.section(frames, context.config)
     with folder.lock(experiment.name, "section"), folder.full_disk_said():
+        folder.sweep_up(folder.section_file(experiment.name))
         save_section(section, folder.section_file(experiment.name))
         folder.keep_error(experiment.name, "")
 
@@ -225,5 +226,6 @@ def _write_skipped(experiment: Experiment, reason: str, folder: RunFolder) -> No
     if folder.section_file(experiment.name).exists():
         return
     with folder.lock(experiment.name, "section"), folder.full_disk_said():
+        folder.sweep_up(folder.section_file(experiment.name))
         section = Section(title=experiment.title, source=experiment.source, skipped=reason)
         save_section(section, folder.section_file(experiment.name))
