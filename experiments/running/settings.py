@@ -64,7 +64,7 @@ class RunConfig(BaseModel):
     judge_url: str | None = None
     """The judge's OpenAI-compatible endpoint."""
     judge_settings: str | None = None
-    """What is sent to the judge beside the prompt: a JSON object, see `caa_lens.measures.open_ended.judge_texts`."""
+    """What is sent to the judge beside the prompt: a JSON object, see `caa_lens.measures.judge_texts`."""
     judge_concurrency: int = Field(default=8, ge=1)
     """Requests to the judge in flight, at most."""
     judge_rpm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
