@@ -1,5 +1,5 @@
 # `make demo` runs the main job on a real model, `make test` the tests, `make check` the linters,
-# `make interop` the tests against other tools, `make docs` the documentation site.
+# `make interop` the tests against other tools, `make docs` the documentation site, `make graph` the imports.
 # Each builds .venv from the pinned versions by itself, once.
 PYTHON ?= python3
 WORKERS ?= 2
@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 INTEROP := $(VENV)/interop
 WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/caa_lens/wheels
 
-.PHONY: demo test mutants interop wheel notebooks docs check format bench clean
+.PHONY: demo test mutants interop wheel notebooks docs graph check format clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("caa_lens needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -62,11 +62,16 @@ wheel: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# What imports what, from the sources.
+graph: $(READY)
+	$(BIN)/python docs/import_graph.py $(ARGS)
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_architecture.py
+	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/python -m pytest tests/project/test_architecture.py
 
 format: $(READY)
 	$(BIN)/ruff format .

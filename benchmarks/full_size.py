@@ -139,7 +139,7 @@ def main() -> None:
 
     vectors = cl.SteeringVectors(directions=torch.randn(cfg.n_layers, cfg.d_model), layers=tuple(range(cfg.n_layers)))
     vectors = vectors.to(device)
-    conditions = [(Intervention(vector=v, multiplier=m),) for v in vectors for m in MULTIPLIERS] + [()]
+    conditions = [(Intervention(vector=v, multiplier=m).edit(0),) for v in vectors for m in MULTIPLIERS] + [()]
     questions = [p for p, _ in pairs[: max(2, options.pairs // 4)]]
 
     def staircase():

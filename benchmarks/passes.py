@@ -40,7 +40,7 @@ def passes(model, n_prompt: int, n_suffix: int, n_multipliers: int) -> float:
     n_layers = model.cfg.n_layers
     vectors = cl.SteeringVectors(directions=torch.ones(n_layers, model.cfg.d_model), layers=tuple(range(n_layers)))
     multipliers = [m - n_multipliers // 2 for m in range(n_multipliers)]  # one of them is 0
-    conditions = [(cl.Intervention(vector=v, multiplier=m),) for v in vectors for m in multipliers]
+    conditions = [(cl.Intervention(vector=v, multiplier=m).edit(0),) for v in vectors for m in multipliers]
     tokens = [1] * n_prompt
 
     def sweep():

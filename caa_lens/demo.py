@@ -21,6 +21,7 @@ from rich.table import Table
 
 from caa_lens.atomic_files import write_atomically
 from caa_lens.contrast.sets import ContrastSet
+from caa_lens.measures.answers import METRIC_LABEL
 from caa_lens.models.check import check_layers
 from caa_lens.models.loading.fingerprint import file_digest, model_fingerprint
 from caa_lens.vectors.steering_vectors import SteeringVectors
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from caa_lens.measures.sweeps import Sweep
 
 SETTINGS, MADE_FROM = "config.json", "made_from.json"
-VECTORS, SWEEP, TEXTS = "vectors.safetensors", "sweep.parquet", "texts.json"
+VECTORS, TEXTS = "vectors.safetensors", "texts.json"
+SWEEP, SWEEP_ABOUT = "sweep.parquet", "sweep.json"  # one result in two files
 LIBRARIES = ("caa-lens", "torch", "transformer-lens", "transformers")
 
 
@@ -68,7 +70,8 @@ class DemoConfig(BaseModel):
 def run_demo(config: DemoConfig, folder: str | Path, console: Console | None = None) -> Path:
     """Run (or finish) the demo in a folder and return the path of its report.
 
-    Writes `config.json`, `made_from.json`, `vectors.safetensors`, `sweep.parquet`, `texts.json` and `report.html`.
+    Writes `config.json`, `made_from.json`, `vectors.safetensors`, `sweep.parquet` and `sweep.json`, `texts.json` and
+    `report.html`.
 
     Raises:
         ValueError: if the folder holds a run with other settings.
@@ -135,14 +138,14 @@ class _Kept:
     def path(self, name: str) -> Path:
         return self.folder / name
 
-    def digest(self, name: str) -> str:
-        return file_digest(self.path(name))
+    def digest(self, *names: str) -> str:
+        return " ".join(file_digest(self.path(name)) for name in names)
 
-    def reuse(self, name: str, made_from: dict[str, Any]) -> bool:
-        """Whether a file is the one that was written here, and was made from just this."""
-        if not self.path(name).exists():
+    def reuse(self, name: str, made_from: dict[str, Any], *beside: str) -> bool:
+        """Whether a file, and those that belong to it, are what was written here, and were made from just this."""
+        if not all(self.path(each).exists() for each in (name, *beside)):
             return False
-        there, now = self._said().get(name, {}), self._plain(made_from) | {"sha256": self.digest(name)}
+        there, now = self._said().get(name, {}), self._plain(made_from) | {"sha256": self.digest(name, *beside)}
         if there == now:
             self.console.print(f"reusing {self.path(name)}")
             return True
@@ -151,8 +154,8 @@ class _Kept:
         self.console.print(f"making {self.path(name)} anew, as {why}")
         return False
 
-    def record(self, name: str, made_from: dict[str, Any]) -> None:
-        said = self._said() | {name: self._plain(made_from) | {"sha256": self.digest(name)}}
+    def record(self, name: str, made_from: dict[str, Any], *beside: str) -> None:
+        said = self._said() | {name: self._plain(made_from) | {"sha256": self.digest(name, *beside)}}
         text = json.dumps(said, indent=2, ensure_ascii=False)
         write_atomically(self.path(MADE_FROM), lambda file: file.write_text(text, encoding="utf-8"))
 
@@ -192,23 +195,17 @@ def _vectors(model: Any, train: ContrastSet, kept: _Kept) -> SteeringVectors:
 
 
 def _sweep(model: Any, test: ContrastSet, vectors: SteeringVectors, config: DemoConfig, kept: _Kept) -> "Sweep":
-    import pandas as pd
-
     from caa_lens.measures.sweeps import Sweep, sweep
 
     steps = {"coarse": 3, "all": 1}
     layers = range(model.cfg.n_layers)[:: steps[config.layers]] if isinstance(config.layers, str) else config.layers
     settings = {"layers": list(layers), "multipliers": config.multipliers}
     made_from = {"vectors": kept.digest(VECTORS), "pairs": test.content_hash, **settings}
-    if kept.reuse(SWEEP, made_from):
-        frame = pd.read_parquet(kept.path(SWEEP))
-        attributes = {str(key): str(value) for key, value in frame.attrs.items()}
-        metric = "margin" if "margin" in frame else "p_matching"
-        return Sweep(frame=frame, metric=metric, vectors=vectors.provenance, settings=attributes)
+    if kept.reuse(SWEEP, made_from, SWEEP_ABOUT):
+        return Sweep.load(kept.path(SWEEP))
     result = sweep(model, test, vectors, layers=layers, multipliers=config.multipliers)
-    result.frame.attrs.update(result.settings)
-    write_atomically(kept.path(SWEEP), lambda file: result.frame.to_parquet(file, index=False))
-    kept.record(SWEEP, made_from)
+    result.save(kept.path(SWEEP))
+    kept.record(SWEEP, made_from, SWEEP_ABOUT)
     return result
 
 
@@ -237,9 +234,7 @@ def _texts(
 
 
 def _show_sweep(sweep: "Sweep", console: Console) -> None:
-    from caa_lens.measures.sweeps import METRIC_LABEL
-
-    mean = sweep.summary().pivot(index="layer", columns="multiplier", values="mean")
+    mean = sweep.table()
     table = Table(title=f"mean {METRIC_LABEL[sweep.metric]} by layer and multiplier", title_justify="left")
     table.add_column("layer", justify="right")
     for m in mean.columns:
@@ -284,7 +279,7 @@ def _show_lens(model: Any, vectors: SteeringVectors, best: int, console: Console
 
     n = model.cfg.n_layers
     layers = sorted({n // 3, best, (2 * n) // 3, n - 4, n - 1})
-    frame = logit_lens(model, vectors, layers=layers, k=8).table().reset_index()
+    frame = logit_lens(model, vectors, layers=layers, k=8).summary().reset_index()
     table = Table(title="logit lens of the vectors (read through the final norm)", title_justify="left")
     for column in frame.columns:
         table.add_column(column, justify="right" if column == "layer" else "left")
@@ -335,5 +330,5 @@ def _write_report(
                 tables=[lens],
             ),
         ],
-        settings={**sweep.settings, **config.model_dump(), "vectors": sweep.vectors.method},
+        settings={**sweep.settings, **config.model_dump(), "vectors": sweep.provenance["vectors"].method},
     )

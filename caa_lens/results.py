@@ -8,7 +8,7 @@
     result.save(path)   the frame as parquet and all else as JSON beside it; `load` gives the same back, to the bit
 
 A kind of result is a frozen dataclass that adds what is special to it. Its own fields are saved by their annotations:
-numbers, texts, tuples, mappings and dataclasses of them.
+numbers, texts, paths, tuples, mappings and dataclasses of them in the JSON, tensors in a safetensors file beside it.
 """
 
 import dataclasses
@@ -18,19 +18,24 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import pandas as pd
+import plotly.graph_objects as go
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
 
 from caa_lens.arguments import describe
-from caa_lens.atomic_files import write_atomically
+from caa_lens.atomic_files import check_writable, write_atomically
 from caa_lens.provenance import Provenance
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
 FORMAT = 1
+R = TypeVar("R", bound="Result")
+FRAME, ABOUT, TENSORS = ".parquet", ".json", ".safetensors"
+# What pandas, pyarrow, pydantic and safetensors raise of data that they cannot hold or read.
+_UNFIT = (AssertionError, ValueError, TypeError, OverflowError, NotImplementedError, RecursionError, SafetensorError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,94 +56,157 @@ class Result:
         """What to read first."""
         raise NotImplementedError
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """What to see first."""
         raise NotImplementedError
 
     def save(self, path: str | Path) -> Path:
-        """Write the frame to a `.parquet` file and all else to a `.json` file beside it, each whole or not at all.
+        """Write the frame to a `.parquet` file and all else beside it, each file whole or not at all.
 
         Raises:
-            ValueError: for another ending, or a frame that would not be read back as it is. Nothing is written then.
+            ValueError: for another ending, what would not be read back as it is, or a file of that name beside it that
+                is no result's. Nothing is written then.
+            OSError: if a file cannot be made there.
         """
-        path = _parquet_path(path)
-        data = _encoded(self.frame)
+        path = check_result_path(path)
+        files = {FRAME: _encoded(self.frame)}
+        if tensors := {name: getattr(self, name) for name in _tensors(type(self))}:
+            from safetensors.torch import save  # torch, for the few that have tensors
+
+            files[TENSORS] = save({name: each.detach().cpu().contiguous() for name, each in tensors.items()})
+            _refuse_others(path, TENSORS)
         about = {
             "caa_lens_result": FORMAT,
             "kind": type(self).__name__,
             "caa_lens": importlib.metadata.version("caa-lens"),
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "settings": dict(self.settings),
-            "provenance": {name: _plain(one, Provenance) for name, one in self.provenance.items()},
-            "special": {name: _plain(getattr(self, name), hint) for name, hint in _special(type(self)).items()},
+            "sha256": {ending: hashlib.sha256(data).hexdigest() for ending, data in files.items()},
+            "settings": _plain("settings", self.settings, Mapping[str, str]),
+            "provenance": _plain("provenance", self.provenance, Mapping[str, Provenance]),
+            "special": {name: _plain(name, getattr(self, name), hint) for name, hint in _special(type(self)).items()},
         }
-        text = json.dumps(about, indent=2, ensure_ascii=False)
-        write_atomically(path, lambda file: file.write_bytes(data))
-        write_atomically(path.with_suffix(".json"), lambda file: file.write_text(text, encoding="utf-8"))
+        try:
+            files[ABOUT] = json.dumps(about, indent=2, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"a text of this result is not valid Unicode ({error}): mend it, then save") from None
+        for ending, data in files.items():
+            write_atomically(path.with_suffix(ending), partial(Path.write_bytes, data=data))
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls: type[R], path: str | Path) -> R:  # not Self, which beartype takes in no method
         """Read what `save` wrote.
 
         Raises:
-            FileNotFoundError: if one of the two files is not there.
-            ValueError: for another kind of result, a newer format, or a file that is damaged or not the other's.
+            FileNotFoundError: if one of the files is not there.
+            ValueError: for another kind of result, a newer format, or a file that is damaged or not the others'.
         """
         path = _parquet_path(path)
-        beside = path.with_suffix(".json")
-        for file in (path, beside):
+        beside, names = path.with_suffix(ABOUT), _tensors(cls)
+        endings = (FRAME, ABOUT, *([TENSORS] if names else []))
+        for file in map(path.with_suffix, endings):
             if not file.is_file():
-                raise FileNotFoundError(f"no file {file}: a saved result is two files, {path.name} and {beside.name}")
-        data = path.read_bytes()
+                every = " and ".join(path.with_suffix(ending).name for ending in endings)
+                raise FileNotFoundError(f"no file {file}: a saved {cls.__name__} is {every}")
         about = _about(beside)
-        if about["kind"] != cls.__name__:
-            raise ValueError(
-                f"{path} holds a {about['kind']}, expected a {cls.__name__}: {about['kind']}.load reads it"
-            )
-        if about["sha256"] != hashlib.sha256(data).hexdigest():
-            raise ValueError(
-                f"{path} is not the frame that {beside.name} was written with, or is damaged: save it again"
-            )
+        if (kind := about.get("kind")) != cls.__name__:
+            raise ValueError(f"{path} holds a {kind}, expected a {cls.__name__}: {kind}.load reads it")
+        files = {ending: path.with_suffix(ending).read_bytes() for ending in endings if ending != ABOUT}
         try:
-            special = {name: _of_plain(about["special"][name], hint) for name, hint in _special(cls).items()}
-            provenance = {name: _of_plain(one, Provenance) for name, one in about["provenance"].items()}
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{beside} is not what a {cls.__name__} was saved with ({error}): save it again") from None
-        return cls(frame=_decoded(data), settings=dict(about["settings"]), provenance=provenance, **special)
+            for ending, data in files.items():
+                if about["sha256"][ending] != hashlib.sha256(data).hexdigest():
+                    raise ValueError(f"{path.with_suffix(ending).name} is not the one it was written with, or damaged")
+            parts = {
+                "frame": _decoded(files[FRAME]),
+                "settings": _of_plain(about["settings"], Mapping[str, str]),
+                "provenance": _of_plain(about["provenance"], Mapping[str, Provenance]),
+                **{name: _of_plain(about["special"][name], hint) for name, hint in _special(cls).items()},
+            }
+            if names:
+                from safetensors.torch import load
+
+                tensors = load(files[TENSORS])
+                parts |= {name: tensors[name] for name in names}
+        except KeyError as error:
+            raise ValueError(f"{beside} is not what a {cls.__name__} is saved with: {error} is missing") from None
+        except (*_UNFIT, AttributeError) as error:
+            raise ValueError(f"{beside} is not what a {cls.__name__} is saved with: {_one_line(error)}") from None
+        return cls(**parts)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
         """In Jupyter a result shows its figure."""
         return self.plot()._repr_mimebundle_(include, exclude)
 
 
-def _special(kind: type[Result]) -> dict[str, Any]:
+def check_result_path(path: str | Path) -> Path:
+    """Where a result is to be saved, looked at before the work is done.
+
+    Raises:
+        ValueError: for another ending than `.parquet`, or a JSON file beside it that is no result's.
+        OSError: if a file cannot be made there.
+    """
+    path = _parquet_path(path)
+    check_writable(path)
+    check_writable(path.with_suffix(ABOUT))
+    _refuse_others(path, ABOUT)
+    return path
+
+
+def _refuse_others(path: Path, ending: str) -> None:
+    """A saved result takes the place of a saved result only: what lies beside may be somebody's pairs or vectors."""
+    file = path.with_suffix(ending)
+    try:
+        ours = not file.exists() or ending in {ABOUT, *_about(path.with_suffix(ABOUT))["sha256"]}
+    except (ValueError, KeyError, TypeError, OSError):
+        ours = False
+    if not ours:
+        raise ValueError(
+            f"{file} is there and is no saved result's: choose another name than {path.name}, or delete it"
+        )
+
+
+def _fields(kind: type[Result]) -> dict[str, Any]:
     """The fields that a kind of result adds, with their types."""
     shared = {one.name for one in dataclasses.fields(Result)}
     hints = get_type_hints(kind)
     return {one.name: hints[one.name] for one in dataclasses.fields(kind) if one.name not in shared}
 
 
-def _plain(value: Any, hint: Any) -> Any:
-    from pydantic import TypeAdapter
+def _tensors(kind: type[Result]) -> list[str]:
+    """The names of those that jaxtyping says are tensors."""
+    return [name for name, hint in _fields(kind).items() if hasattr(hint, "array_type")]
 
-    return TypeAdapter(hint).dump_python(value, mode="json", warnings="error")
+
+def _special(kind: type[Result]) -> dict[str, Any]:
+    """All others."""
+    return {name: hint for name, hint in _fields(kind).items() if not hasattr(hint, "array_type")}
+
+
+def _plain(name: str, value: Any, hint: Any) -> Any:
+    """A value as JSON holds it; refused if it is not of its annotated type."""
+    try:
+        return TypeAdapter(hint).dump_python(value, mode="json", warnings="error")
+    except (ValueError, TypeError) as error:
+        expected = hint.__name__ if isinstance(hint, type) else hint
+        raise ValueError(f"{name} cannot be saved, expected {expected}: {_one_line(error)}") from None
 
 
 def _of_plain(value: Any, hint: Any) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(hint).validate_python(value)
+    return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
 
 
 def _encoded(frame: pd.DataFrame) -> bytes:
     """The frame as parquet; refused if it would be read back otherwise."""
     buffer = io.BytesIO()
     try:
+        if json.loads(json.dumps(frame.attrs)) != frame.attrs:
+            raise ValueError("its attrs are not plain")
         frame.to_parquet(buffer, index=False)
         pd.testing.assert_frame_equal(_decoded(buffer.getvalue()), frame, check_exact=True)
-    except (AssertionError, ValueError, TypeError) as error:
-        raise ValueError(f"this frame cannot be saved as it is ({error}): keep to numbers and texts, and a plain index")
+    except _UNFIT as error:
+        raise ValueError(
+            f"this frame would not be read back as it is ({_one_line(error)}): keep to numbers and texts, columns "
+            "called by texts, and a plain index (frame.reset_index(drop=True))"
+        ) from None
     return buffer.getvalue()
 
 
@@ -148,9 +216,9 @@ def _decoded(data: bytes) -> pd.DataFrame:
 
 def _about(file: Path) -> dict[str, Any]:
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not readable JSON ({error}): save the result again") from None
+        about = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not readable JSON ({error}): delete it and save the result again") from None
     if not isinstance(about, dict) or "caa_lens_result" not in about:
         raise ValueError(f"{file} was not written by a result's save: it holds {describe(about)}")
     if about["caa_lens_result"] != FORMAT:
@@ -162,6 +230,12 @@ def _about(file: Path) -> dict[str, Any]:
 
 def _parquet_path(path: str | Path) -> Path:
     path = Path(path).expanduser()
-    if path.suffix.lower() != ".parquet":
-        raise ValueError(f"results are saved as .parquet, got {path.name!r}")
+    if path.suffix != FRAME:
+        raise ValueError(f"results are saved as {FRAME}, got {path.name!r}")
     return path
+
+
+def _one_line(error: BaseException) -> str:
+    """What pandas, pyarrow and pydantic say in many lines, without the web addresses."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return "; ".join(line for line in lines if line and not line.startswith("For further information"))[:300]

@@ -1,9 +1,9 @@
 """Plant small faults in the sources, one at a time, and see whether the tests notice.
 
     python tests/mutation.py --per-module 12 --seed 0
-    python tests/mutation.py --modules caa_lens/sweeps.py experiments/running/measures.py --out mutants.json
+    python tests/mutation.py --modules caa_lens/measures/sweeps.py caa_lens/engine/edits.py --out mutants.json
     python tests/mutation.py --again mutants.json      # those that survived, with the tests of today
-    python tests/mutation.py --list --modules caa_lens/hooks.py
+    python tests/mutation.py --list --modules caa_lens/engine/edits.py
 
 A mutant is one changed node of a module's syntax tree: a comparison or a sum turned round, an integer off by one, a
 condition negated, two arguments, tuple elements or dictionary values exchanged, a keyword, a statement, a decorator, a
@@ -50,19 +50,65 @@ ASKED = [
 WHOLE_RUN = "tests/experiments/test_a_whole_run.py"
 FINETUNING = "tests/experiments/test_finetuning.py"
 SLOW = [  # the real model; left to the last stage
-    "tests/test_sweeps.py::test_sentiment_steers_the_real_model_in_a_dose_dependent_way",
-    "tests/test_foreign_vectors.py::"
+    "tests/measures/test_sweeps.py::test_sentiment_steers_the_real_model_in_a_dose_dependent_way",
+    "tests/transfers/test_transfer_models.py::"
     "test_a_short_finetune_of_the_real_model_turns_its_vectors_a_little_and_they_still_steer_it",
-    "tests/test_extraction.py::test_vectors_are_those_of_hugging_faces_hidden_states",
-    "tests/test_extraction.py::test_with_unbalanced_letters_the_vector_is_mostly_the_letter",
-    "tests/test_answers.py::test_scores_on_the_real_model_equal_one_full_forward_a_condition",
+    "tests/vectors/test_extraction.py::test_vectors_are_those_of_hugging_faces_hidden_states",
+    "tests/vectors/test_extraction.py::test_with_unbalanced_letters_the_vector_is_mostly_the_letter",
+    "tests/measures/test_answers.py::test_scores_on_the_real_model_equal_one_full_forward_a_condition",
+]
+PROMPTS = [
+    ["tests/prompts/test_prompts.py", "tests/prompts/test_chat_templates.py", "tests/prompts/test_special_tokens.py"],
+    ["tests/prompts/test_prompt_laws.py", "tests/steering/test_start_offset.py", "tests/models/test_bare_models.py"],
+    ["tests/measures/test_answers.py", "tests/vectors/test_extraction.py"],
 ]
 TESTS: dict[str, list[list[str]]] = {
-    "caa_lens/transfers/foreign_vectors.py": [["tests/test_foreign_vectors.py"]],
-    "caa_lens/transfers/layer_transfer.py": [["tests/test_layer_transfer.py"]],
-    "caa_lens/transfers/residual_map.py": [["tests/test_residual_map.py"]],
-    "caa_lens/transfers/transfer_grid.py": [["tests/test_transfer_grid.py"]],
-    "caa_lens/sweeps.py": [["tests/test_sweeps.py"], ["tests/test_demo.py", "tests/test_cli.py"]],
+    **{f"caa_lens/prompts/{name}.py": PROMPTS for name in ("formats", "token_spans", "users_words", "batches")},
+    "caa_lens/models/unembedding.py": [
+        ["tests/models/test_unembedding.py", "tests/interpretation/test_lens.py"],
+        ["tests/engine/test_any_model.py"],
+    ],
+    "caa_lens/models/structure.py": [["tests/engine/test_any_model.py"]],
+    "caa_lens/engine/positions.py": [["tests/engine/test_positions.py"], ["tests/steering/test_block.py"]],
+    "caa_lens/engine/edits.py": [
+        ["tests/engine/test_edits.py", "tests/engine/test_positions.py"],
+        ["tests/steering/test_interventions.py", "tests/steering/test_block.py"],
+        ["tests/steering/test_generation.py", "tests/engine/test_waits.py"],
+    ],
+    "caa_lens/engine/overflow.py": [["tests/engine/test_overflow.py"]],
+    "caa_lens/engine/shared_prefix.py": [
+        ["tests/engine/test_shared_prefix.py"],
+        ["tests/engine/test_any_model.py"],
+        ["tests/measures/test_answers.py"],
+    ],
+    "caa_lens/engine/staircase.py": [
+        ["tests/engine/test_staircase.py", "tests/engine/test_shared_prefix.py"],
+        ["tests/measures/test_answers.py"],
+        ["tests/measures/test_sweeps.py"],
+    ],
+    "caa_lens/engine/plain_runs.py": [["tests/engine/test_any_model.py"]],
+    "caa_lens/vectors/extraction.py": [
+        [
+            "tests/vectors/test_extraction.py",
+            "tests/vectors/test_zero_vectors.py",
+            "tests/prompts/test_special_tokens.py",
+        ],
+        ["tests/interpretation/test_pair_geometry.py", "tests/vectors/test_storage.py"],
+    ],
+    "caa_lens/steering/interventions.py": [
+        ["tests/steering/test_interventions.py", "tests/steering/test_block.py"],
+        ["tests/engine/test_positions.py", "tests/engine/test_overflow.py"],
+        ["tests/test_arguments.py"],
+    ],
+    "caa_lens/measures/answers.py": [
+        ["tests/measures/test_answers.py", "tests/steering/test_start_offset.py", "tests/engine/test_overflow.py"],
+        ["tests/measures/test_sweeps.py", "tests/engine/test_shared_prefix.py"],
+    ],
+    "caa_lens/measures/sweeps.py": [["tests/measures/test_sweeps.py"], ["tests/test_demo.py", "tests/cli/test_cli.py"]],
+    "caa_lens/transfers/layers.py": [["tests/transfers/test_transfer_layers.py"]],
+    "caa_lens/transfers/grids.py": [["tests/transfers/test_transfer_grids.py"]],
+    "caa_lens/transfers/models.py": [["tests/transfers/test_transfer_models.py"]],
+    "caa_lens/transfers/residual_map.py": [["tests/transfers/test_residual_map.py"]],
     "experiments/paper/tables_4_10_13_finetuning.py": [ASKED, [FINETUNING]],
     "experiments/paper/tables_4_10_13_finetuned_text.py": [ASKED, [FINETUNING]],
     **{
@@ -76,38 +122,6 @@ TESTS: dict[str, list[list[str]]] = {
         )
     },
     "experiments/running/measured.py": [["tests/experiments/test_plans.py"]],
-    "caa_lens/extraction.py": [
-        ["tests/test_extraction.py", "tests/test_zero_vectors.py", "tests/test_special_tokens.py"],
-        ["tests/test_pair_geometry.py", "tests/test_storage.py"],
-    ],
-    "caa_lens/staircase.py": [
-        ["tests/test_staircase.py", "tests/test_prefix_cache.py"],
-        ["tests/test_answers.py"],
-        ["tests/test_sweeps.py"],
-    ],
-    "caa_lens/prompts.py": [
-        ["tests/test_prompts.py", "tests/test_chat_templates.py", "tests/test_special_tokens.py"],
-        ["tests/test_prompt_laws.py", "tests/test_start_offset.py", "tests/test_bare_models.py"],
-        ["tests/test_answers.py", "tests/test_extraction.py"],
-    ],
-    "caa_lens/hooks.py": [
-        ["tests/test_hooks.py", "tests/test_positions.py"],
-        ["tests/test_steering.py"],
-        ["tests/test_generation.py", "tests/test_waits.py"],
-    ],
-    "caa_lens/answers.py": [
-        ["tests/test_answers.py", "tests/test_start_offset.py", "tests/test_overflow.py"],
-        ["tests/test_sweeps.py", "tests/test_prefix_cache.py"],
-    ],
-    "caa_lens/unembedding.py": [["tests/test_unembedding.py", "tests/test_lens.py"], ["tests/test_any_model.py"]],
-    "caa_lens/positions.py": [["tests/test_positions.py"], ["tests/test_steering.py"]],
-    "caa_lens/shared_prefix.py": [
-        ["tests/test_prefix_cache.py"],
-        ["tests/test_any_model.py"],
-        ["tests/test_answers.py"],
-    ],
-    "caa_lens/plain_runs.py": [["tests/test_any_model.py"]],
-    "caa_lens/model_structure.py": [["tests/test_any_model.py"]],
 }
 
 COMPARED = {
@@ -397,7 +411,6 @@ class Copy:
 
     def passes(self, files: list[str], limit: float, *, slow: bool) -> tuple[bool, str]:
         """Run test files in a fork, or only their slow tests; whether they pass, and who failed."""
-        files = [file for file in files if (self.root / file).exists()]
         of_these = [test for test in SLOW if test.split("::")[0] in files]
         words = of_these if slow else [*files, *(f"--deselect={test}" for test in of_these)]
         if not words:
@@ -446,6 +459,16 @@ class Copy:
             os._exit(code)
 
 
+def check_table(modules: list[str]) -> None:
+    """A module or test file that was moved is said, not left out without a word."""
+    if unknown := [module for module in modules if module not in TESTS]:
+        sys.exit(f"{', '.join(unknown)}: the table of this program has no tests for them")
+    files = {file for module in modules for stage in TESTS[module] for file in (module, *stage)}
+    files |= {test.split("::")[0] for test in SLOW}
+    if missing := sorted(file for file in files if not (ROOT / file).exists()):
+        sys.exit(f"{', '.join(missing)}: not there any more; bring the table of this program up to date")
+
+
 def import_libraries() -> None:
     """What every test process needs, once, and nothing of the package."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -474,7 +497,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modules", nargs="*", default=list(TESTS))
     parser.add_argument("--again", type=Path, help="only the survivors of a file that --out wrote")
-    parser.add_argument("--only", nargs="*", help="only these mutants, e.g. caa_lens/sweeps.py#12")
+    parser.add_argument("--only", nargs="*", help="only these mutants, e.g. caa_lens/measures/sweeps.py#12")
     parser.add_argument("--quick", action="store_true", help="only each module's first, specific tests")
     parser.add_argument("--list", action="store_true", help="show the mutants, run nothing")
     parser.add_argument("--out", type=Path, help="a JSON file for the verdicts")
@@ -484,6 +507,7 @@ def main() -> None:
     if given.again:
         wanted = {one["name"] for one in json.loads(given.again.read_text()) if one["verdict"] == "survived"}
     modules = [m for m in TESTS if m in {name.split("#")[0] for name in wanted}] if wanted else given.modules
+    check_table(modules)
     chosen: list[Mutant] = []
     for module in modules:
         every = mutants_of(module)

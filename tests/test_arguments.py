@@ -64,6 +64,10 @@ MISTAKES = {
     "cl.generate(model, prompt, vectors=(vectors[1], 1))": "got the int 1; a multiplier stands in a pair",
     "cl.steer(model, vectors[1], prompt=prompt, start=0)": "either prompt=..., or start=..., not both",
     "cl.steer(model, vectors[1])": "start=0 steers every position",
+    "cl.steer(model, cl.Intervention(vector=vectors[1]))": "start=0 steers every position",
+    "vectors[1].hook()": "it is not said where steering starts, and a hook knows no prompt: give start=prompt.steer_st",
+    "cl.Intervention(vector=vectors[1]).hook()": "start=0 for every position, or positions=...",
+    "cl.measures.score(model, pairs, [(cl.Intervention(vector=vectors[1], start=0),)])": "takes no start and no posit",
     "cl.SteeringVector.from_direction([1.0, 2.0], 3)": "got a list, expected a tensor [d_model]",
     "cl.logit_lens(model, vectors, k='5')": "k must be a whole number, got the str '5'",
     "cl.ContrastSet.from_pairs([('q', 'a', 'b'), ('q', 'a', 'a')])": "pair 2, negative: found",
@@ -83,7 +87,7 @@ MISTAKES = {
         "is a pickle of objects, caa_lens.provenance.Provenance, caa_lens.vectors.steering_vectors"
     ),
     "vectors[1.0]": "no vector for layer 1.0: this set has layers 0-3 (0-based blocks); int(1.0) makes a layer of it",
-    "cl.vectors.mean_vector([vectors[1], vectors[1]])": "got a list of them: write mean(*vectors)",
+    "cl.vectors.mean_vector([vectors[1], vectors[1]])": "got a list of them: write mean_vector(*vectors)",
     "cl.steer(model, [vectors[1], vectors[2]], start=0)": "leave out the list: steer takes vectors one after another",
     "vectors.at(2)": "expected a list of layers, got 2: write .at([2])",
     "cl.extract(model, pairs.split(test=1))": "a split gives two, as in train, test = pairs.split(test=0.2)",
@@ -115,8 +119,8 @@ MISTAKES = {
     "cl.logit_lense": "has no attribute 'logit_lense': try 'logit_lens'",
 }
 ACCEPTED = [
-    "cl.Intervention(vector=vectors[1], multiplier=np.int64(2), start=np.int64(1)).apply(torch.zeros(1, 3, 32), 0)",
-    "cl.Intervention(vector=vectors[1], multiplier=np.float32(2)).hook()",
+    "cl.Intervention(vector=vectors[1], multiplier=np.int64(2), start=np.int64(1)).edit()",
+    "cl.Intervention(vector=vectors[1], multiplier=np.float32(2), start=0).hook()",
     "vectors[np.int64(1)]",
     "vectors[1].to('bfloat16')",
     "cl.ContrastSet.from_pairs(np.array([('q', 'a', 'b')]))",

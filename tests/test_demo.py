@@ -6,6 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
+from helpers.models import load_in_its_place
 from rich.console import Console
 
 from caa_lens.contrast.sets import ContrastSet
@@ -18,7 +19,7 @@ SMALL = DemoConfig(n_test=6, layers=(1, 3), prompts=("Describe a walk in the par
 @pytest.fixture
 def small_run(tmp_path, tiny_chat, monkeypatch):
     """Run the demo with the small random model in place of the real one; returns (folder, run)."""
-    monkeypatch.setattr("caa_lens.models.loading.load.load_model", lambda *args, **kwargs: tiny_chat)
+    load_in_its_place(monkeypatch, lambda *args, **kwargs: tiny_chat)
 
     def run(config=SMALL):
         console = Console(record=True, width=400)
@@ -35,6 +36,7 @@ def test_a_run_writes_every_file_and_says_which_to_open(small_run):
         "config.json",
         "made_from.json",
         "report.html",
+        "sweep.json",
         "sweep.parquet",
         "texts.json",
         "vectors.safetensors",
@@ -55,7 +57,7 @@ def test_a_second_run_reuses_what_is_there(small_run, monkeypatch):
     folder, run = small_run
     run()
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "report.html"}
-    for name in ("extraction.extract", "sweeps.sweep", "generation.generate"):
+    for name in ("vectors.extraction.extract", "measures.sweeps.sweep", "steering.generation.generate"):
         monkeypatch.setattr(f"caa_lens.{name}", lambda *a, name=name, **k: pytest.fail(f"{name} ran again"))
     _, shown = run()
     assert shown.count("reusing") == 3
@@ -140,7 +142,7 @@ def test_another_model_under_the_same_name_renews_everything(small_run, own_pair
     assert {made["model"] for made in keys(folder).values()} == {"of other weights"}
 
 
-@pytest.mark.parametrize("name", ["vectors.safetensors", "sweep.parquet", "texts.json"])
+@pytest.mark.parametrize("name", ["vectors.safetensors", "sweep.parquet", "sweep.json", "texts.json"])
 def test_a_file_put_in_the_place_of_ours_is_not_reused(small_run, own_pairs, name):
     folder, run = small_run
     _, config = own_pairs

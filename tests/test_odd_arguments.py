@@ -1,7 +1,7 @@
 """Whatever stands in the place of an argument, public functions take it for what it means or say what they expected.
 
-`tests/odd_arguments.py` makes the calls, some thousands, in a process of its own (every public function with every
-kind of odd value takes two minutes, so a sixth of the calls is made; all of them with CAA_LENS_ODD_ALL=1).
+`tests/helpers/odd_arguments.py` makes the calls, some thousands, in a process of its own (every public function with
+every kind of odd value takes two minutes, so a sixth of the calls is made; all of them with CAA_LENS_ODD_ALL=1).
 """
 
 import json
@@ -42,8 +42,7 @@ TAKEN = {
 @pytest.fixture(scope="module")
 def said():
     run = [sys.executable, "-W", "ignore", str(SCRIPT), "1" if ALL else "6"]
-    tests, here = str(SCRIPT.parent), str(SCRIPT.parents[1])
-    paths = os.pathsep.join([here, tests])
+    paths = os.pathsep.join([str(SCRIPT.parents[2]), str(SCRIPT.parents[1])])  # the package of this tree, and `helpers`
     done = subprocess.run(
         run, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": paths, "TQDM_DISABLE": "1"}
     )

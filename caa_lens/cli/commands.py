@@ -3,7 +3,6 @@
 Modules are imported inside the commands, so that `--help` answers at once.
 """
 
-import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -11,9 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from caa_lens.cli.data import data_app
-from caa_lens.cli.outputs import check_frame_and_figure, check_out, write_frame_and_figure
-from caa_lens.cli.report import report
-from caa_lens.cli.vectors import VectorsArgument, vectors_app
+from caa_lens.cli.options import (
+    DataArgument,
+    DeviceOption,
+    DtypeOption,
+    LayersOption,
+    ModelOption,
+    ScoredOption,
+    VectorsArgument,
+    parse_layers,
+    parse_numbers,
+)
+from caa_lens.cli.outputs import check_out, check_result_and_figure, write_result_and_figure
+from caa_lens.cli.vectors import vectors_app
 from caa_lens.provenance import layer_ranges, one_model
 
 if TYPE_CHECKING:
@@ -50,17 +59,6 @@ def _options(
 
 app.add_typer(vectors_app, name="vectors")
 app.add_typer(data_app, name="data")
-
-ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="'demo', a hub id, a folder with safetensors, or a GGUF file.")
-]
-DtypeOption = Annotated[Optional[str], typer.Option(help="float32, bfloat16 or float16.")]  # noqa: UP045
-DeviceOption = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, mps.")]  # noqa: UP045
-LayersOption = Annotated[Optional[str], typer.Option(help="e.g. 3,9,14-20; all by default.")]  # noqa: UP045
-ScoredOption = Annotated[int, typer.Option(help="Pairs to score, those that `extract --test` held out; 0: all.")]
-DataArgument = Annotated[
-    str, typer.Argument(help="A bundled set (sentiment, formality, refusal, sycophancy) or a file.")
-]
 
 
 @app.command()
@@ -122,7 +120,7 @@ def extract(
 def sweep(
     data: DataArgument,
     vectors: VectorsArgument,
-    out: Annotated[Path, typer.Option(help="The .parquet file to write; a figure is written beside it.")] = Path(
+    out: Annotated[Path, typer.Option(help="The .parquet file to write; settings and a figure come beside it.")] = Path(
         "sweep.parquet"
     ),
     model: ModelOption = "demo",
@@ -138,9 +136,9 @@ def sweep(
     """
     from caa_lens import ContrastSet, load_model, read_vectors
     from caa_lens import sweep as run_sweep
-    from caa_lens.measures.sweeps import METRIC_LABEL
+    from caa_lens.measures.answers import METRIC_LABEL
 
-    check_frame_and_figure(out)
+    check_result_and_figure(out)
     of_each = read_vectors(vectors)
     pairs = _held_out(ContrastSet.load(data), test, of_each)
     numbers = parse_numbers("multipliers", multipliers)
@@ -148,19 +146,18 @@ def sweep(
     loaded = load_model(model, dtype=dtype, device=device)
     _note_other_model(of_each, loaded)
     result = run_sweep(loaded, pairs, of_each, multipliers=numbers, layers=chosen)
-    mean = result.summary().pivot(index="layer", columns="multiplier", values="mean")
-    typer.echo(f"{result!r}\nmean {METRIC_LABEL[result.metric]}\n{mean.round(4).to_string()}")
+    typer.echo(f"{result!r}\nmean {METRIC_LABEL[result.metric]}\n{result.table().round(4).to_string()}")
     if result.paired_multipliers:
         typer.echo("by layer, +m against -m per question, with a 95 % interval; one that includes 0 may be chance")
         typer.echo(result.effect().round(4).to_string(index=False))
-    write_frame_and_figure(result, out)
+    write_result_and_figure(result, out)
 
 
 @app.command()
 def transfer(
     data: DataArgument,
     vectors: VectorsArgument,
-    out: Annotated[Path, typer.Option(help="The .parquet file to write; a figure is written beside it.")] = Path(
+    out: Annotated[Path, typer.Option(help="The .parquet file to write; settings and a figure come beside it.")] = Path(
         "transfer.parquet"
     ),
     model: ModelOption = "demo",
@@ -178,9 +175,9 @@ def transfer(
     """
     from caa_lens import ContrastSet, load_model, read_vectors
     from caa_lens import transfer_layers as run_transfer
-    from caa_lens.measures.sweeps import METRIC_LABEL
+    from caa_lens.measures.answers import METRIC_LABEL
 
-    check_frame_and_figure(out)
+    check_result_and_figure(out)
     sources = read_vectors(vectors)
     pairs = _held_out(ContrastSet.load(data), test, sources)
     sources = sources.at(parse_layers(layers)) if layers else sources
@@ -197,9 +194,9 @@ def transfer(
     )
     typer.echo(
         f"{result!r}\nchange of {METRIC_LABEL[result.metric]} against the unsteered model, per unit of multiplier;\n"
-        f"rows: the layer a vector is of, columns: the layer it is added at\n{result.matrix().round(4).to_string()}"
+        f"rows: the layer a vector is of, columns: the layer it is added at\n{result.table().round(4).to_string()}"
     )
-    write_frame_and_figure(result, out)
+    write_result_and_figure(result, out)
 
 
 @app.command()
@@ -229,7 +226,7 @@ def lens(
     loaded = load_model(model)
     _note_other_model(of_each, loaded)
     result = logit_lens(loaded, of_each, layers=chosen, k=k, reading=reading, pairs=read_in)
-    typer.echo(result.table(k).to_string())
+    typer.echo(result.summary(k).to_string())
 
 
 @app.command()
@@ -294,7 +291,19 @@ def similarity(
     typer.echo(f"written to {out}")
 
 
-app.command()(report)
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that `python -m experiments ... --out` made.")],
+    out: Annotated[Path, typer.Option(help="The .html page to write.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained page of finished runs, from their folders alone.
+
+    Example: `caa-lens report runs/paper-demo --out report.html`
+    """
+    from caa_lens.report.runs import write_run_report
+
+    check_out(out, ".html", "the page is written")
+    typer.echo(f"Open this file: {write_run_report(runs, out).resolve()}")
 
 
 def _split(pairs: "ContrastSet", test: int) -> "tuple[ContrastSet, ContrastSet]":
@@ -322,28 +331,6 @@ def _note_other_model(vectors: "SteeringVector | SteeringVectors", model: Any) -
     ours, other = str(model.cfg.model_name), vectors.provenance.model
     if one_model((ours, other)) is None:
         typer.echo(f"note: the vectors are of {other}, the model is {ours}", err=True)
-
-
-def parse_layers(text: str) -> tuple[int, ...]:
-    """`3,9,14-16` as (3, 9, 14, 15, 16)."""
-    layers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
-            raise ValueError(f"layers {text!r} are not understood: expected e.g. 3,9,14-20")
-        layers += range(int(first), int(last or first) + 1)
-    return tuple(sorted(set(layers)))
-
-
-def parse_numbers(name: str, text: str) -> tuple[float, ...]:
-    """`-1,0,1.5` as (-1.0, 0.0, 1.5)."""
-    try:
-        found = tuple(float(part) for part in text.split(","))
-        if not all(map(math.isfinite, found)):
-            raise ValueError
-        return found
-    except ValueError:
-        raise ValueError(f"{name} {text!r} are not understood: expected numbers, e.g. -1,0,1") from None
 
 
 def main() -> None:

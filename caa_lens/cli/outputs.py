@@ -1,9 +1,12 @@
 """The files that commands write: looked at before the work, written after it."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from caa_lens.results import Result
 
 
 def check_out(out: Path, ending: str, what: str) -> None:
@@ -15,16 +18,20 @@ def check_out(out: Path, ending: str, what: str) -> None:
     check_writable(out)
 
 
-def check_frame_and_figure(out: Path) -> None:
+def check_result_and_figure(out: Path) -> None:
     check_out(out, ".parquet", "the frame is written")
     check_out(out.with_suffix(".html"), ".html", "the page is written")
 
+    from caa_lens.results import check_result_path
 
-def write_frame_and_figure(result: Any, out: Path) -> None:
-    """The result's frame as parquet, and its figure as a page beside it."""
+    check_result_path(out)
+
+
+def write_result_and_figure(result: "Result", out: Path) -> None:
+    """The result as parquet and JSON, and its figure as a page beside them."""
     from caa_lens.atomic_files import write_atomically
 
     figure = out.with_suffix(".html")
-    write_atomically(out, lambda file: result.frame.to_parquet(file, index=False))
+    result.save(out)
     write_atomically(figure, lambda file: result.plot().write_html(file))
-    typer.echo(f"written to {out} and {figure}")
+    typer.echo(f"written to {out}, {out.with_suffix('.json').name} and {figure}")

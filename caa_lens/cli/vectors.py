@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from caa_lens.cli.options import VectorsArgument, parse_layers
 from caa_lens.provenance import PAIR_HASHES, layer_ranges
 
 if TYPE_CHECKING:
     from caa_lens.vectors.steering_vectors import SteeringVectors
 
 vectors_app = typer.Typer(help="Look into vector files, compare, combine and convert them.", no_args_is_help=True)
-
-VectorsArgument = Annotated[Path, typer.Argument(help="A file of vectors, or a folder of .pt files.")]
 
 
 @vectors_app.command()
@@ -122,7 +121,6 @@ def convert(
 
 def _in_order(text: str) -> list[int]:
     """`3,9,14-16` as [3, 9, 14, 15, 16], in the order of the text."""
-    from caa_lens.cli.commands import parse_layers  # commands stands above
 
     return [layer for part in text.split(",") for layer in parse_layers(part)]
 

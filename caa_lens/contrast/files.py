@@ -28,6 +28,15 @@ from caa_lens.atomic_files import write_atomically
 from caa_lens.file_kinds import expanded, other_than_text, printable
 
 OURS = ("question", "positive", "negative")
+PAPER_SETS = (  # what somebody may ask for by name, and has to fetch first; see `caa_lens.paper`
+    "coordinate-other-ais",
+    "corrigible-neutral-HHH",
+    "hallucination",
+    "myopic-reward",
+    "survival-instinct",
+    "sycophancy",
+    "refusal",
+)
 SCHEMAS = {  # whose: the keys of the question, of the positive and of the negative answer
     "caa-lens": OURS,
     "CAA or model-written evals": ("question", "answer_matching_behavior", "answer_not_matching_behavior"),
@@ -94,12 +103,10 @@ def locate(name_or_path: str | Path, *, open_ended: bool = False) -> Traversable
         return files("caa_lens.contrast") / "data" / f"{name_or_path}{_OPEN_ENDED if open_ended else ''}.jsonl"
     path = expanded(name_or_path)
     if not path.exists():
-        from caa_lens.paper.numbers import BEHAVIORS  # stands above
-
         name = str(name_or_path)
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        if name in BEHAVIORS:
+        if name in PAPER_SETS:
             hint = f"; the paper's set is load_paper_set({name!r}), once fetched with `caa-lens data fetch {name}`"
         expected = f"a .json or .jsonl file, or a bundled name: {', '.join(names)}{hint}"
         raise ContrastFileError(str(name_or_path), [(None, FieldError(None, "no such file", expected))])

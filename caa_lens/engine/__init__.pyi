@@ -1,9 +1,9 @@
 from .activations import read_residuals as read_residuals
-from .edits import Edit as Edit
-from .edits import ablate as ablate
-from .edits import add as add
-from .edits import set_projection as set_projection
-from .overflow import NotFiniteWarning as NotFiniteWarning
-from .pair_reading import PairActivations as PairActivations
 from .pair_reading import pair_activations as pair_activations
+from .pair_reading import PairActivations as PairActivations
+from .edits import Edit as Edit
+from .edits import add as add
+from .edits import ablate as ablate
+from .edits import set_projection as set_projection
 from .shared_prefix import SharedPrefixWarning as SharedPrefixWarning
+from .overflow import NotFiniteWarning as NotFiniteWarning

@@ -22,8 +22,7 @@ from caa_lens.engine.activations import read_norms, read_pairs
 from caa_lens.models.check import check_layers, check_model
 from caa_lens.prompts.formats import Prompt, PromptFormat, resolve_format
 from caa_lens.prompts.pairs import encode_pairs
-from caa_lens.provenance import Provenance
-from caa_lens.vectors.steering_vectors import layer_ranges
+from caa_lens.provenance import Provenance, layer_ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -22,10 +22,12 @@ wrote differently; that includes what earlier steered blocks and earlier steered
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -40,42 +42,41 @@ from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.models.check import check_model
 from caa_lens.models.structure import rounding
 from caa_lens.models.unembedding import token_logits
+from caa_lens.plots.attribution import contribution_bars
 from caa_lens.prompts.batches import check_steered, left_pad
 from caa_lens.prompts.checks import check_prompt
 from caa_lens.prompts.formats import Prompt, PromptFormat, encode_letters, resolve_format
 from caa_lens.prompts.users_words import warn_of_words
-from caa_lens.provenance import Provenance
+from caa_lens.results import Result
 from caa_lens.steering.interventions import as_interventions
 from caa_lens.vectors.steering_vectors import SteeringVector
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
 
 Question = tuple[str | Prompt, str | int, str | int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LogitAttribution:
+class LogitAttribution(Result):
     """The change of the answers' logit difference, component by component. All numbers are logits.
 
     Attributes:
-        frame: columns `question, component, layer, kind, contribution`; `kind` is "vector", "attn", "mlp" or
-            "norm scale", whose `layer` is missing (it is the final norm).
-        changes: columns `question, unsteered, steered, change`: the model's own logit difference (logit of the
+        frame: one row a question and component. Columns `question, component, layer, kind, contribution`; `kind` is
+            "vector", "attn", "mlp" or "norm scale", whose `layer` is missing (it is the final norm). And the same in
+            all rows of a question, `unsteered, steered, change`: the model's own logit difference (logit of the
             positive token minus that of the negative one) in both runs.
         layer: the vector's.
         multiplier: what the vector was multiplied by.
-        vector: provenance of the vector.
-        settings: what else the numbers depend on (model, dtype, test set and its hash, prompt format, system prompt).
+        settings: model, dtype, test set and its hash, prompt format, system prompt.
+        provenance: of the `vectors`, of which one layer's was used.
     """
 
-    frame: "pd.DataFrame"
-    changes: "pd.DataFrame"
     layer: int
     multiplier: float
-    vector: Provenance
-    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def changes(self) -> pd.DataFrame:
+        """The model's own logit difference in both runs, one row a question: `question, unsteered, steered, change`."""
+        columns = ["question", "unsteered", "steered", "change"]
+        return self.frame.drop_duplicates("question")[columns].reset_index(drop=True)
 
     @property
     def total(self) -> float:
@@ -104,10 +105,8 @@ class LogitAttribution:
         summed = self.frame["contribution"].sum() / len(self.changes)
         return float(summed) / self.total if self.total else float("nan")
 
-    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
+    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> pd.DataFrame:
         """Mean over questions with its 95 % bootstrap interval: `component, layer, kind, mean, low, high`, by depth."""
-        import pandas as pd
-
         first = self.frame[self.frame["question"] == self.frame["question"].iloc[0]]
         order = list(first["component"])
         table = self.frame.pivot(index="question", columns="component", values="contribution")[order].to_numpy()
@@ -120,20 +119,27 @@ class LogitAttribution:
         kinds = self.frame.groupby("kind", sort=False)["contribution"].sum()
         return kinds / len(self.changes)
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """Bar chart by component, with 95 % intervals over questions."""
-        from caa_lens.plots.attribution import contribution_bars  # plotly takes a second to import
-
-        return contribution_bars(self)
+        n = len(self.changes)
+        return contribution_bars(
+            self.summary(),
+            behavior=self.provenance["vectors"].behavior,
+            layer=self.layer,
+            multiplier=self.multiplier,
+            n_questions=n,
+            total=self.total,
+            interval=self.total_interval(),
+            direct_share=self.direct_share,
+            summed=float(self.frame["contribution"].sum() / n),
+        )
 
     def __repr__(self) -> str:
         return (
-            f"Attribution({self.vector.behavior}, layer {self.layer}, multiplier {self.multiplier:g}, "
-            f"{len(self.changes)} questions: logit difference {self.total:+.3g}, direct share {self.direct_share:.0%})"
+            f"LogitAttribution({self.provenance['vectors'].behavior}, layer {self.layer}, "
+            f"multiplier {self.multiplier:g}, {len(self.changes)} questions: logit difference {self.total:+.3g}, "
+            f"direct share {self.direct_share:.0%})"
         )
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return self.plot()._repr_mimebundle_(include, exclude)
 
 
 @torch.inference_mode()
@@ -150,7 +156,7 @@ def attribute_logits(
 ) -> LogitAttribution:
     """Split what a vector does to the answers into its direct path and the blocks above its layer.
 
-        attribute(model, test, vectors[14], multiplier=2).plot()
+        attribute_logits(model, test, vectors[14], multiplier=2).plot()
 
     Args:
         pairs: A/B pairs, read at the opening bracket as positive minus negative letter; or
@@ -197,10 +203,11 @@ def attribute_logits(
             differences[some] = (both[..., 0] - both[..., 1]).T.cpu()
             bar.update(len(some))
     check_finite(model, differences, "logit differences")
-    import pandas as pd
-
     names, layers, kinds = zip(*components, strict=True)
+    _check_sum(model, parts, differences)
     n, k = parts.shape
+    unsteered, steered = differences.double().unbind(1)
+    changes = {"unsteered": unsteered, "steered": steered, "change": steered - unsteered}
     frame = pd.DataFrame(
         {
             "question": [i for i in range(n) for _ in range(k)],
@@ -208,12 +215,8 @@ def attribute_logits(
             "layer": pd.array(list(layers) * n, dtype="Int64"),
             "kind": list(kinds) * n,
             "contribution": parts.flatten().numpy(),
+            **{name: values.repeat_interleave(k).numpy() for name, values in changes.items()},
         }
-    )
-    _check_sum(model, parts, differences)
-    unsteered, steered = differences.double().unbind(1)
-    changes = pd.DataFrame(
-        {"question": range(n), "unsteered": unsteered, "steered": steered, "change": steered - unsteered}
     )
     settings = {
         "model": str(model.cfg.model_name),
@@ -225,11 +228,10 @@ def attribute_logits(
         settings |= {"test": pairs.name, "test_hash": pairs.content_hash}
     return LogitAttribution(
         frame=frame,
-        changes=changes,
+        settings=settings,
+        provenance={"vectors": vector.provenance},
         layer=vector.layer,
         multiplier=float(multiplier),
-        vector=vector.provenance,
-        settings=settings,
     )
 
 

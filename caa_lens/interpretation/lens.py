@@ -29,9 +29,11 @@ The other readings are odd in v, so that their background is exactly zero.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import pandas as pd
+import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -39,25 +41,23 @@ from torch import Tensor
 from caa_lens.arguments import as_float, as_seed, check_count
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine.overflow import check_finite
+from caa_lens.interpretation.labels import name_of
 from caa_lens.interpretation.lens_in_context import read_in_context
 from caa_lens.interpretation.words import check_words, show_token, word_tokens
 from caa_lens.models.check import check_layers, check_model
 from caa_lens.models.unembedding import centred, normalised, unembed_linear
+from caa_lens.plots.lens import rank_curves, token_heatmaps
 from caa_lens.prompts.formats import PromptFormat, resolve_format
 from caa_lens.prompts.pairs import encode_pairs
-from caa_lens.provenance import Provenance
+from caa_lens.results import Result
 from caa_lens.vectors.checks import as_vector_set, check_width
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
 
 READINGS = ("direct", "normed", "in_context")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LogitLens:
+class LogitLens(Result):
     """The most promoted and most suppressed tokens of each layer's vector.
 
     Attributes:
@@ -66,59 +66,54 @@ class LogitLens:
             vocabulary for `direct` and `normed`; for `in_context` it is the mean *change* of the lens' probability at
             the real residuals (from -1 to 1), of the vector alone, without background correction.
         reading: "direct", "normed" or "in_context".
-        vectors: provenance of the vectors.
-        settings: what else the numbers depend on (model, dtype, multiplier, pairs and their hash, background, seed).
+        settings: model, dtype, multiplier; for `in_context` the pairs and their hash, background, seed as well.
+        provenance: of the `vectors`.
     """
 
-    frame: "pd.DataFrame"
     reading: str
-    vectors: Provenance
-    settings: dict[str, str] = field(default_factory=dict)
 
-    def table(self, k: int = 8) -> "pd.DataFrame":
+    def summary(self, k: int = 8) -> pd.DataFrame:
         """One row a layer: the first `k` promoted and suppressed tokens, joined for reading."""
         top = self.frame[self.frame["rank"] <= k]
         joined = top.groupby(["layer", "side"])["token"].agg("  ".join).unstack("side")
         return joined[["promoted", "suppressed"]]
 
-    def plot(self, k: int = 6) -> "go.Figure":
+    def plot(self, k: int = 6) -> go.Figure:
         """Heat maps of the first `k` promoted and suppressed: layer x rank, cells are tokens, colour is the score."""
-        from caa_lens.plots.lens import token_heatmaps  # plotly takes a second to import
-
-        return token_heatmaps(self, k)
+        vectors = name_of(self.provenance["vectors"])
+        return token_heatmaps(self.frame, k, vectors=vectors, reading=self.reading)
 
     def __repr__(self) -> str:
         k = int(self.frame["rank"].max())
         of = f", the first 10 of {k}" if k > 10 else ""
-        return f"LogitLens({self.vectors.expression}, {self.reading}{of})\n{self.table(10).to_string()}"
+        vectors = self.provenance["vectors"].expression
+        return f"LogitLens({vectors}, {self.reading}{of})\n{self.summary(10).to_string()}"
 
-    def _repr_html_(self) -> str:
-        return self.table(10).to_html()  # pandas escapes the tokens
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
+        """In Jupyter a lens shows its tokens in words."""
+        return {"text/plain": repr(self), "text/html": self.summary(10).to_html()}  # pandas escapes the tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class WordRanks:
+class WordRanks(Result):
     """Where named words stand among all tokens, by layer.
 
     Attributes:
         frame: columns `layer, word, token, token_id, pieces, rank, score`; rank 1 is the most promoted token of
             `d_vocab`. A word of several tokens is ranked by its first one: then `pieces` is larger than 1.
-        reading, vectors, settings: as in `LogitLens`.
+        reading, settings, provenance: as in `LogitLens`.
         d_vocab: number of tokens, the rank of the most suppressed one.
     """
 
-    frame: "pd.DataFrame"
     reading: str
-    vectors: Provenance
     d_vocab: int
-    settings: dict[str, str] = field(default_factory=dict)
 
-    def table(self) -> "pd.DataFrame":
+    def summary(self) -> pd.DataFrame:
         """Ranks, one row a layer and one column a word, in the order the words were given."""
         words = list(dict.fromkeys(self.frame["word"]))
         return self.frame.pivot(index="layer", columns="word", values="rank")[words]
 
-    def margin(self, positive: Sequence[str], negative: Sequence[str]) -> "pd.DataFrame":
+    def margin(self, positive: Sequence[str], negative: Sequence[str]) -> pd.DataFrame:
         """By layer, the mean score of some of the words, of others, and the difference, in logits.
 
         Columns `layer, positive, negative, margin`.
@@ -131,17 +126,18 @@ class WordRanks:
         means["negative"] = scores[list(negative)].mean(axis=1)
         return means.assign(margin=means["positive"] - means["negative"]).reset_index()
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """Rank by layer, one line a word; the axis is logarithmic, with rank 1 on top."""
-        from caa_lens.plots.lens import rank_curves
-
-        return rank_curves(self)
+        vectors = name_of(self.provenance["vectors"])
+        return rank_curves(self.frame, vectors=vectors, reading=self.reading, d_vocab=self.d_vocab)
 
     def __repr__(self) -> str:
-        return f"WordRanks({self.vectors.expression}, {self.reading}, of {self.d_vocab})\n{self.table().to_string()}"
+        vectors = self.provenance["vectors"].expression
+        return f"WordRanks({vectors}, {self.reading}, of {self.d_vocab})\n{self.summary().to_string()}"
 
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
+        """In Jupyter ranks show their table."""
+        return {"text/plain": repr(self), "text/html": self.summary().to_html()}
 
 
 @torch.inference_mode()
@@ -176,8 +172,6 @@ def logit_lens(
             LayerNorm.
         IndexError: for a layer without a vector.
     """
-    import pandas as pd
-
     check_model(model)
     k = check_count("k", k)
     vectors = as_vector_set(vectors)
@@ -201,7 +195,9 @@ def logit_lens(
             }
             frames.append(pd.DataFrame(columns))
     frame = pd.concat(frames, ignore_index=True)
-    return LogitLens(frame=frame, reading=reading, vectors=vectors.provenance, settings=options.settings(model))
+    return LogitLens(
+        frame=frame, settings=options.settings(model), provenance={"vectors": vectors.provenance}, reading=reading
+    )
 
 
 @torch.inference_mode()
@@ -231,8 +227,6 @@ def word_ranks(
         ValueError: for no words, an empty one, or one that the tokenizer does not know; and as `logit_lens`.
         TypeError: for one string instead of a list, or a model without a tokenizer.
     """
-    import pandas as pd
-
     check_model(model)
     looked_up = {word: word_tokens(model.tokenizer, word) for word in check_words(words)}
     vectors = as_vector_set(vectors)
@@ -255,10 +249,10 @@ def word_ranks(
     ]
     return WordRanks(
         frame=pd.DataFrame(rows),
-        reading=reading,
-        vectors=vectors.provenance,
-        d_vocab=scores.shape[1],
         settings=options.settings(model),
+        provenance={"vectors": vectors.provenance},
+        reading=reading,
+        d_vocab=scores.shape[1],
     )
 
 

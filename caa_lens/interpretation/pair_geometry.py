@@ -3,9 +3,9 @@
 The analyses take activations that `pair_reading.pair_activations` read, and no model::
 
     activations = pair_activations(model, pairs)
-    norms(vectors, activations).multiplier_for(layer=13, share=0.3)
-    pca(activations, layers=[5, 10, 15]).plot()
-    separability(activations).emergence
+    vector_norms(vectors, activations).multiplier_for(layer=13, share=0.3)
+    pair_pca(activations, layers=[5, 10, 15]).plot()
+    pair_separability(activations).emergence
 
 Source: the paper's figure 2 (both sides' activations, by letter).
 """
@@ -13,42 +13,36 @@ Source: the paper's figure 2 (both sides' activations, by letter).
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from caa_lens.arguments import as_float, as_seed, check_count, check_list, describe
 from caa_lens.engine.pair_reading import PairActivations
+from caa_lens.interpretation.labels import label
 from caa_lens.measures.intervals import bootstrap_interval
-from caa_lens.provenance import Provenance
+from caa_lens.plots.geometry import norm_curves, pca_panels, separability_curves
+from caa_lens.results import Result
 from caa_lens.vectors.checks import check_vector_set
 from caa_lens.vectors.steering_vectors import SteeringVectors
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
 
 SIDES = ("positive", "negative")
 RESIDUAL = ("residual_positive", "residual_negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class VectorNorms:
+class VectorNorms(Result):
     """Norms of vectors beside those of the residual stream that they are added to.
 
     Attributes:
         frame: columns `layer, vector, residual_positive, residual_negative, residual, ratio`. `vector` is ||v||;
             the residual columns are the mean over pairs of ||resid_post|| of the read tokens, of a side and of both;
             `ratio` is vector / residual, the share of the residual's norm that multiplier 1 adds.
-        vectors: provenance of the vectors.
-        activations: provenance of the activations.
+        provenance: of the `vectors` and of the `activations`.
     """
-
-    frame: "pd.DataFrame"
-    vectors: Provenance
-    activations: Provenance
 
     def multiplier_for(self, layer: int, share: float | int) -> float:
         """The multiplier whose steering step is `share` of the residual's mean norm at that layer."""
@@ -60,22 +54,20 @@ class VectorNorms:
             raise ValueError(f"the vector of layer {layer} is zero: no multiplier gives it a norm")
         return as_float("share", share) / ratios[layer]
 
-    def table(self) -> "pd.DataFrame":
+    def summary(self) -> pd.DataFrame:
         """One row a layer: both norms, their ratio, and the multipliers whose step is 10 % and 50 % of the residual."""
         table = self.frame.set_index("layer")[["vector", "residual", "ratio"]]
         return table.assign(**{f"multiplier for {share:.0%}": share / table["ratio"] for share in (0.1, 0.5)})
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """Both norms by layer, and their ratio below."""
-        from caa_lens.plots.geometry import norm_curves  # plotly takes a second to import
-
-        return norm_curves(self)
+        read = self.provenance["activations"]
+        of = label(self.provenance["vectors"])
+        return norm_curves(self.frame, of=of, n_pairs=read.n_pairs, read_at=read.token_position)
 
     def __repr__(self) -> str:
-        return f"Norms({self.vectors.expression}, {self.activations.model})\n{self.table().round(3).to_string()}"
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
-        return self.plot()._repr_mimebundle_(include, exclude)
+        vectors, read = self.provenance["vectors"], self.provenance["activations"]
+        return f"VectorNorms({vectors.expression}, {read.model})\n{self.summary().round(3).to_string()}"
 
 
 def _check_activations(activations: object) -> None:
@@ -102,8 +94,6 @@ def vector_norms(vectors: SteeringVectors, activations: PairActivations) -> Vect
     Raises:
         ValueError: if the widths differ, or there is no layer in common.
     """
-    import pandas as pd
-
     check_vector_set(vectors)
     _check_activations(activations)
     width = activations.values.shape[-1]
@@ -121,35 +111,31 @@ def vector_norms(vectors: SteeringVectors, activations: PairActivations) -> Vect
         residual, size = (positive + negative) / 2, vectors[layer].norm
         rows.append((layer, size, positive, negative, residual, size / residual))
     frame = pd.DataFrame(rows, columns=["layer", "vector", *RESIDUAL, "residual", "ratio"])
-    return VectorNorms(frame=frame, vectors=vectors.provenance, activations=activations.provenance)
+    return VectorNorms(frame=frame, provenance={"vectors": vectors.provenance, "activations": activations.provenance})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PairPCA:
+class PairPCA(Result):
     """Both sides' activations on the two principal components of a layer.
 
     Attributes:
         frame: columns `layer, pair, side, letter, pc1, pc2, explained_pc1, explained_pc2`; coordinates are in units of
             the residual stream, about the mean of all; `explained_*` is the component's share of the layer's variance.
-        activations: provenance of the activations.
+        provenance: of the `activations`.
     """
 
-    frame: "pd.DataFrame"
-    activations: Provenance
+    def summary(self) -> pd.DataFrame:
+        """One row a layer: the shares of its variance that both components explain."""
+        return self.frame.groupby("layer")[["explained_pc1", "explained_pc2"]].first()
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """Layers side by side; colour is the side, the marker's shape the letter."""
-        from caa_lens.plots.geometry import pca_panels
-
-        return pca_panels(self)
+        read = self.provenance["activations"]
+        return pca_panels(self.frame, of=label(read), n_pairs=read.n_pairs, read_at=read.token_position)
 
     def __repr__(self) -> str:
-        explained = self.frame.groupby("layer")[["explained_pc1", "explained_pc2"]].first()
-        p = self.activations
-        return f"PairPCA({p.behavior} of {p.model}, {p.n_pairs} pairs)\n{explained.round(3).to_string()}"
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
-        return self.plot()._repr_mimebundle_(include, exclude)
+        p = self.provenance["activations"]
+        return f"PairPCA({p.behavior} of {p.model}, {p.n_pairs} pairs)\n{self.summary().round(3).to_string()}"
 
 
 def pair_pca(activations: PairActivations, *, layers: Sequence[int] | None = None) -> PairPCA:
@@ -161,7 +147,6 @@ def pair_pca(activations: PairActivations, *, layers: Sequence[int] | None = Non
         ValueError: for fewer than two pairs.
         IndexError: for a layer that was not read.
     """
-    import pandas as pd
     from sklearn.decomposition import PCA  # scikit-learn takes a second to import
 
     _check_activations(activations)
@@ -177,41 +162,42 @@ def pair_pca(activations: PairActivations, *, layers: Sequence[int] | None = Non
         part[["pc1", "pc2"]] = coordinates
         part[["explained_pc1", "explained_pc2"]] = fit.explained_variance_ratio_
         parts.append(part)
-    return PairPCA(frame=pd.concat(parts, ignore_index=True), activations=activations.provenance)
+    return PairPCA(frame=pd.concat(parts, ignore_index=True), provenance={"activations": activations.provenance})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PairSeparability:
+class PairSeparability(Result):
     """How well the two sides part, by layer.
 
     Attributes:
-        frame: columns `layer, accuracy, low, high, explained, silhouette`; see `separability`.
-        emergence: the layer at which the behavior emerges, if any, by the rule that `separability` states.
+        frame: columns `layer, accuracy, low, high, explained, silhouette`; see `pair_separability`.
+        emergence: the layer at which the behavior emerges, if any, by the rule that `pair_separability` states.
         chance: accuracy of knowing nothing but the answer letter; 0.5 for even letters and for completions.
-        activations: provenance of the activations.
+        settings: folds and seed.
+        provenance: of the `activations`.
     """
 
-    frame: "pd.DataFrame"
     emergence: int | None
     chance: float
-    activations: Provenance
 
-    def plot(self) -> "go.Figure":
+    def summary(self) -> pd.DataFrame:
+        """The three measures, one row a layer."""
+        return self.frame.set_index("layer")
+
+    def plot(self) -> go.Figure:
         """Accuracy with its interval by layer, the other two measures below; the emergence layer is marked."""
-        from caa_lens.plots.geometry import separability_curves
-
-        return separability_curves(self)
+        read = self.provenance["activations"]
+        return separability_curves(
+            self.frame, of=label(read), n_pairs=read.n_pairs, emergence=self.emergence, chance=self.chance
+        )
 
     def __repr__(self) -> str:
-        p, where = self.activations, "emerges at no layer"
+        p, where = self.provenance["activations"], "emerges at no layer"
         if self.emergence is not None:
             first = ", the first one measured" if self.emergence == self.frame["layer"].iloc[0] else ""
             where = f"emerges at layer {self.emergence}{first}"
-        table = self.frame.set_index("layer").round(3).to_string()
+        table = self.summary().round(3).to_string()
         return f"PairSeparability({p.behavior} of {p.model}, {p.n_pairs} pairs: {where})\n{table}"
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
-        return self.plot()._repr_mimebundle_(include, exclude)
 
 
 def pair_separability(
@@ -244,8 +230,7 @@ def pair_separability(
     Raises:
         ValueError: for fewer pairs than folds, or one fold.
     """
-    import pandas as pd
-    from sklearn.metrics import silhouette_score
+    from sklearn.metrics import silhouette_score  # scikit-learn takes a second to import
 
     _check_activations(activations)
     n_pairs = len(activations)
@@ -270,7 +255,13 @@ def pair_separability(
     emergence = emergence_layer(layers, accuracy, chance) if surely[accuracy.argmax()] > chance else None
     columns = {"layer": layers, "accuracy": accuracy, "low": low, "high": high}
     frame = pd.DataFrame({**columns, "explained": explained, "silhouette": silhouettes})
-    return PairSeparability(frame=frame, emergence=emergence, chance=chance, activations=activations.provenance)
+    return PairSeparability(
+        frame=frame,
+        settings={"folds": str(folds), "seed": str(seed)},
+        provenance={"activations": activations.provenance},
+        emergence=emergence,
+        chance=chance,
+    )
 
 
 def held_out_accuracy(

@@ -8,9 +8,11 @@ precision rounds its own logits. Source: nostalgebraist, "interpreting GPT: the 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
+import pandas as pd
+import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -23,21 +25,20 @@ from caa_lens.engine.positions import Reach
 from caa_lens.interpretation.words import show_token
 from caa_lens.models.check import check_layers, check_model
 from caa_lens.models.unembedding import device_behind, final_logits
+from caa_lens.plots.lens import residual_heatmaps
 from caa_lens.prompts.batches import check_fits, check_steered
 from caa_lens.prompts.checks import as_prompt
 from caa_lens.prompts.formats import Prompt, PromptFormat
+from caa_lens.provenance import Provenance
+from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention, Steering, as_interventions
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
 
 STATES_AT_ONCE = 64  # rows of logits in memory: 64 x d_vocab x 4 bytes
 LAST_POSITIONS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ResidualLens:
+class ResidualLens(Result):
     """What the residual stream says at each layer and position, without and with steering.
 
     Attributes:
@@ -47,18 +48,37 @@ class ResidualLens:
             p_unsteered_answer, rank_unsteered_answer`, and the same with `steered_answer`. Rank 1 is the first choice.
             Without vectors there are neither steered rows nor `steered_answer` columns.
         prompt: what was run.
-        vectors: each intervention in words.
         steered_layers: the layers that are steered, ascending.
         steer_start: the first steered position; None without vectors.
-        settings: what else the numbers depend on (model, dtype).
+        settings: model, dtype.
+        provenance: of each intervention's vector, by the intervention in words.
     """
 
-    frame: "pd.DataFrame"
     prompt: Prompt
-    vectors: tuple[str, ...]
     steered_layers: tuple[int, ...]
     steer_start: int | None
-    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def interventions(self) -> tuple[str, ...]:
+        """What was done in the steered run, in words; nothing without vectors."""
+        return tuple(self.provenance)
+
+    def summary(self) -> pd.DataFrame:
+        """What each run says in the end, and the layer from which on the lens says it, by position.
+
+        Columns `position, token_in, steered, answer, settles_at`.
+        """
+        rows = []
+        for steered in self._runs():
+            run = "steered" if steered else "unsteered"
+            read = self.frame[self.frame["steered"] == steered].drop_duplicates("position")
+            for position, token, answer in zip(read["position"], read["token_in"], read[f"{run}_answer"], strict=True):
+                rows.append((position, token, steered, answer, self.settles_at(position, steered=steered)))
+        table = pd.DataFrame(rows, columns=["position", "token_in", "steered", "answer", "settles_at"])
+        return table.astype({"settles_at": "Int64"}).sort_values(["position", "steered"], ignore_index=True)
+
+    def _runs(self) -> tuple[bool, ...]:
+        return (False, True) if self.interventions else (False,)
 
     def settles_at(self, position: int | None = None, *, steered: bool | None = None) -> int | None:
         """The first layer from which on a run's own answer is the lens' first choice at every layer read above.
@@ -74,7 +94,7 @@ class ResidualLens:
         position = last if position is None else check_count("position", position, least=0)
         if not isinstance(steered, bool | None):
             raise TypeError(f"steered must be True, False or None, got {describe(steered)}")
-        steered = bool(self.vectors) if steered is None else steered
+        steered = bool(self.interventions) if steered is None else steered
         rows = self.frame[(self.frame["position"] == position) & (self.frame["steered"] == steered)]
         if rows.empty:
             raise ValueError(
@@ -90,26 +110,25 @@ class ResidualLens:
             settled = layer
         return settled
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """Heat maps of the unsteered and the steered run: layer x position, cells are tokens, colour is probability."""
-        from caa_lens.plots.lens import stream_heatmaps  # plotly takes a second to import
-
-        return stream_heatmaps(self)
+        return residual_heatmaps(
+            self.frame,
+            settles_at={"steered" if run else "unsteered": self.settles_at(steered=run) for run in self._runs()},
+            steered_layers=self.steered_layers,
+            steer_start=self.steer_start,
+        )
 
     def __repr__(self) -> str:
         last = self.frame[self.frame["position"] == self.frame["position"].max()]
         says = []
-        for steered in (False, True) if self.vectors else (False,):
+        for steered in self._runs():
             answer = last[f"{'steered' if steered else 'unsteered'}_answer"].iloc[0]
             settled = self.settles_at(steered=steered)
             where = "not at the layers read" if settled is None else f"from layer {settled} on"
             says.append(f"{'steered' if steered else 'unsteered'} {answer!r} {where}")
         n_layers, n_pos = self.frame["layer"].nunique(), self.frame["position"].nunique()
         return f"ResidualLens({n_layers} layers x {n_pos} positions, {'; '.join(says)})"
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
-        """In Jupyter the lens shows its heat maps."""
-        return self.plot()._repr_mimebundle_(include, exclude)
 
 
 @torch.inference_mode()
@@ -137,8 +156,6 @@ def residual_lens(
         TypeError: for vectors that are not in a list, or a question without a tokenizer.
         ValueError: for a layer or position out of range, a multiplier `[batch]`, or a vector that does not fit.
     """
-    import pandas as pd
-
     check_model(model)
     prompt = as_prompt(model, prompt, prompt_format=prompt_format, system=system)
     check_fits(prompt, model.cfg.n_ctx)
@@ -185,14 +202,14 @@ def residual_lens(
         frames.append(frame)
     return ResidualLens(
         frame=pd.concat(frames, ignore_index=True),
-        prompt=prompt,
-        vectors=tuple(_in_words(one) for one in interventions),
-        steered_layers=tuple(sorted({one.vector.layer for one in interventions})),
-        steer_start=min((at for one in interventions if (at := Reach.of(one.where).first) is not None), default=None),
         settings={
             "model": str(model.cfg.model_name),
             "dtype": str(model.cfg.dtype).removeprefix("torch."),
         },
+        provenance=_by_words(interventions),
+        prompt=prompt,
+        steered_layers=tuple(sorted({one.vector.layer for one in interventions})),
+        steer_start=min((at for one in interventions if (at := Reach.of(one.where).first) is not None), default=None),
     )
 
 
@@ -207,6 +224,19 @@ def _check_positions(prompt: Prompt, positions: Sequence[int] | None) -> tuple[i
         if not 0 <= position < n_pos:
             raise ValueError(f"position {position} is out of range: the prompt has positions 0 to {n_pos - 1}")
     return tuple(sorted(set(positions)))
+
+
+def _by_words(interventions: Sequence[Intervention]) -> dict[str, Provenance]:
+    """The vectors' provenance by what is done with them; what is done twice is numbered."""
+    found: dict[str, Provenance] = {}
+    for one in interventions:
+        words = text = _in_words(one)
+        n = 1
+        while text in found:
+            n += 1
+            text = f"{words} ({n})"
+        found[text] = one.vector.provenance
+    return found
 
 
 def _in_words(intervention: Intervention) -> str:
@@ -249,6 +279,3 @@ def _read_states(
         pieces.append((logits.argmax(-1), best.values, probabilities.gather(1, tokens), torch.stack(rank, dim=1)))
     top, probability, chosen, ranks = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     return top, probability, chosen, ranks
-
-
-# ---- from states to tokens ----------------------------------------------------------------------------------------

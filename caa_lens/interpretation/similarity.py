@@ -21,11 +21,14 @@ carries it, and the page keeps it for all others (see `TokenColors`).
 import html
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
+import pandas as pd
+import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
@@ -33,18 +36,15 @@ from caa_lens.arguments import as_float, check_count, describe
 from caa_lens.atomic_files import write_atomically
 from caa_lens.engine.activations import reading
 from caa_lens.engine.overflow import check_finite
-from caa_lens.interpretation.lens import show_token
+from caa_lens.interpretation.words import show_token
 from caa_lens.models.check import check_layers, check_model
+from caa_lens.plots.attribution import similarity_heatmap
 from caa_lens.prompts.batches import check_fits
 from caa_lens.prompts.checks import check_prompt
 from caa_lens.prompts.formats import Prompt, PromptFormat, resolve_format
-from caa_lens.provenance import Provenance
+from caa_lens.results import Result
 from caa_lens.vectors.checks import as_vector_set, check_width
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
 
 MEASURES = ("cosine", "dot")
 NEGATIVE_COLOUR, POSITIVE_COLOUR = "#c8453b", "#3b7dd8"  # the ends of the heat maps' red and blue
@@ -134,8 +134,6 @@ trust the notebook and run it from the top in a new kernel, or write a page with
 
 def circuitsvis_script() -> str:
     """circuitsvis' bundled script as an element that a page may hold any number of times: only the first one runs."""
-    from importlib.resources import files
-
     code = (files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
     code = code.replace("</script", "<\\/script").replace("//# sourceMappingURL=iife.js.map", "")
     return f"""<script>
@@ -148,7 +146,7 @@ if (!window.caaLensCircuitsVis) {{
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TokenSimilarity:
+class TokenSimilarity(Result):
     """Cosine and dot product of every token's `resid_post` with the vector of the same layer.
 
     Attributes:
@@ -157,28 +155,25 @@ class TokenSimilarity:
         measure: which one pictures show, "cosine" or "dot".
         pieces: the tokens' texts for reading, by position.
         answer_start: position of the answer's first token; the number of tokens if there is none.
-        vectors: provenance of the vectors.
-        settings: what else the numbers depend on (model, dtype, prompt format, system prompt).
+        settings: model, dtype, prompt format, system prompt.
+        provenance: of the `vectors`.
     """
 
-    frame: "pd.DataFrame"
     measure: str
     pieces: tuple[str, ...]
     answer_start: int
-    vectors: Provenance
-    settings: dict[str, str] = field(default_factory=dict)
 
     @property
     def layers(self) -> tuple[int, ...]:
         return tuple(sorted({int(layer) for layer in self.frame["layer"]}))
 
-    def table(self, measure: str | None = None) -> "pd.DataFrame":
+    def summary(self, measure: str | None = None) -> pd.DataFrame:
         """One measure, one row a position and one column a layer."""
         return self.frame.pivot(index="position", columns="layer", values=_check_measure(measure or self.measure))
 
     def bound(self, measure: str | None = None, *, layer: int | None = None, skip_first: bool = True) -> float:
         """The largest absolute value over the tokens (but the first) of one layer or of all: where colours are full."""
-        table = self.table(measure) if layer is None else self.table(measure)[[layer]]
+        table = self.summary(measure) if layer is None else self.summary(measure)[[layer]]
         rest = table.iloc[1:] if skip_first and len(table) > 1 else table
         return max(float(rest.abs().to_numpy().max()), 1e-6)
 
@@ -210,12 +205,12 @@ class TokenSimilarity:
             bound = as_float("bound", bound)
         if bound is not None and not bound > 0:
             raise ValueError(f"bound must be positive, got {bound}: it is the value with full colour")
-        table = self.table(measure) if layer is None else self.table(measure)[[layer]]
+        table = self.summary(measure) if layer is None else self.summary(measure)[[layer]]
         limit = self.bound(measure, layer=layer, skip_first=skip_first) if bound is None else float(bound)
         what = "dot product" if measure == "dot" else measure
         one = f", layer {table.columns[0]}" if len(table.columns) == 1 else "; choose a layer (hover; a click keeps it)"
         return TokenColors(
-            caption=f"{self.vectors.behavior}: {what} of each token's resid_post with the vector{one}. "
+            caption=f"{self.provenance['vectors'].behavior}: {what} of each token's resid_post with the vector{one}. "
             f"{'Blue' if len(table.columns) == 1 else 'One colour'} along it, "
             f"{'red' if len(table.columns) == 1 else 'another'} against it, full colour at ±{_short(limit)}",
             tokens=self.pieces,
@@ -224,11 +219,11 @@ class TokenSimilarity:
             bound=limit,
         )
 
-    def plot(self, *, measure: str | None = None, skip_first: bool = True) -> "go.Figure":
+    def plot(self, *, measure: str | None = None, skip_first: bool = True) -> go.Figure:
         """Heat map of one measure, layer x token."""
-        from caa_lens.plots.attribution import similarity_heatmap  # plotly takes a second to import
-
-        return similarity_heatmap(self, _check_measure(measure or self.measure), skip_first=skip_first)
+        measure = _check_measure(measure or self.measure)
+        reach = self.bound(measure, skip_first=skip_first)
+        return similarity_heatmap(self.frame, measure, behavior=self.provenance["vectors"].behavior, reach=reach)
 
     def to_html(self, *, full_page: bool = True, script: bool = True) -> str:
         """`show()` as a self-contained page, or a fragment with or without circuitsvis' script."""
@@ -236,12 +231,13 @@ class TokenSimilarity:
 
     def __repr__(self) -> str:
         return (
-            f"TokenSimilarity({self.vectors.behavior}, {self.measure}, {len(self.pieces)} tokens x "
+            f"TokenSimilarity({self.provenance['vectors'].behavior}, {self.measure}, {len(self.pieces)} tokens x "
             f"{len(self.layers)} layers)"
         )
 
-    def _repr_html_(self) -> str:
-        return self.show()._repr_html_()
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
+        """In Jupyter a similarity shows its text, coloured."""
+        return {"text/plain": repr(self), "text/html": self.show()._repr_html_()}
 
 
 @torch.inference_mode()
@@ -273,8 +269,6 @@ def token_similarity(
             without a direction, or an answer, format or system prompt for a `Prompt` or raw text.
         IndexError: for a layer without a vector.
     """
-    import pandas as pd
-
     _check_measure(measure)
     check_model(model)
     vectors = as_vector_set(vectors)
@@ -317,16 +311,16 @@ def token_similarity(
     ]
     return TokenSimilarity(
         frame=pd.concat(frames, ignore_index=True),
-        measure=measure,
-        pieces=tuple(_piece(model.tokenizer, token) for token in prompt.tokens),
-        answer_start=prompt.answer_start,
-        vectors=vectors.provenance,
         settings={
             "model": str(model.cfg.model_name),
             "dtype": str(model.cfg.dtype).removeprefix("torch."),
             "prompt_format": format_name,
             "system": system or "",
         },
+        provenance={"vectors": vectors.provenance},
+        measure=measure,
+        pieces=tuple(_piece(model.tokenizer, token) for token in prompt.tokens),
+        answer_start=prompt.answer_start,
     )
 
 

@@ -37,6 +37,11 @@ from caa_lens.vectors.checks import check_vector
 
 Condition = tuple[Intervention, ...]
 
+METRIC_LABEL = {
+    "p_matching": "p(answer matching the behavior)",
+    "margin": "log-probability margin (nats per token)",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scores:

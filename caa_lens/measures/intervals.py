@@ -1,19 +1,16 @@
 """Percentile bootstrap intervals over questions."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from caa_lens.arguments import as_float, as_seed, check_count
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 def mean_with_interval(
-    frame: "pd.DataFrame", cells: Sequence[str], value: str, *, n_resamples: int = 2000, seed: int | None = 0
-) -> "pd.DataFrame":
+    frame: pd.DataFrame, cells: Sequence[str], value: str, *, n_resamples: int = 2000, seed: int | None = 0
+) -> pd.DataFrame:
     """Mean of a column over questions in every cell, with its 95 % interval: the cell's columns, `mean, low, high`.
 
     Args:
@@ -24,8 +21,6 @@ def mean_with_interval(
     Raises:
         ValueError: for no rows, or cells that have not the same questions, once each.
     """
-    import pandas as pd
-
     if not len(frame):
         raise ValueError("the frame has no rows: there is nothing to average")
     counts = frame.groupby(list(cells), sort=False)["question"].agg(["size", "nunique"])

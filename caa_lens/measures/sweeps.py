@@ -4,62 +4,56 @@ One row a layer, multiplier and question, in a tidy frame; intervals are 95 % bo
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
 
 from caa_lens.arguments import check_count, check_list
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
-from caa_lens.measures.answers import Condition, score
+from caa_lens.measures.answers import METRIC_LABEL, Condition, score
 from caa_lens.measures.intervals import bootstrap_interval, mean_with_interval
 from caa_lens.measures.training_pairs import warn_of_training_pairs
 from caa_lens.models.check import check_layers, check_model
+from caa_lens.plots.sweeps import dose_response, sweep_heatmap
 from caa_lens.prompts.formats import PromptFormat
-from caa_lens.provenance import Provenance, layer_ranges
+from caa_lens.provenance import layer_ranges
+from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention
 from caa_lens.vectors.checks import check_vector_set
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
-if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
-
-METRIC_LABEL = {
-    "p_matching": "p(answer matching the behavior)",
-    "margin": "log-probability margin (nats per token)",
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Sweep:
+class Sweep(Result):
     """A finished sweep.
 
     Attributes:
         frame: columns `behavior, layer, multiplier, question, p_matching` (A/B) or `margin` (completions), and
             `logp_positive`, `logp_negative`. `question` is the pair's index in the test set.
+        settings: model, test set and its hash, prompt format, system prompt, dtype.
+        provenance: of the `vectors`.
         metric: "p_matching" or "margin".
-        vectors: provenance of the vectors.
-        settings: what else the numbers depend on (model, test set and its hash, prompt format, system prompt, dtype).
     """
 
-    frame: "pd.DataFrame"
     metric: str
-    vectors: Provenance
-    settings: dict[str, str] = field(default_factory=dict)
 
-    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
+    def table(self) -> pd.DataFrame:
+        """Mean score over questions: one row a layer, one column a multiplier."""
+        return self.summary(n_resamples=0).pivot(index="layer", columns="multiplier", values="mean")
+
+    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> pd.DataFrame:
         """Mean over questions with its 95 % bootstrap interval: `layer, multiplier, mean, low, high`."""
         return mean_with_interval(self.frame, ["layer", "multiplier"], self.metric, n_resamples=n_resamples, seed=seed)
 
-    def effect(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
+    def effect(self, n_resamples: int = 2000, seed: int | None = 0) -> pd.DataFrame:
         """By layer, the paired difference between a multiplier and its negative, per question, with its interval.
 
         Columns `layer, multiplier, effect, low, high`, for each multiplier m > 0 whose -m was swept too: the mean over
         questions of score(+m) - score(-m), in the metric's units.
         """
-        import pandas as pd
-
         paired = self.paired_multipliers
         if not paired:
             multipliers = sorted(set(self.frame["multiplier"]))
@@ -116,17 +110,25 @@ class Sweep:
         """Mean score without steering (multiplier 0); NaN if 0 was not swept."""
         return float(self.frame.loc[self.frame["multiplier"] == 0, self.metric].mean())
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """Heat map of the mean score, layer x multiplier."""
-        from caa_lens.plots.sweeps import sweep_heatmap  # plotly takes a second to import
+        return sweep_heatmap(
+            self.summary(),
+            behavior=self.provenance["vectors"].behavior,
+            test=self.settings.get("test", ""),
+            label=METRIC_LABEL[self.metric],
+            unsteered=self.unsteered,
+        )
 
-        return sweep_heatmap(self)
-
-    def plot_layer(self, layer: int | None = None) -> "go.Figure":
+    def plot_layer(self, layer: int | None = None) -> go.Figure:
         """Dose-response curve of one layer (the best by default) with its interval."""
-        from caa_lens.plots.sweeps import dose_response
-
-        return dose_response(self, self.best_layer if layer is None else check_count("layer", layer, least=0))
+        return dose_response(
+            self.summary(),
+            self.best_layer if layer is None else check_count("layer", layer, least=0),
+            behavior=self.provenance["vectors"].behavior,
+            label=METRIC_LABEL[self.metric],
+            n_questions=self.frame["question"].nunique(),
+        )
 
     def __repr__(self) -> str:
         f = self.frame
@@ -135,13 +137,9 @@ class Sweep:
         except ValueError:
             best = ", no best layer"
         return (
-            f"Sweep({self.vectors.behavior}, {self.metric}, {f['layer'].nunique()} layers x "
+            f"Sweep({self.provenance['vectors'].behavior}, {self.metric}, {f['layer'].nunique()} layers x "
             f"{f['multiplier'].nunique()} multipliers x {f['question'].nunique()} questions{best})"
         )
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
-        """In Jupyter a sweep shows its heat map."""
-        return self.plot()._repr_mimebundle_(include, exclude)
 
 
 def sweep(
@@ -194,8 +192,6 @@ def sweep(
         max_tokens=max_tokens,
         progress=progress,
     )
-    import pandas as pd
-
     n_pairs = len(test)
     frame = pd.DataFrame(
         {
@@ -209,8 +205,5 @@ def sweep(
         }
     )
     return Sweep(
-        frame=frame,
-        metric=scores.metric,
-        vectors=vectors.provenance,
-        settings=scores.settings,
+        frame=frame, settings=scores.settings, provenance={"vectors": vectors.provenance}, metric=scores.metric
     )

@@ -1,8 +1,9 @@
 """Fetch the paper's question sets, check them, and write them in our form.
 
-A published file that is there with the checksum on record is not fetched again, so that a fetch that failed can be
-taken up. One that comes with another checksum than the one known beforehand, or recorded at the first fetch, is
-refused. A file put in place by hand counts as fetched.
+`pooch` downloads. A published file that is there with the checksum on record is not fetched again, so that a fetch that
+failed can be taken up: at the first file that is not there whole, and at its beginning (`pooch` does not go on in the
+middle of a file; the largest has 3.5 MB). One that comes with another checksum than the one known beforehand, or
+recorded at the first fetch, is refused. A file put in place by hand counts as fetched.
 """
 
 import json
@@ -14,14 +15,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+import pooch
 from tqdm.auto import tqdm
 
 from caa_lens.atomic_files import write_atomically
 from caa_lens.contrast import files as contrast_files
 from caa_lens.contrast.files import FieldError
 from caa_lens.contrast.pair import ContrastPair
-from caa_lens.paper.downloads import DownloadError, download_file, file_sha256
 from caa_lens.paper.questions import RECORD, check_name, data_folder, inventory, published_size, read_record
 from caa_lens.paper.sources import (
     NAMES,
@@ -42,6 +44,10 @@ if TYPE_CHECKING:
 LEFT_OUT = 0.02  # share of a file's questions that may be unusable: they are left out, and told
 
 Rows = dict[str, list[dict[str, str]]]  # of every split
+
+
+class DownloadError(ConnectionError):
+    """A file that did not arrive whole; the message names its address and what to do."""
 
 
 class PaperDataWarning(UserWarning):
@@ -191,23 +197,19 @@ def _obtain(
     before = record["files"].get(key)
     recorded = before is not None and before["revision"] == file.revision
     known = file.sha256 or (before["sha256"] if before and recorded else None)
-    there = file_sha256(path) if path.is_file() and (recorded or not before) else None
     found = None if source is None else _in_folder(source, name, file)
     if found is not None:
-        digest, origin = file_sha256(found), str(found)
+        digest, origin = pooch.file_hash(str(found)), str(found)
         if known not in (None, digest):
             raise ValueError(f"{found} has sha256 {digest}, expected {known}, that of {file.url}")
         write_atomically(path, lambda temporary: shutil.copyfile(found, temporary))
-    elif there is not None and known in (None, there):
-        if recorded:
-            return False
-        digest, origin = there, "put in place by hand"
     else:
-        try:
-            digest, origin = download_file(file.url, path, sha256=known, timeout=timeout), file.url
-        except DownloadError as error:
-            damaged = f"\n{path} is there, but has sha256 {there}, expected {known}" if there else ""
-            raise DownloadError(f"{error}{damaged}") from None
+        if known is None and before and path.is_file() and pooch.file_hash(str(path)) == before["sha256"]:
+            path.unlink()  # that of another commit, which pooch would take for this one's, as no checksum is known
+        downloaded = download(file.url, path, sha256=known, timeout=timeout)
+        if recorded and not downloaded:
+            return False
+        digest, origin = pooch.file_hash(str(path)), file.url if downloaded else "put in place by hand"
     record["files"][key] = {
         "url": file.url,
         "revision": file.revision,
@@ -217,6 +219,66 @@ def _obtain(
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return origin != "put in place by hand"
+
+
+def download(url: str, path: Path, *, sha256: str | None = None, timeout: float | int = 30.0) -> bool:
+    """Have the whole file of an address at `path`, and say whether it was fetched; one with the checksum may be there.
+
+    Until all of it is there and checked, `path` holds what it held before. Proxies and certificates are those of
+    `requests`: `HTTPS_PROXY` and `REQUESTS_CA_BUNDLE` are heeded.
+
+    Args:
+        sha256: what the checksum has to be; if None, any file that is there will do.
+        timeout: seconds that the server may be silent, not for the whole file.
+
+    Raises:
+        DownloadError: no connection, no such file, silence, a body that breaks off, or another checksum.
+    """
+    from requests.exceptions import RequestException
+
+    pooch.get_logger().setLevel("WARNING")  # it would write across the bar
+    try:
+        action = pooch.retrieve(
+            url,
+            known_hash=sha256,
+            fname=path.name,
+            path=path.parent,
+            downloader=pooch.HTTPDownloader(timeout=timeout),
+            processor=lambda _, action, __: action,
+        )
+    except RequestException as error:
+        problem = _told(url, error, timeout)
+    except ValueError as error:
+        problem = f"{url} sent another file than expected, changed where it is published or on its way: {error}"
+    else:
+        if action != "fetch":
+            path.chmod(0o644)  # pooch writes for its owner's eyes only; a cache may be shared
+        return action != "fetch"
+    if path.is_file():
+        problem += f"\n{path} is there, but has sha256 {pooch.file_hash(str(path))}, expected {sha256}"
+    raise DownloadError(problem) from None
+
+
+def _told(url: str, error: Exception, timeout: float | int) -> str:
+    """What went wrong with a request, in words."""
+    from requests import exceptions
+
+    if isinstance(error, exceptions.HTTPError):
+        status, reason = error.response.status_code, error.response.reason  # type: ignore[union-attr]
+        if status == 404:
+            return f"{url} is not there (404): it was moved or taken down"
+        return f"{url}: the server answered {status} {reason}: try again later"
+    host, why = urlsplit(url).netloc, str(getattr((error.args or (error,))[0], "reason", error)).rsplit(": ", 1)[-1]
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return (
+            f"{host} has a certificate that cannot be verified ({why}): behind a proxy that signs anew, set "
+            f"REQUESTS_CA_BUNDLE to its certificate; {url} was not fetched"
+        )
+    if isinstance(error, exceptions.Timeout) or "timed out" in str(error):  # silence in the middle has no class
+        return f"{url} was silent for {timeout:g} s: try again"
+    if isinstance(error, exceptions.ChunkedEncodingError | exceptions.ContentDecodingError):
+        return f"{url} broke off: try again"
+    return f"{host} cannot be reached ({why}): connect; {url} was not fetched"
 
 
 def _converted(name: str, files: dict[str, PublishedFile], folder: Path) -> tuple[Rows, list[str]]:

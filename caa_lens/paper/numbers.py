@@ -1,6 +1,6 @@
 """The numbers that the paper published, as tidy frames, and ours beside them.
 
-*Steering Llama 2 via Contrastive Activation Addition*, arXiv 2312.06681 v4 (ACL 2024). `data/paper_numbers.json` holds
+*Steering Llama 2 via Contrastive Activation Addition*, arXiv 2312.06681 v4 (ACL 2024). `paper_numbers.json` holds
 its tables; every frame from here has one row a published cell.
 
 | table | columns before `value` | what `value` is |

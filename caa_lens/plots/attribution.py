@@ -1,15 +1,9 @@
 """Figures of token similarity and of downstream attribution, in the common `style`; strings are escaped."""
 
-import html
-from typing import TYPE_CHECKING
-
+import pandas as pd
 import plotly.graph_objects as go
 
-from caa_lens.plots.style import BLUE, GREY, styled
-
-if TYPE_CHECKING:
-    from caa_lens.interpretation.attribution import LogitAttribution
-    from caa_lens.interpretation.similarity import TokenSimilarity
+from caa_lens.plots.style import BLUE, GREY, escaped, styled
 
 KIND_COLOUR = {"vector": "#c8453b", "attn": BLUE, "mlp": "#e0a030", "norm scale": GREY}
 KIND_LABEL = {
@@ -20,9 +14,26 @@ KIND_LABEL = {
 }
 
 
-def contribution_bars(attribution: "LogitAttribution") -> go.Figure:
-    """Mean contribution of each component with its 95 % interval, in the order of depth."""
-    summary = attribution.summary()
+def contribution_bars(
+    summary: pd.DataFrame,
+    *,
+    behavior: str,
+    layer: int,
+    multiplier: float,
+    n_questions: int,
+    total: float,
+    interval: tuple[float, float],
+    direct_share: float,
+    summed: float,
+) -> go.Figure:
+    """Mean contribution of each component with its 95 % interval, in the order of depth.
+
+    Args:
+        summary: columns `component, layer, kind, mean, low, high`, by depth.
+        total, interval: mean of the measured change of the logit difference; NaN where there is no interval.
+        direct_share: the vector's own path as a share of it.
+        summed: mean sum of all components.
+    """
     figure = go.Figure()
     for kind, colour in KIND_COLOUR.items():
         rows = summary[summary["kind"] == kind]
@@ -56,25 +67,29 @@ def contribution_bars(attribution: "LogitAttribution") -> go.Figure:
         tickfont={"size": 11},
     )
     figure.update_layout(legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0}, bargap=0.25)
-    low, high = attribution.total_interval()
-    total = f"{attribution.total:+.3g}" + ("" if low != low else f" [{low:+.3g}, {high:+.3g}]")
+    low, high = interval
+    shown = f"{total:+.3g}" + ("" if low != low else f" [{low:+.3g}, {high:+.3g}]")
     # A share of what may as well be nothing would mean nothing.
-    share = "" if low <= 0 <= high or not attribution.total else f", {attribution.direct_share:.0%} of it direct"
-    n = len(attribution.changes)
+    share = "" if low <= 0 <= high or not total else f", {direct_share:.0%} of it direct"
     title = (
-        f"{_escaped(attribution.vector.behavior)} at layer {attribution.layer}, multiplier {attribution.multiplier:g}: "
-        f'logit difference {total}{share}<br><span style="font-size: 12px">mean of {n} question{"s" if n > 1 else ""}, '
-        f"95 % intervals; the components sum to {attribution.frame['contribution'].sum() / n:+.3g}</span>"
+        f"{escaped(behavior)} at layer {layer}, multiplier {multiplier:g}: logit difference {shown}{share}"
+        f'<br><span style="font-size: 12px">mean of {n_questions} question{"s" if n_questions > 1 else ""}, '
+        f"95 % intervals; the components sum to {summed:+.3g}</span>"
     )
     figure = styled(figure, title=title, x="component, by depth (0-based block)", y="contribution (logits)", height=500)
     return figure.update_layout(margin={"t": 110})
 
 
-def similarity_heatmap(similarity: "TokenSimilarity", measure: str, *, skip_first: bool = True) -> go.Figure:
-    """One measure, layer x token; colours are symmetric about 0."""
-    table = similarity.table(measure)
-    reach = similarity.bound(measure, skip_first=skip_first)
-    tokens = [_escaped(token) for token in similarity.frame["token"][: len(table)]]
+def similarity_heatmap(frame: pd.DataFrame, measure: str, *, behavior: str, reach: float) -> go.Figure:
+    """One measure, layer x token; colours are symmetric about 0.
+
+    Args:
+        frame: columns `position, token, layer` and the measure's, position by position within a layer.
+        measure: "cosine" or "dot".
+        reach: the value with full colour.
+    """
+    table = frame.pivot(index="position", columns="layer", values=measure)
+    tokens = [escaped(token) for token in frame["token"][: len(table)]]
     label = {"cosine": "cosine", "dot": "dot product"}[measure]
     figure = go.Figure(
         go.Heatmap(
@@ -94,15 +109,10 @@ def similarity_heatmap(similarity: "TokenSimilarity", measure: str, *, skip_firs
     figure.update_yaxes(type="category")
     figure = styled(
         figure,
-        title=f"{_escaped(similarity.vectors.behavior)}: {label} of each token's resid_post with the vector",
+        title=f"{escaped(behavior)}: {label} of each token's resid_post with the vector",
         x="token",
         y="layer (0-based block)",
         height=max(380, 200 + 18 * len(table.columns)),
     )
     # Every token keeps its label: long texts make a wide figure that scrolls.
     return figure.update_layout(width=130 + 15 * len(table)) if len(table) > 50 else figure
-
-
-def _escaped(text: str) -> str:
-    """Plotly reads a few tags and `&amp;`, `&lt;`, `&gt;` in its labels, but no `&quot;`."""
-    return html.escape(text, quote=False)

@@ -1,19 +1,15 @@
-"""Plotly figures of the geometry of vectors and of pair activations; each takes a finished result."""
+"""Figures of the geometry of vectors and of pair activations.
 
-from html import escape
-from typing import TYPE_CHECKING
+`of` says whose they are, for the title: `sentiment of SmolLM2`.
+"""
 
+from collections.abc import Sequence
+
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from caa_lens.plots.style import BLUE, FAINT_BLUE, GREEN, GREY, GRID, ORANGE, framed_heatmap, styled
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from caa_lens.interpretation.cosine_maps import BehaviorCosines, CosineMap, ModelCosines
-    from caa_lens.interpretation.pair_geometry import PairPCA, PairSeparability, VectorNorms
-    from caa_lens.provenance import Provenance
+from caa_lens.plots.style import BLUE, FAINT_BLUE, GREEN, GREY, GRID, ORANGE, escaped, framed_heatmap, styled
 
 SIDE_COLOUR = {"positive": BLUE, "negative": ORANGE}
 SYMBOLS = ("circle", "x", "diamond", "square", "triangle-up", "star")
@@ -22,62 +18,81 @@ COLUMNS = 4  # panels in a row
 LEGEND_BELOW = {"orientation": "h", "y": -0.14, "yanchor": "top"}
 
 
-def cosine_heatmap(result: "CosineMap") -> go.Figure:
-    """Layer x layer; same layer with same layer is framed."""
-    table = result.table()
-    own, others = ("", "") if result.other is None else (f" of {n}" for n in _names(result.vectors, result.other))
+def cosine_heatmap(frame: pd.DataFrame, *, of: str, sets: tuple[str, str] | None = None) -> go.Figure:
+    """Layer x layer; same layer with same layer is framed.
+
+    Args:
+        frame: columns `layer, other_layer, cosine`.
+        sets: what the rows' and the columns' vectors are called, where they are of two sets.
+    """
+    table = frame.pivot(index="layer", columns="other_layer", values="cosine")
+    own, others = ("", "") if sets is None else (f" of {escaped(name)}" for name in sets)
     figure = _square_cells(table, "layer %{y} with layer %{x}<br>cosine %{z:.4f}<extra></extra>")
     return styled(
         figure,
-        title=f"{_label(result.vectors, result.other)}: cosine by layer",
+        title=f"{escaped(of)}: cosine by layer",
         x=LAYER + others,
         y=LAYER + own,
         height=max(380, min(760, 160 + 18 * len(table))),
     )
 
 
-def behavior_heatmap(result: "BehaviorCosines") -> go.Figure:
-    """Behavior x behavior, with the cosines written in; the unit diagonal is framed."""
-    table = result.table()
+def behavior_heatmap(frame: pd.DataFrame, *, models: Sequence[str]) -> go.Figure:
+    """Behavior x behavior at one layer, with the cosines written in; the unit diagonal is framed.
+
+    Args:
+        frame: columns `behavior, other_behavior, layer, cosine`.
+        models: whose vectors they are.
+    """
+    names = list(dict.fromkeys(frame["behavior"]))
+    table = frame.pivot(index="behavior", columns="other_behavior", values="cosine").loc[names, names]
     figure = _square_cells(table, "%{y} with %{x}<br>cosine %{z:.4f}<extra></extra>", written=".2f")
     figure.update_yaxes(autorange="reversed", automargin=True)  # read as a table, from the top
     figure.update_xaxes(automargin=True)
-    models = sorted({_text(provenance.model) for provenance in result.vectors.values()})
     return styled(
         figure,
-        title=f"{', '.join(models)}: cosine of behaviors at layer {result.layer}",
+        title=f"{', '.join(sorted({escaped(model) for model in models}))}: cosine of behaviors at layer "
+        f"{frame['layer'].iloc[0]}",
         x="behavior",
         y="behavior",
         height=max(420, 180 + 50 * len(table)),
     )
 
 
-def model_curve(result: "ModelCosines") -> go.Figure:
-    """Cosine by layer, and the band in which 95 % of random directions lie."""
-    frame, chance = result.frame, result.by_chance
+def cosine_curve(frame: pd.DataFrame, *, of: str, by_chance: float) -> go.Figure:
+    """Cosine by layer, and the band in which 95 % of random directions lie.
+
+    Args:
+        frame: columns `layer, cosine`.
+        by_chance: half the band's height.
+    """
     curve = _curve(frame, "cosine", BLUE, "same layer of both", "cosine")
     figure = go.Figure(curve.update(showlegend=True))
     band = "95 % of random directions"
-    figure.add_hrect(y0=-chance, y1=chance, fillcolor=GRID, line_width=0, name=band, showlegend=True)
+    figure.add_hrect(y0=-by_chance, y1=by_chance, fillcolor=GRID, line_width=0, name=band, showlegend=True)
     figure.update_yaxes(range=[min(-0.1, float(frame["cosine"].min()) - 0.05), 1.05])
-    styled(figure, title=f"{_label(*result.vectors)}: cosine of vectors", x=LAYER, y="cosine", height=460)
+    styled(figure, title=f"{escaped(of)}: cosine of vectors", x=LAYER, y="cosine", height=460)
     return figure.update_layout(legend={**LEGEND_BELOW, "y": -0.18})
 
 
-def norm_curves(result: "VectorNorms") -> go.Figure:
-    """Norms of vectors and of the residual stream on a logarithmic axis, and their ratio below."""
+def norm_curves(frame: pd.DataFrame, *, of: str, n_pairs: int, read_at: str) -> go.Figure:
+    """Norms of vectors and of the residual stream on a logarithmic axis, and their ratio below.
+
+    Args:
+        frame: columns `layer, vector, residual_positive, residual_negative, ratio`.
+        n_pairs, read_at: of how many pairs the stream was read, and at which tokens.
+    """
     figure = _two_panels()
     for column, name, colour in (
         ("residual_positive", "residual stream, positive side", BLUE),
         ("residual_negative", "residual stream, negative side", ORANGE),
         ("vector", "steering vector", GREEN),
     ):
-        figure.add_trace(_curve(result.frame, column, colour, name, f"norm of the {name}"), row=1, col=1)
+        figure.add_trace(_curve(frame, column, colour, name, f"norm of the {name}"), row=1, col=1)
     figure.data[1].line.dash = "dot"  # the sides' norms are close: let both be seen
-    ratio = _curve(result.frame, "ratio", GREEN, "ratio", "vector / residual")
+    ratio = _curve(frame, "ratio", GREEN, "ratio", "vector / residual")
     figure.add_trace(ratio.update(showlegend=False), row=2, col=1)
-    about = result.activations
-    title = f"{_label(result.vectors)}: norms of {about.n_pairs} pairs, {_text(about.token_position)}"
+    title = f"{escaped(of)}: norms of {n_pairs} pairs, {escaped(read_at)}"
     styled(figure, title=title, x=LAYER, y="", height=560)
     figure.update_xaxes(title="", row=1, col=1)
     figure.update_yaxes(title="norm (units of the residual stream)", type="log", dtick=1, row=1, col=1)
@@ -85,10 +100,15 @@ def norm_curves(result: "VectorNorms") -> go.Figure:
     return figure.update_layout(legend=LEGEND_BELOW)
 
 
-def pca_panels(result: "PairPCA") -> go.Figure:
-    """One panel a layer: pc1 and pc2, colour for the side, the marker's shape for the letter."""
-    layers = sorted(set(result.frame["layer"]))
-    letters = sorted(set(result.frame["letter"]))
+def pca_panels(frame: pd.DataFrame, *, of: str, n_pairs: int, read_at: str) -> go.Figure:
+    """One panel a layer: pc1 and pc2, colour for the side, the marker's shape for the letter.
+
+    Args:
+        frame: columns `layer, pair, side, letter, pc1, pc2, explained_pc1, explained_pc2`.
+        n_pairs, read_at: of how many pairs the stream was read, and at which tokens.
+    """
+    layers = sorted(set(frame["layer"]))
+    letters = sorted(set(frame["letter"]))
     n_columns = min(COLUMNS, len(layers))
     n_rows = -(-len(layers) // n_columns)
     figure = make_subplots(
@@ -98,14 +118,13 @@ def pca_panels(result: "PairPCA") -> go.Figure:
         horizontal_spacing=0.07,
         vertical_spacing=0.28 / n_rows,
     )
-    about = result.activations
-    title = f"{_label(about)}: components of {about.n_pairs} pairs' activations, {_text(about.token_position)}"
+    title = f"{escaped(of)}: components of {n_pairs} pairs' activations, {escaped(read_at)}"
     styled(figure, title=title, x="", y="", height=130 + 320 * n_rows)
     for panel, layer in enumerate(layers):
         place = {"row": panel // n_columns + 1, "col": panel % n_columns + 1}
-        rows = result.frame[result.frame["layer"] == layer]
+        rows = frame[frame["layer"] == layer]
         for (side, letter), group in rows.groupby(["side", "letter"], sort=False):
-            name = f"{side} ({_text(letter)})" if letter else side
+            name = f"{side} ({escaped(letter)})" if letter else side
             figure.add_trace(
                 go.Scatter(
                     x=group["pc1"],
@@ -132,9 +151,17 @@ def pca_panels(result: "PairPCA") -> go.Figure:
     return figure.update_layout(legend={"orientation": "h", "y": -0.22 / n_rows, "yanchor": "top"})
 
 
-def separability_curves(result: "PairSeparability") -> go.Figure:
-    """Held-out accuracy with its interval above; explained share and silhouette below; emergence across both."""
-    frame, layers = result.frame, result.frame["layer"]
+def separability_curves(
+    frame: pd.DataFrame, *, of: str, n_pairs: int, emergence: int | None, chance: float
+) -> go.Figure:
+    """Held-out accuracy with its interval above; explained share and silhouette below; emergence across both.
+
+    Args:
+        frame: columns `layer, accuracy, low, high, explained, silhouette`.
+        emergence: a layer to mark, if any.
+        chance: an accuracy to mark.
+    """
+    layers = frame["layer"]
     figure = _two_panels()
     figure.add_trace(
         go.Scatter(
@@ -155,30 +182,29 @@ def separability_curves(result: "PairSeparability") -> go.Figure:
     explained = _curve(frame, "explained", GREEN, "variance between the sides", "share of variance")
     silhouette = _curve(frame, "silhouette", ORANGE, "silhouette", "silhouette")
     figure.add_traces([explained, silhouette], rows=[2, 2], cols=[1, 1])
-    figure.add_hline(y=result.chance, line={"color": GREY, "dash": "dot", "width": 1}, row=1, col=1)
-    if result.emergence is not None:
-        figure.add_vline(x=result.emergence, line={"color": GREY, "dash": "dash", "width": 1.5}, row="all", col=1)
+    figure.add_hline(y=chance, line={"color": GREY, "dash": "dot", "width": 1}, row=1, col=1)
+    if emergence is not None:
+        figure.add_vline(x=emergence, line={"color": GREY, "dash": "dash", "width": 1.5}, row="all", col=1)
         figure.add_annotation(
-            x=result.emergence,
+            x=emergence,
             y=1,
             xref="x",
             yref="y domain",
-            text=f"emerges at layer {result.emergence}",
+            text=f"emerges at layer {emergence}",
             showarrow=False,
-            xanchor="left" if result.emergence <= layers.mean() else "right",
+            xanchor="left" if emergence <= layers.mean() else "right",
             yanchor="bottom",
             font={"size": 12},
         )
-    n_pairs = result.activations.n_pairs
-    title = f"{_label(result.activations)}: how the sides part, {n_pairs} pairs, 95 % interval"
+    title = f"{escaped(of)}: how the sides part, {n_pairs} pairs, 95 % interval"
     styled(figure, title=title, x=LAYER, y="", height=560)
     figure.update_xaxes(title="", row=1, col=1)
-    figure.update_yaxes(title=f"held-out accuracy (chance {result.chance:.2g})", row=1, col=1)
+    figure.update_yaxes(title=f"held-out accuracy (chance {chance:.2g})", row=1, col=1)
     figure.update_yaxes(title="share; silhouette (−1 to 1)", row=2, col=1)
     return figure.update_layout(legend=LEGEND_BELOW)
 
 
-def _square_cells(table: "pd.DataFrame", hover: str, written: str | None = None) -> go.Figure:
+def _square_cells(table: pd.DataFrame, hover: str, written: str | None = None) -> go.Figure:
     figure = framed_heatmap(table, limit=1, bar="cosine", hover=hover, written=written)
     figure.update_xaxes(constrain="domain")
     return figure.update_yaxes(constrain="domain", scaleanchor="x")
@@ -189,7 +215,7 @@ def _two_panels() -> go.Figure:
 
 
 def _curve(
-    frame: "pd.DataFrame", column: str, colour: str, name: str, what: str, *, interval: bool = False
+    frame: pd.DataFrame, column: str, colour: str, name: str, what: str, *, interval: bool = False
 ) -> go.Scatter:
     """A column against the layer; hover shows the value and, if asked, the columns `low` and `high`."""
     shown = " [%{customdata[0]:.4g}, %{customdata[1]:.4g}]" if interval else ""
@@ -203,27 +229,3 @@ def _curve(
         name=name,
         hovertemplate=f"layer %{{x}}<br>{what} %{{y:.4g}}{shown}<extra></extra>",
     )
-
-
-def _label(provenance: "Provenance", other: "Provenance | None" = None) -> str:
-    """`sentiment of SmolLM2`, or of two: `sentiment and refusal of SmolLM2`, `sentiment of Llama and Llama-chat`."""
-    behavior, model = _text(provenance.expression or provenance.behavior), _text(provenance.model)
-    if other is None or provenance == other:
-        return f"{behavior} of {model}"
-    if provenance.model == other.model:
-        return f"{' and '.join(_names(provenance, other))} of {model}"
-    if behavior == _text(other.expression or other.behavior):
-        return f"{behavior} of {model} and {_text(other.model)}"
-    return f"{behavior} of {model} and {_label(other)}"
-
-
-def _names(provenance: "Provenance", other: "Provenance") -> tuple[str, str]:
-    """What tells two sets apart: their models, or else their behaviors."""
-    if provenance.model != other.model:
-        return _text(provenance.model), _text(other.model)
-    return _text(provenance.expression or provenance.behavior), _text(other.expression or other.behavior)
-
-
-def _text(value: str) -> str:
-    """Escaped for plotly's small HTML, which does not know `&quot;`."""
-    return escape(value, quote=False)

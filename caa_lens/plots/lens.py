@@ -1,19 +1,13 @@
 """Figures of the lenses, in the common `style`: tokens in cells, ranks by layer."""
 
-from html import escape
+from collections.abc import Mapping, Sequence
 from math import log10
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from caa_lens.plots.style import GREY, styled
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from caa_lens.interpretation.lens import LogitLens, WordRanks
-    from caa_lens.interpretation.residual_stream import ResidualLens
+from caa_lens.plots.style import GREY, escaped, styled
 
 READING_LABEL = {
     "direct": "score, direct (logits per unit of 1 / rms)",
@@ -28,14 +22,20 @@ PANEL = 390  # pixels a panel has in a page of 1000
 LETTER = 6.2  # pixels, about
 
 
-def token_heatmaps(lens: "LogitLens", k: int) -> go.Figure:
-    """The first `k` promoted and suppressed tokens side by side, layer x rank; white is a score of 0."""
-    frame = lens.frame[lens.frame["rank"] <= k]
+def token_heatmaps(frame: pd.DataFrame, k: int, *, vectors: str, reading: str) -> go.Figure:
+    """The first `k` promoted and suppressed tokens side by side, layer x rank; white is a score of 0.
+
+    Args:
+        frame: columns `layer, side, rank, token, score, probability`.
+        vectors: what they are called.
+        reading: "direct", "normed" or "in_context".
+    """
+    frame = frame[frame["rank"] <= k]
     k = int(frame["rank"].max())
     figure = make_subplots(
         cols=2, shared_yaxes=True, horizontal_spacing=0.02, subplot_titles=["promoted", "suppressed"]
     )
-    label = "mean change of probability" if lens.reading == "in_context" else "probability"
+    label = "mean change of probability" if reading == "in_context" else "probability"
     for col, side in enumerate(("promoted", "suppressed"), start=1):
         rows = frame[frame["side"] == side]
         figure.add_trace(
@@ -59,25 +59,32 @@ def token_heatmaps(lens: "LogitLens", k: int) -> go.Figure:
     reach = max(float(frame["score"].abs().max()), 1e-9)
     styled(
         figure,
-        title=f"{_expression(lens.vectors.expression, lens.vectors.behavior)}: the vector in tokens, by layer",
+        title=f"{escaped(vectors)}: the vector in tokens, by layer",
         x="rank (1 is the extreme)",
         y="layer (0-based block)",
         height=_height(frame["layer"].nunique()),
     )
-    return _two_panels(figure, {"colorscale": "RdBu", "cmin": -reach, "cmax": reach}, READING_LABEL[lens.reading])
+    return _two_panels(figure, {"colorscale": "RdBu", "cmin": -reach, "cmax": reach}, READING_LABEL[reading])
 
 
-def rank_curves(ranks: "WordRanks") -> go.Figure:
-    """Rank of each word by layer, most promoted on top."""
+def rank_curves(frame: pd.DataFrame, *, vectors: str, reading: str, d_vocab: int) -> go.Figure:
+    """Rank of each word by layer, most promoted on top.
+
+    Args:
+        frame: columns `layer, word, token, pieces, rank, score`.
+        vectors: what they are called.
+        reading: "direct", "normed" or "in_context".
+        d_vocab: the rank of the most suppressed token.
+    """
     figure = go.Figure()
-    for i, (word, rows) in enumerate(ranks.frame.groupby("word", sort=False)):
+    for i, (word, rows) in enumerate(frame.groupby("word", sort=False)):
         rows = rows.sort_values("layer")
         # A line between two layers that are not neighbours would tell of layers that were never read.
         gaps = rows["layer"].diff().gt(1).cumsum()
-        shown = escape(str(word), quote=False)
+        shown = escaped(str(word))
         n_pieces = int(rows["pieces"].iloc[0])
         if n_pieces > 1:
-            shown += f" (by {escape(rows['token'].iloc[0], quote=False)})"
+            shown += f" (by {escaped(rows['token'].iloc[0])})"
         style = {"color": LINES[i % len(LINES)], "dash": DASHES[i // len(LINES) % len(DASHES)], "width": 2}
         for j, (_, part) in enumerate(rows.groupby(gaps)):
             figure.add_scatter(
@@ -90,18 +97,17 @@ def rank_curves(ranks: "WordRanks") -> go.Figure:
                 mode="lines+markers",
                 line=style,
                 marker={"size": 6},
-                hovertemplate=f"{shown}<br>layer %{{x}}<br>rank %{{y}} of {ranks.d_vocab}"
+                hovertemplate=f"{shown}<br>layer %{{x}}<br>rank %{{y}} of {d_vocab}"
                 "<br>score %{customdata:.4g}<extra></extra>",
             )
     styled(
         figure,
-        title=f"{_expression(ranks.vectors.expression, ranks.vectors.behavior)}: rank of words by layer "
-        f"({ranks.reading})",
+        title=f"{escaped(vectors)}: rank of words by layer ({reading})",
         x="layer (0-based block)",
-        y=f"rank among {ranks.d_vocab} tokens (1 = most promoted)",
+        y=f"rank among {d_vocab} tokens (1 = most promoted)",
         height=460,
     )
-    middle = ranks.d_vocab / 2
+    middle = d_vocab / 2
     figure.add_hline(y=middle, line={"color": GREY, "dash": "dot", "width": 1})
     figure.add_annotation(
         text="middle of the vocabulary",
@@ -114,24 +120,35 @@ def rank_curves(ranks: "WordRanks") -> go.Figure:
         yanchor="bottom",
     )
     figure.update_layout(hovermode="closest", legend={"title": {"text": "word"}})
-    tens = [10**i for i in range(len(str(ranks.d_vocab))) if 10**i <= ranks.d_vocab]
+    tens = [10**i for i in range(len(str(d_vocab))) if 10**i <= d_vocab]
     figure.update_yaxes(
-        type="log", range=[log10(ranks.d_vocab) + 0.1, -0.1], tickvals=tens, ticktext=[f"{ten:,}" for ten in tens]
+        type="log", range=[log10(d_vocab) + 0.1, -0.1], tickvals=tens, ticktext=[f"{ten:,}" for ten in tens]
     )
     return figure
 
 
-def stream_heatmaps(lens: "ResidualLens") -> go.Figure:
-    """The lens' first choice at each layer and position, unsteered and steered."""
-    frame = lens.frame
-    runs = [False, True] if lens.vectors else [False]
+def residual_heatmaps(
+    frame: pd.DataFrame,
+    *,
+    settles_at: Mapping[str, int | None],
+    steered_layers: Sequence[int] = (),
+    steer_start: int | None = None,
+) -> go.Figure:
+    """The lens' first choice at each layer and position, unsteered and steered.
+
+    Args:
+        frame: columns `steered, layer, position, token_in, top_token, probability, unsteered_answer` and, if there is
+            a steered run, `steered_answer`.
+        settles_at: "unsteered" and, if there is such a run, "steered": the layer from which on its answer at the last
+            position is the lens' first choice, if any.
+        steered_layers, steer_start: from where on the steered run is steered.
+    """
+    runs = [False, True][: len(settles_at)]
     figure = make_subplots(
         cols=len(runs), shared_yaxes=True, horizontal_spacing=0.02, subplot_titles=["unsteered", "steered"][: len(runs)]
     )
     where = frame.drop_duplicates("position").sort_values("position")
-    ticks = [
-        f"{pos} {escape(token, quote=False)}" for pos, token in zip(where["position"], where["token_in"], strict=True)
-    ]
+    ticks = [f"{pos} {escaped(token)}" for pos, token in zip(where["position"], where["token_in"], strict=True)]
     for col, steered in enumerate(runs, start=1):
         rows = frame[frame["steered"] == steered]
         figure.add_trace(
@@ -154,33 +171,34 @@ def stream_heatmaps(lens: "ResidualLens") -> go.Figure:
         )
     styled(
         figure,
-        title=_stream_title(lens),
+        title=_residual_title(frame, settles_at),
         x="position and token read there",
         y="layer (0-based block)",
         height=_height(frame["layer"].nunique()) + 70,
     )
     figure.update_xaxes(tickvals=list(range(len(where))), ticktext=ticks, tickangle=-55)
-    if lens.vectors:
-        _mark_steering(figure, lens, list(where["position"]))
+    if steered_layers:
+        layers = sorted(set(frame["layer"]))
+        _mark_steering(figure, layers, list(where["position"]), min(steered_layers), steer_start or 0)
     return _two_panels(figure, {"colorscale": "Blues", "cmin": 0, "cmax": 1}, "probability of the token")
 
 
-def _stream_title(lens: "ResidualLens") -> str:
-    last = lens.frame[lens.frame["position"] == lens.frame["position"].max()]
+def _residual_title(frame: pd.DataFrame, settles_at: Mapping[str, int | None]) -> str:
+    last = frame[frame["position"] == frame["position"].max()]
     parts = []
-    for run, steered in [("unsteered", False), ("steered", True)][: 2 if lens.vectors else 1]:
-        settled = lens.settles_at(steered=steered)
-        answer = escape(last[f"{run}_answer"].iloc[0], quote=False)
+    for run, settled in settles_at.items():
+        answer = escaped(last[f"{run}_answer"].iloc[0])
         where = "not first at the layers read" if settled is None else f"first from layer {settled} on"
         parts.append(f"{run} answer {answer}: {where}")
     return "The stream in tokens<br><span style='font-size: 12px'>" + "; ".join(parts) + "</span>"
 
 
-def _mark_steering(figure: go.Figure, lens: "ResidualLens", positions: list[int]) -> None:
+def _mark_steering(
+    figure: go.Figure, layers: Sequence[int], positions: Sequence[int], from_layer: int, from_position: int
+) -> None:
     """A line around the steered part of the right panel: from the first steered layer up, and position on."""
-    layers = sorted(set(lens.frame["layer"]))
-    first_layer = sum(layer < min(lens.steered_layers) for layer in layers)
-    first_position = sum(position < (lens.steer_start or 0) for position in positions)
+    first_layer = sum(layer < from_layer for layer in layers)
+    first_position = sum(position < from_position for position in positions)
     if first_layer == len(layers) or first_position == len(positions):
         return
     figure.add_shape(
@@ -208,17 +226,17 @@ def _two_panels(figure: go.Figure, coloraxis: dict, label: str) -> go.Figure:
     return figure
 
 
-def _grid(rows: "pd.DataFrame", across: str, value: str) -> list[list]:
+def _grid(rows: pd.DataFrame, across: str, value: str) -> list[list]:
     """Values by layer (ascending) and another column, as plain lists."""
     return rows.pivot(index="layer", columns=across, values=value).to_numpy().tolist()
 
 
-def _escaped(rows: "pd.DataFrame", across: str, value: str) -> list[list[str]]:
+def _escaped(rows: pd.DataFrame, across: str, value: str) -> list[list[str]]:
     """Plotly reads HTML in texts, so that a token `<b>` would be bold and not seen."""
-    return [[escape(token, quote=False) for token in row] for row in _grid(rows, across, value)]
+    return [[escaped(token) for token in row] for row in _grid(rows, across, value)]
 
 
-def _short(rows: "pd.DataFrame", across: str, value: str) -> list[list[str]]:
+def _short(rows: pd.DataFrame, across: str, value: str) -> list[list[str]]:
     """Tokens cut to the width of a cell; the whole one is in the hover."""
     n_letters = max(3, int(PANEL / rows[across].nunique() / LETTER))
     cut = rows.assign(cut=[t if len(t) <= n_letters else t[: n_letters - 1] + "…" for t in rows[value]])
@@ -230,12 +248,8 @@ def _together(*tables: list[list]) -> list[list[tuple]]:
     return [list(zip(*rows, strict=True)) for rows in zip(*tables, strict=True)]
 
 
-def _layers(rows: "pd.DataFrame") -> list[str]:
+def _layers(rows: pd.DataFrame) -> list[str]:
     return [str(layer) for layer in sorted(set(rows["layer"]))]
-
-
-def _expression(expression: str, behavior: str) -> str:
-    return escape(expression or behavior, quote=False)
 
 
 def _height(n_layers: int) -> int:

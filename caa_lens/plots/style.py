@@ -3,13 +3,10 @@
 Backgrounds are transparent and text is mid-grey, so that figures read in light and dark notebooks alike.
 """
 
-from html import escape
-from typing import TYPE_CHECKING
+import html
 
+import pandas as pd
 import plotly.graph_objects as go
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 GREY = "#808080"
 BLUE = "#3b7dd8"
@@ -17,6 +14,11 @@ ORANGE = "#d9742b"
 GREEN = "#2f9e6e"
 FAINT_BLUE = "rgba(59, 125, 216, 0.2)"
 GRID = "rgba(128, 128, 128, 0.25)"
+
+
+def escaped(text: str) -> str:
+    """Plotly reads a few tags and `&amp;`, `&lt;`, `&gt;` in its labels, but no `&quot;`."""
+    return html.escape(text, quote=False)
 
 
 def styled(figure: go.Figure, *, title: str, x: str, y: str, height: int = 420) -> go.Figure:
@@ -35,13 +37,13 @@ def styled(figure: go.Figure, *, title: str, x: str, y: str, height: int = 420) 
 
 
 def framed_heatmap(
-    table: "pd.DataFrame",
+    table: pd.DataFrame,
     *,
     limit: float | int | None,
     bar: str,
     hover: str,
-    low: "pd.DataFrame | None" = None,
-    high: "pd.DataFrame | None" = None,
+    low: pd.DataFrame | None = None,
+    high: pd.DataFrame | None = None,
     written: str | None = None,
 ) -> go.Figure:
     """Cells from -limit to limit, white at 0; the cells of a name with itself are framed.
@@ -52,7 +54,7 @@ def framed_heatmap(
         low, high: ends of the intervals, as `%{customdata}` for the hover text.
         written: d3 format of the numbers written into the cells; by default none are.
     """
-    rows, columns = ([escape(str(name), quote=False) for name in axis] for axis in (table.index, table.columns))
+    rows, columns = ([escaped(str(name)) for name in axis] for axis in (table.index, table.columns))
     intervals = None
     if low is not None and high is not None:
         ends = zip(low.to_numpy(), high.to_numpy(), strict=True)
@@ -87,7 +89,7 @@ def interval_text(low: float, high: float) -> str:
 
 
 def banded_curve(
-    frame: "pd.DataFrame", x: str, *, colour: str, name: str, hover: str, dash: str = "solid"
+    frame: pd.DataFrame, x: str, *, colour: str, name: str, hover: str, dash: str = "solid"
 ) -> list[go.Scatter]:
     """Column `mean` against column `x` with the band from `low` to `high`; `%{customdata}` holds both ends."""
     band = go.Scatter(

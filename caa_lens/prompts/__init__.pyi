@@ -1,9 +1,9 @@
-from .batches import PromptBatch as PromptBatch
-from .batches import left_pad as left_pad
 from .formats import Prompt as Prompt
 from .formats import PromptFormat as PromptFormat
-from .formats import explain as explain
 from .formats import resolve_format as resolve_format
+from .formats import explain as explain
+from .batches import PromptBatch as PromptBatch
+from .batches import left_pad as left_pad
 from .users_words import GuessedFormatWarning as GuessedFormatWarning
 from .users_words import SpecialTokenWarning as SpecialTokenWarning
 from .users_words import StrippedQuestionWarning as StrippedQuestionWarning

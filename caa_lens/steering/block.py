@@ -44,7 +44,8 @@ def steer(
     thread's: runs of other threads are steered too, but they cannot open a block of their own on the same model.
 
     Args:
-        vectors: vectors, `(vector, multiplier)` pairs or `Intervention`s, of any layers.
+        vectors: vectors, `(vector, multiplier)` pairs or `Intervention`s, of any layers. What an intervention itself
+            says (multiplier, start, positions) comes before what is said here.
         prompt: what will be run; steering starts at its instruction's last token, so every prompt takes a block of its
             own. A string is put into the model's own prompt format: run the tokens of that, since
             `model.to_tokens(string)` is shorter and ends before steering starts. Several prompts mean a left-padded
@@ -131,12 +132,13 @@ class SteeredBlock:
         self.model = model
         self.interventions = tuple(interventions)
         self.prompts = prompts
+        self._edits = [one.edit() for one in interventions]
         self._open: list[OpenBlock] = []  # one of each time that it is open
         self._entered = False
 
     def __enter__(self) -> Any:
         self._entered = True
-        self._open.append(OpenBlock(self.model, [one.edit() for one in self.interventions], self.prompts))
+        self._open.append(OpenBlock(self.model, self._edits, self.prompts))
         return self.model
 
     def __exit__(self, *error: Any) -> None:

@@ -1,10 +1,10 @@
-from .grids import PromptSetting as PromptSetting
-from .grids import TransferGrid as TransferGrid
+from .layers import transfer_layers as transfer_layers
+from .layers import LayerTransfer as LayerTransfer
 from .grids import transfer_behaviors as transfer_behaviors
 from .grids import transfer_prompts as transfer_prompts
-from .layers import LayerTransfer as LayerTransfer
-from .layers import transfer_layers as transfer_layers
-from .models import ModelTransfer as ModelTransfer
+from .grids import PromptSetting as PromptSetting
+from .grids import TransferGrid as TransferGrid
 from .models import transfer_models as transfer_models
-from .residual_map import ResidualMap as ResidualMap
+from .models import ModelTransfer as ModelTransfer
 from .residual_map import fit_residual_map as fit_residual_map
+from .residual_map import ResidualMap as ResidualMap

@@ -11,27 +11,28 @@ differ, as one letter is not a sentence.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
 
 from caa_lens.arguments import as_multiplier, check_count, describe
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
-from caa_lens.interpretation.cosine_maps import behavior_cosines
+from caa_lens.interpretation.vector_cosines import cosines
 from caa_lens.measures.answers import score
-from caa_lens.measures.intervals import mean_with_interval
 from caa_lens.measures.training_pairs import warn_of_training_pairs
 from caa_lens.models.check import check_layers, check_model
+from caa_lens.plots.transfers import grid_by_cosine, grid_heatmap
 from caa_lens.prompts.formats import PromptFormat, resolve_format
-from caa_lens.provenance import Provenance
+from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention
+from caa_lens.transfers.effects import effect_summary, effect_table
 from caa_lens.vectors.checks import check_vector_set
 from caa_lens.vectors.extraction import extract
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
-if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
+SHARED = ("model", "dtype")  # the settings of a score that every test set of a grid has alike
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,58 +44,43 @@ class PromptSetting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TransferGrid:
+class TransferGrid(Result):
     """A finished grid.
 
     Attributes:
-        frame: columns `source, target, question, margin, effect`: the vector's name, the test set's, its question, the
-            steered margin, and the change per unit of multiplier.
-        unsteered: mean margin without steering, by target.
-        cosines: columns `source, target, cosine` of the vectors of that name.
+        frame: columns `source, target, question, margin, effect, cosine`: the vector's name, the test set's, its
+            question, the steered margin, the change per unit of multiplier, and the cosine of the source's vector with
+            the target's, NaN where no vector has the test set's name.
+        settings: those that all test sets share, the multiplier among them.
+        provenance: of the vectors, by source.
         layer: the 0-based block at which all vectors were added.
-        vectors: provenance by source.
-        settings: what else the numbers depend on, by target.
+        unsteered: mean margin without steering, by target.
+        tests: the other settings, by target: the test set and its hash, how its questions were put.
     """
 
-    frame: "pd.DataFrame"
-    unsteered: Mapping[str, float]
-    cosines: "pd.DataFrame"
     layer: int
-    vectors: Mapping[str, Provenance]
-    settings: Mapping[str, dict[str, str]] = field(default_factory=dict)
+    unsteered: Mapping[str, float]
+    tests: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
-    def matrix(self) -> "pd.DataFrame":
+    def table(self) -> pd.DataFrame:
         """Mean effect over questions: one row a vector, one column a test set, in the order they were given."""
-        table = self.frame.pivot_table(index="source", columns="target", values="effect", aggfunc="mean")
-        return table.loc[list(self.vectors), list(self.unsteered)]
+        return effect_table(self.frame).loc[list(self.provenance), list(self.unsteered)]
 
-    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
+    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> pd.DataFrame:
         """Mean effect with its 95 % bootstrap interval over questions: `source, target, mean, low, high, cosine`."""
-        import pandas as pd
+        by_test = self.frame.groupby("target", sort=False)  # test sets may differ in size
+        return pd.concat([effect_summary(rows, n_resamples, seed) for _, rows in by_test], ignore_index=True)
 
-        columns = [
-            mean_with_interval(rows, ["source", "target"], "effect", n_resamples=n_resamples, seed=seed)
-            for _, rows in self.frame.groupby("target", sort=False)  # test sets may differ in size
-        ]
-        return pd.concat(columns, ignore_index=True).merge(self.cosines, on=["source", "target"], how="left")
-
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """Heat map with the effects written in; a vector on its own test set is framed; intervals on hover."""
-        from caa_lens.plots.transfers import grid_heatmap  # plotly takes a second to import
+        return grid_heatmap(self.summary(), self.table(), layer=self.layer, unsteered=self.unsteered)
 
-        return grid_heatmap(self)
-
-    def plot_cosine(self) -> "go.Figure":
+    def plot_cosine(self) -> go.Figure:
         """Effect against the cosine of the two vectors, one point a cell off the diagonal."""
-        from caa_lens.plots.transfers import grid_by_cosine
-
-        return grid_by_cosine(self)
+        return grid_by_cosine(self.summary(), layer=self.layer)
 
     def __repr__(self) -> str:
-        return f"TransferGrid(layer={self.layer}, effect in nats per token)\n{self.matrix().round(3).to_string()}"
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
-        return self.plot()._repr_mimebundle_(include, exclude)
+        return f"TransferGrid(layer={self.layer}, effect in nats per token)\n{self.table().round(3).to_string()}"
 
 
 def transfer_behaviors(
@@ -189,17 +175,17 @@ def _grid(
     max_tokens: int | None,
     progress: bool,
 ) -> TransferGrid:
-    import pandas as pd
-
     check_model(model)
     multiplier = as_multiplier(multiplier)
     for test, _ in columns.values():
         check_contrast_set(test)
     if not columns:
         raise ValueError("no test sets given: expected at least one by name")
-    cosines = behavior_cosines(vectors, layer).frame  # refuses what has no vector of the layer
+    alike = cosines(vectors, layer=layer).summary()  # refuses what has no vector of the layer
+    no_cosine = pd.Series(np.nan, index=alike.index)
     conditions = [(Intervention(vector=each[layer], multiplier=multiplier),) for each in vectors.values()]
-    frames, unsteered, settings = [], {}, {}
+    frames, unsteered, tests = [], {}, {}
+    settings = {"multiplier": f"{multiplier:g}"}
     for name, (test, how) in columns.items():
         scores = score(
             model,
@@ -219,17 +205,18 @@ def _grid(
                     "question": np.tile(np.arange(len(test)), len(vectors)),
                     "margin": margins[:, 1:].T.flatten(),
                     "effect": ((margins[:, 1:] - margins[:, :1]) / (multiplier or 1)).T.flatten(),
+                    "cosine": np.repeat(alike.get(name, no_cosine).to_numpy(), len(test)),
                 }
             )
         )
         unsteered[name] = float(margins[:, 0].mean())
-        settings[name] = {**scores.settings, "multiplier": f"{multiplier:g}"}
-    names = {"behavior": "source", "other_behavior": "target"}
+        settings |= {key: scores.settings[key] for key in SHARED}
+        tests[name] = {key: value for key, value in scores.settings.items() if key not in SHARED}
     return TransferGrid(
         frame=pd.concat(frames, ignore_index=True),
-        unsteered=unsteered,
-        cosines=cosines.rename(columns=names)[["source", "target", "cosine"]],
-        layer=layer,
-        vectors={name: each.provenance for name, each in vectors.items()},
         settings=settings,
+        provenance={name: each.provenance for name, each in vectors.items()},
+        layer=layer,
+        unsteered=unsteered,
+        tests=tests,
     )

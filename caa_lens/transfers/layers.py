@@ -12,100 +12,90 @@ Norms grow with depth, so an early vector at a late layer is a small push. `size
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
 
 from caa_lens.arguments import as_float, as_multiplier
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine.pair_reading import pair_activations
-from caa_lens.interpretation.cosine_maps import cosine_map
-from caa_lens.measures.answers import Scores, score
+from caa_lens.interpretation.vector_cosines import cosines
+from caa_lens.measures.answers import METRIC_LABEL, score
 from caa_lens.measures.intervals import mean_with_interval
 from caa_lens.measures.training_pairs import warn_of_training_pairs
 from caa_lens.models.check import check_layers, check_model
+from caa_lens.plots.transfers import decay_curves, layer_heatmap, layers_by_cosine
 from caa_lens.prompts.formats import PromptFormat
-from caa_lens.provenance import Provenance
+from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention
+from caa_lens.transfers.effects import check_measure, effect_summary, effect_table, measured
 from caa_lens.vectors.checks import check_vector_set
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
 
 SIZES = ("keep", "target")
 UNITS = ("multiplier", "norm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LayerTransfer:
+class LayerTransfer(Result):
     """A finished matrix.
 
     Attributes:
-        frame: columns `behavior, source, target, norm, question, score, effect`; `norm` is of the vector that was added
-            at multiplier 1, `effect` is (score - unsteered score of the question) / multiplier, in the metric's units,
-            and if so asked for divided by `norm` too. With multiplier 0 it is the plain difference.
-        cosines: `layer, other_layer, cosine` of the same vectors.
+        frame: columns `behavior, source, target, norm, question, score, effect, cosine`; `norm` is of the vector that
+            was added at multiplier 1, `effect` is (score - unsteered score of the question) / multiplier, in the
+            metric's units, and if so asked for divided by `norm` too. With multiplier 0 it is the plain difference.
+            `cosine` is that of the source layer's vector with the target layer's own; NaN where there is none.
+        settings: the multiplier and the size rule among them.
+        provenance: of the `vectors`.
         metric: "p_matching" or "margin".
         unsteered: mean score without steering.
-        vectors: provenance of the vectors.
-        settings: what else the numbers depend on, the multiplier and the size rule among it.
     """
 
-    frame: "pd.DataFrame"
-    cosines: "pd.DataFrame"
     metric: str
     unsteered: float
-    vectors: Provenance
-    settings: dict[str, str] = field(default_factory=dict)
 
-    def matrix(self) -> "pd.DataFrame":
+    def table(self) -> pd.DataFrame:
         """Mean effect over questions: one row a source layer, one column a target layer."""
-        return self.frame.pivot_table(index="source", columns="target", values="effect", aggfunc="mean")
+        return effect_table(self.frame)
 
-    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
+    def summary(self, n_resamples: int = 2000, seed: int | None = 0) -> pd.DataFrame:
         """Mean effect with its 95 % bootstrap interval over questions: `source, target, mean, low, high, cosine`."""
-        cells = mean_with_interval(self.frame, ["source", "target"], "effect", n_resamples=n_resamples, seed=seed)
-        cosines = self.cosines.rename(columns={"layer": "source", "other_layer": "target"})
-        return cells.merge(cosines, on=["source", "target"], how="left")
+        return effect_summary(self.frame, n_resamples, seed)
 
-    def best_targets(self) -> "pd.DataFrame":
+    def best_targets(self) -> pd.DataFrame:
         """For each source layer the target with the largest mean effect: `source, target, effect, own_effect`."""
-        import pandas as pd
-
-        matrix = self.matrix()
-        own = [matrix.loc[layer, layer] if layer in matrix.columns else np.nan for layer in matrix.index]
+        table = self.table()
+        own = [table.loc[layer, layer] if layer in table.columns else np.nan for layer in table.index]
         return pd.DataFrame(
             {
-                "source": matrix.index,
-                "target": matrix.idxmax(axis=1).to_numpy(),
-                "effect": matrix.max(axis=1).to_numpy(),
+                "source": table.index,
+                "target": table.idxmax(axis=1).to_numpy(),
+                "effect": table.max(axis=1).to_numpy(),
                 "own_effect": own,
             }
         )
 
-    def reach(self) -> "pd.DataFrame":
+    def reach(self) -> pd.DataFrame:
         """How far a vector carries: `source, up, down`, the distance at which its effect first falls to half its own.
 
         In layers, upwards and downwards; NaN where it never does, or where the effect at its own layer is not positive.
         """
-        import pandas as pd
-
-        matrix = self.matrix()
+        table = self.table()
         rows = []
-        for source in matrix.index:
-            if source not in matrix.columns:
+        for source in table.index:
+            if source not in table.columns:
                 continue
-            own = matrix.loc[source, source]
-            halved = [target for target in matrix.columns if own > 0 and matrix.loc[source, target] <= own / 2]
+            own = table.loc[source, source]
+            halved = [target for target in table.columns if own > 0 and table.loc[source, target] <= own / 2]
             up = min((target - source for target in halved if target > source), default=np.nan)
             down = min((source - target for target in halved if target < source), default=np.nan)
             rows.append({"source": source, "up": up, "down": down})
         return pd.DataFrame(rows, columns=["source", "up", "down"])
 
-    def decay(self, n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
+    def decay(self, n_resamples: int = 2000, seed: int | None = 0) -> pd.DataFrame:
         """Mean effect by distance: `distance, mean, low, high, n_sources`, `distance` = target - source in layers.
 
         The mean is over the sources that have a target at the distance, so the far ends speak of few layers.
@@ -122,34 +112,35 @@ class LayerTransfer:
         off = cells[cells["source"] != cells["target"]]
         return float(np.corrcoef(off["cosine"], off["mean"])[0, 1])
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """Heat map of the matrix with the diagonal framed; intervals on hover."""
-        from caa_lens.plots.transfers import transfer_heatmap  # plotly takes a second to import
+        return layer_heatmap(
+            self.summary(), self.table(), label=METRIC_LABEL[self.metric], unsteered=self.unsteered, **self._words
+        )
 
-        return transfer_heatmap(self)
-
-    def plot_decay(self) -> "go.Figure":
+    def plot_decay(self) -> go.Figure:
         """Effect against distance: every source layer's curve, and their mean with its interval."""
-        from caa_lens.plots.transfers import decay_curves
+        return decay_curves(self.summary(), self.decay(), unsteered=self.unsteered, **self._words)
 
-        return decay_curves(self)
-
-    def plot_cosine(self) -> "go.Figure":
+    def plot_cosine(self) -> go.Figure:
         """Effect against cosine, one point a cell."""
-        from caa_lens.plots.transfers import effect_by_cosine
+        return layers_by_cosine(self.summary(), correlation=self.cosine_correlation(), **self._words)
 
-        return effect_by_cosine(self)
+    @property
+    def _words(self) -> dict[str, str]:
+        """What every figure says."""
+        return {
+            "behavior": self.provenance["vectors"].behavior,
+            "unit": self.settings.get("per", "multiplier"),
+        }
 
     def __repr__(self) -> str:
-        rows, columns = self.matrix().shape
+        rows, columns = self.table().shape
         return (
-            f"LayerTransfer({self.vectors.behavior}, {self.metric}, {rows} source x {columns} target layers, "
+            f"LayerTransfer({self._words['behavior']}, {self.metric}, {rows} source x {columns} target layers, "
             f"{self.frame['question'].nunique()} questions, size {self.settings.get('size', '?')!r}, "
             f"unsteered {self.unsteered:.3f})"
         )
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
-        return self.plot()._repr_mimebundle_(include, exclude)
 
 
 def transfer_layers(
@@ -182,8 +173,6 @@ def transfer_layers(
         ValueError: for an unknown size, unit or measure, a layer out of range, or "target" at a layer that has no
             vector.
     """
-    import pandas as pd
-
     check_model(model)
     check_contrast_set(test)
     check_vector_set(vectors)
@@ -199,7 +188,7 @@ def transfer_layers(
         raise ValueError(f"effects per {per!r} are not understood: expected one of {', '.join(UNITS)}")
     targets = check_layers(model, vectors.layers if targets is None else targets)
     check_layers(model, vectors.layers)
-    cosines = cosine_map(vectors).frame  # refuses vectors without a direction
+    alike = cosines(vectors).summary()  # refuses vectors without a direction
     norms = _wanted_norms(model, test, vectors, targets, size, prompt_format, system, progress)
     cells = [(source, target) for source in vectors.layers for target in targets]
     added = [_moved(vectors[source], target, norms) for source, target in cells]
@@ -225,30 +214,16 @@ def transfer_layers(
             "question": np.tile(np.arange(n_pairs), len(cells)),
             "score": values[:, 1:].T.flatten(),
             "effect": ((values[:, 1:] - values[:, :1]) / unit).T.flatten(),
+            "cosine": np.repeat(alike.reindex(columns=targets).to_numpy(), n_pairs),
         }
     )
     return LayerTransfer(
         frame=frame,
-        cosines=cosines,
+        settings={**scores.settings, "multiplier": f"{multiplier:g}", "size": str(size), "per": per},
+        provenance={"vectors": vectors.provenance},
         metric=metric,
         unsteered=float(values[:, 0].mean()),
-        vectors=vectors.provenance,
-        settings={**scores.settings, "multiplier": f"{multiplier:g}", "size": str(size), "per": per},
     )
-
-
-def check_measure(test: ContrastSet, measure: str | None) -> None:
-    """Raises `ValueError` for a measure that the test set's answers do not have."""
-    have = ["p_matching", "margin"] if test.kind == "ab" else ["margin"]
-    if measure is not None and measure not in have:
-        raise ValueError(f"measure {measure!r} is not to be had of this test set: expected {' or '.join(have)}")
-
-
-def measured(scores: Scores, measure: str | None) -> tuple[str, np.ndarray]:
-    """Name and values `[pair condition]` of the asked-for measure; the scores' own metric by default."""
-    if measure is None or measure == scores.metric:
-        return scores.metric, scores.values.numpy()
-    return "margin", (scores.positive - scores.negative).numpy()
 
 
 def _wanted_norms(

@@ -14,78 +14,90 @@ Vectors of a model of another width, or of another training run, stand in anothe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
 
 from caa_lens.arguments import check_list
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
-from caa_lens.interpretation.cosine_maps import ModelCosines, model_cosines
-from caa_lens.measures.answers import score
+from caa_lens.interpretation.vector_cosines import Cosines, cosines
+from caa_lens.measures.answers import METRIC_LABEL, score
 from caa_lens.measures.intervals import mean_with_interval
 from caa_lens.measures.training_pairs import warn_of_training_pairs
 from caa_lens.models.check import check_layers, check_model
+from caa_lens.plots.transfers import model_effects
 from caa_lens.prompts.formats import PromptFormat
+from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention
-from caa_lens.transfers.layers import check_measure, measured
+from caa_lens.transfers.effects import check_measure, measured
 from caa_lens.vectors.checks import check_vector_set
 from caa_lens.vectors.steering_vectors import SteeringVectors
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
 
 SIZES = ("keep", "own")
 ORIGINS = ("own", "foreign")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ModelTransfer:
+class ModelTransfer(Result):
     """Effects of a model's own vectors and of foreign ones, layer by layer.
 
     Attributes:
-        frame: columns `behavior, vectors, layer, multiplier, question, score, effect`; `vectors` is "own" or "foreign",
-            `effect` is (score - unsteered score of the question) / multiplier, in the metric's units.
-        cosines: cosine of own and foreign vector of the same layer.
+        frame: columns `behavior, vectors, layer, multiplier, question, score, effect, cosine`; `vectors` is "own" or
+            "foreign", `effect` is (score - unsteered score of the question) / multiplier, in the metric's units,
+            `cosine` is that of the own and the foreign vector of the layer.
+        settings: the size rule among them.
+        provenance: of the vectors, "own" and "foreign".
         metric: "p_matching" or "margin".
         unsteered: mean score without steering.
-        settings: what else the numbers depend on.
+        d_model: the vectors' width, which says what cosines chance gives.
     """
 
-    frame: "pd.DataFrame"
-    cosines: ModelCosines
     metric: str
     unsteered: float
-    settings: dict[str, str] = field(default_factory=dict)
+    d_model: int
 
-    def summary(self, value: str = "effect", n_resamples: int = 2000, seed: int | None = 0) -> "pd.DataFrame":
+    def table(self) -> pd.DataFrame:
+        """Mean effect over questions: one row a layer, one column the vectors' origin and the multiplier."""
+        return self.summary(n_resamples=0).pivot(index="layer", columns=["vectors", "multiplier"], values="mean")
+
+    def summary(self, value: str = "effect", n_resamples: int = 2000, seed: int | None = 0) -> pd.DataFrame:
         """Mean of `effect` or `score` with its 95 % interval: `vectors, layer, multiplier, mean, low, high`."""
         if not isinstance(value, str) or value not in ("effect", "score"):
             raise ValueError(f"got value={value!r}, expected 'effect' or 'score'")
         cells = ["vectors", "layer", "multiplier"]
         return mean_with_interval(self.frame, cells, value, n_resamples=n_resamples, seed=seed)
 
-    def plot(self) -> "go.Figure":
+    def cosines(self) -> Cosines:
+        """Cosine of the own and the foreign vector, by layer."""
+        by_layer = self.frame[["layer", "cosine"]].drop_duplicates("layer", ignore_index=True)
+        both = {"vectors": self.provenance["own"], "other": self.provenance["foreign"]}
+        return Cosines(frame=by_layer, d_model=self.d_model, provenance=both)
+
+    def plot(self) -> go.Figure:
         """Score by layer at every multiplier, own and foreign vectors, with intervals; as the paper's Figure 10."""
-        from caa_lens.plots.transfers import model_effects  # plotly takes a second to import
+        return model_effects(
+            self.summary("score"),
+            behavior=self.provenance["own"].behavior,
+            own=self.provenance["own"].model,
+            foreign=self.provenance["foreign"].model,
+            label=METRIC_LABEL[self.metric],
+            unsteered=self.unsteered,
+        )
 
-        return model_effects(self)
-
-    def plot_cosine(self) -> "go.Figure":
+    def plot_cosine(self) -> go.Figure:
         """Cosine by layer, as the paper's Figure 9."""
-        return self.cosines.plot()
+        return self.cosines().plot()
 
     def __repr__(self) -> str:
         means = self.summary(n_resamples=0).groupby("vectors")["mean"].mean()
         effects = ", ".join(f"{origin} {means[origin]:.4f}" for origin in ORIGINS)
         return (
-            f"ModelTransfer({self.cosines.vectors[1].model} in {self.cosines.vectors[0].model}, {self.metric}, "
+            f"ModelTransfer({self.provenance['foreign'].model} in {self.provenance['own'].model}, {self.metric}, "
             f"{self.frame['layer'].nunique()} layers, mean effect {effects})"
         )
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
-        return self.plot()._repr_mimebundle_(include, exclude)
 
 
 def transfer_models(
@@ -119,8 +131,6 @@ def transfer_models(
     Warns:
         TrainingPairsWarning: if either vectors were extracted from some of the pairs.
     """
-    import pandas as pd
-
     check_model(model)
     check_contrast_set(test)
     check_vector_set(own)
@@ -139,7 +149,7 @@ def transfer_models(
     if not multipliers:
         raise ValueError("no multipliers given: expected at least one number")
     layers = check_layers(model, [x for x in own.layers if x in foreign] if layers is None else layers)
-    cosines = model_cosines(own.at(layers), foreign.at(layers))
+    alike = cosines(own.at(layers), foreign.at(layers), same_layer=True).frame.set_index("layer")["cosine"]
     vectors = {"own": own, "foreign": foreign}
     cells = [(origin, layer, m) for origin in ORIGINS for layer in layers for m in multipliers]
     conditions = []
@@ -168,12 +178,14 @@ def transfer_models(
             "question": np.tile(np.arange(n_pairs), len(cells)),
             "score": values[:, 1:].T.flatten(),
             "effect": ((values[:, 1:] - values[:, :1]) / unit).T.flatten(),
+            "cosine": np.repeat([alike[layer] for _, layer, _ in cells], n_pairs),
         }
     )
     return ModelTransfer(
         frame=frame,
-        cosines=cosines,
+        settings={**scores.settings, "size": size},
+        provenance={"own": own.provenance, "foreign": foreign.provenance},
         metric=metric,
         unsteered=float(values[:, 0].mean()),
-        settings={**scores.settings, "size": size},
+        d_model=own.d_model,
     )

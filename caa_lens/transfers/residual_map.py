@@ -14,9 +14,11 @@ inside the other pairs; both sides of a pair are always on the same side of ever
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -24,37 +26,33 @@ from tqdm.auto import tqdm
 
 from caa_lens.arguments import as_float, as_seed, check_list, describe
 from caa_lens.engine.pair_reading import PairActivations
+from caa_lens.plots.transfers import map_quality
 from caa_lens.provenance import Provenance, one_model
+from caa_lens.results import Result
 from caa_lens.vectors.checks import check_vector_set
 from caa_lens.vectors.steering_vectors import SteeringVectors
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
 
 PENALTIES = tuple(float(penalty) for penalty in 10.0 ** np.arange(0, 7))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ResidualMap:
+class ResidualMap(Result):
     """A fitted map.
 
     Attributes:
-        weights: W of every target layer, float32 on the CPU.
-        layers: the target model's 0-based blocks, ascending.
-        source_layers: the source model's block for each of them.
         frame: columns `layer, source_layer, r2, r2_weighted, penalty, n_fit, n_held_out`. `r2` is the mean over the
             target's dimensions of the held-out R^2; `r2_weighted` weighs them by variance, so that the few huge
             dimensions of a residual stream decide it.
-        source, target: what the activations were read from.
+        settings: how the pairs were held out, and the candidates for the penalty.
+        provenance: what the activations were read from, "source" and "target".
+        weights: W of every target layer, float32 on the CPU.
+        layers: the target model's 0-based blocks, ascending.
+        source_layers: the source model's block for each of them.
     """
 
     weights: Float[Tensor, "layer d_source d_target"]
     layers: tuple[int, ...]
     source_layers: tuple[int, ...]
-    frame: "pd.DataFrame"
-    source: Provenance
-    target: Provenance
 
     def carry(self, vectors: SteeringVectors) -> SteeringVectors:
         """The source model's vectors in the target model: v W at every target layer.
@@ -63,10 +61,11 @@ class ResidualMap:
             ValueError: if the vectors are not of the map's source model or width, or lack a source layer.
         """
         check_vector_set(vectors)
-        if one_model((vectors.provenance.model, self.source.model)) is None or vectors.d_model != self.weights.shape[1]:
+        source, target = self.provenance["source"], self.provenance["target"]
+        if one_model((vectors.provenance.model, source.model)) is None or vectors.d_model != self.weights.shape[1]:
             raise ValueError(
                 f"vectors of {vectors.provenance.model} with d_model={vectors.d_model}, but the map leads from "
-                f"{self.source.model} with d_model={self.weights.shape[1]}: extract them from that model"
+                f"{source.model} with d_model={self.weights.shape[1]}: extract them from that model"
             )
         missing = sorted(set(self.source_layers) - set(vectors.layers))
         if missing:
@@ -78,22 +77,25 @@ class ResidualMap:
             layers=self.layers,
             provenance=replace(
                 p,
-                model=self.target.model,
+                model=target.model,
                 expression=f"map({p.expression or p.behavior})",
-                details={**p.details, "mapped_from": p.model, "map_fitted_on": self.source.behavior},
+                details={**p.details, "mapped_from": p.model, "map_fitted_on": source.behavior},
             ),
         )
 
-    def plot(self) -> "go.Figure":
-        """Held-out R^2 by layer."""
-        from caa_lens.plots.transfers import map_quality  # plotly takes a second to import
+    def summary(self) -> pd.DataFrame:
+        """How far to trust it: `layer, source_layer, r2, r2_weighted`."""
+        return self.frame[["layer", "source_layer", "r2", "r2_weighted"]]
 
-        return map_quality(self)
+    def plot(self) -> go.Figure:
+        """Held-out R^2 by layer."""
+        return map_quality(self.frame, source=self.provenance["source"].model, target=self.provenance["target"].model)
 
     def __repr__(self) -> str:
         r2, (_, d_source, d_target) = self.frame["r2"], self.weights.shape
+        between = f"{self.provenance['source'].model} -> {self.provenance['target'].model}"
         return (
-            f"ResidualMap({self.source.model} -> {self.target.model}, {len(self.layers)} layers, "
+            f"ResidualMap({between}, {len(self.layers)} layers, "
             f"d_model {d_source} -> {d_target}, held-out R^2 {r2.min():.2f} to {r2.max():.2f})"
         )
 
@@ -120,8 +122,6 @@ def fit_residual_map(
     Raises:
         ValueError: if the two were not read on the same pairs, are too few, or do not tell their model's depth.
     """
-    import pandas as pd
-
     sources, targets = _as_list(source), _as_list(target)
     _check_same_pairs(sources, targets)
     seed = as_seed(seed)
@@ -150,12 +150,12 @@ def fit_residual_map(
             {"layer": layer, "source_layer": source_layer, **about, "n_fit": len(fit), "n_held_out": n_held_out}
         )
     return ResidualMap(
+        frame=pd.DataFrame(rows),
+        settings={"held_out": str(held_out), "penalties": ", ".join(map(str, penalties)), "seed": str(seed)},
+        provenance={"source": _together(sources), "target": _together(targets)},
         weights=torch.stack(weights),
         layers=layers,
         source_layers=source_layers,
-        frame=pd.DataFrame(rows),
-        source=_together(sources),
-        target=_together(targets),
     )
 
 

@@ -105,7 +105,7 @@ def extract(
     Raises:
         ValueError: for an empty set, a layer out of range, a pair longer than the context, or activations that are not
             finite (half precision can overflow: load the model in bfloat16 or float32); an estimator's direction that
-            has another shape, or is not finite.
+            has another shape, or is not finite; an estimator's name that is unknown.
         TypeError: for an estimator that returns no numbers.
 
     Warns:

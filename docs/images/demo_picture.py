@@ -11,11 +11,9 @@ import json
 import sys
 from pathlib import Path
 
-import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from caa_lens.measures.sweeps import Sweep
-from caa_lens.vectors.steering_vectors import SteeringVectors
 
 PROMPT = "Write a few sentences about a rainy afternoon."
 
@@ -33,8 +31,7 @@ SHADES = {"-2": "#f6cfc6", "-1": "#fae5df", "+0": "#f2f3f5", "+1": "#dfeaf8", "+
 
 def main() -> None:
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-    vectors = SteeringVectors.load(folder / "vectors.safetensors")
-    sweep = Sweep(frame=pd.read_parquet(folder / "sweep.parquet"), metric="margin", vectors=vectors.provenance)
+    sweep = Sweep.load(folder / "sweep.parquet")
     texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))[PROMPT]
     rows = "".join(
         f"<dt>{'unsteered' if m == '+0' else m}</dt><dd style='background:{SHADES[m]}'>{html.escape(text)} …</dd>"

@@ -26,7 +26,7 @@ def main() -> None:
     for size in ("keep", "target"):
         result = cl.transfer_layers(model, test.sample(N_TEST, seed=0), vectors, size=size)
         print(f"\n{result!r}\ncorrelation of cosine with effect: {result.cosine_correlation():.2f}")
-        print(result.matrix().round(2).to_string())
+        print(result.table().round(2).to_string())
         print(result.best_targets().merge(result.reach(), on="source").round(3).to_string(index=False))
         result.plot().write_html(OUT / f"{size}.html")
     print(f"\nfigures in {OUT}")

@@ -44,7 +44,7 @@ def main() -> None:
     print(f"\n{residual_map!r}\n{residual_map.frame.round(3).to_string(index=False)}")
     for name, foreign in {"as_they_are": old, "mapped": residual_map.carry(old)}.items():
         result = cl.transfer_models(model, test, own, foreign)
-        print(f"\n{name}: {result!r}\n{result.cosines.frame.round(3).T.to_string()}")
+        print(f"\n{name}: {result!r}\n{result.cosines().frame.round(3).T.to_string()}")
         table = result.summary().pivot(index="layer", columns=["vectors", "multiplier"], values=["mean", "low", "high"])
         print(table.round(3).to_string())
         result.plot().write_html(OUT / f"{name}.html")

@@ -66,12 +66,12 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
 
     figures, found, rows = [], [], []
     for unit, frame in frames.items():
-        about = Provenance(**frame.attrs["activations"])
+        about = {"activations": Provenance(**frame.attrs["activations"])}
         if unit["what"] == "pca":
-            figures.append(PairPCA(frame=frame, activations=about).plot())
+            figures.append(PairPCA(frame=frame, provenance=about).plot())
             continue
         emergence, chance = frame.attrs["emergence"], frame.attrs["chance"]
-        figures.append(PairSeparability(frame=frame, emergence=emergence, chance=chance, activations=about).plot())
+        figures.append(PairSeparability(frame=frame, emergence=emergence, chance=chance, provenance=about).plot())
         best = frame.loc[frame["accuracy"].idxmax()]
         deepest = max(1, frame.attrs["n_layers"] - 1)
         where = "at no layer" if emergence is None else f"at layer {emergence} ({emergence / deepest:.0%} of the depth)"

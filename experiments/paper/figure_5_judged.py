@@ -76,7 +76,7 @@ def judge_answers(experiment: str, unit: Unit, texts: "pd.DataFrame", context: "
     Raises:
         Unfinished: some answers, or all, could not be asked about now.
     """
-    from caa_lens.measures.open_ended.judge_client import JudgeError
+    from caa_lens.measures.open_ended.judge_endpoint import JudgeError
     from caa_lens.measures.open_ended.judging import judge_texts
 
     config = context.config

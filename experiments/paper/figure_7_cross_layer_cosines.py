@@ -26,11 +26,11 @@ DISTANCES = (1, 3, 6)
 def run(unit: Unit, context: "Context") -> "pd.DataFrame":
     from dataclasses import asdict
 
-    from caa_lens.interpretation.cosine_maps import cosine_map
+    from caa_lens.interpretation.vector_cosines import cosines
 
-    found = cosine_map(context.raw_vectors(unit["behavior"]))
+    found = cosines(context.raw_vectors(unit["behavior"]))
     frame = found.frame.copy()
-    frame.attrs["vectors"] = asdict(found.vectors)
+    frame.attrs["vectors"] = asdict(found.provenance["vectors"])
     return frame
 
 
@@ -54,7 +54,8 @@ def decay(cosines: "pd.DataFrame") -> "pd.DataFrame":
 def section(frames: Frames, config: "RunConfig") -> "Section":
     import pandas as pd
 
-    from caa_lens.interpretation.cosine_maps import CosineMap
+    from caa_lens.interpretation.labels import label
+    from caa_lens.plots.geometry import cosine_heatmap
     from caa_lens.provenance import Provenance
     from caa_lens.report.page import Section
 
@@ -75,9 +76,7 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
         text="Cosine of unnormalised vectors, layer by layer. Paper: nearby layers are alike, and similarity decays "
         "more slowly in the second half.",
         found=found,
-        figures=[
-            CosineMap(frame=frame, vectors=Provenance(**frame.attrs["vectors"])).plot() for frame in frames.values()
-        ],
+        figures=[cosine_heatmap(frame, of=label(Provenance(**frame.attrs["vectors"]))) for frame in frames.values()],
         tables=[("Mean cosine by distance", joined)],
     )
 

@@ -64,23 +64,25 @@ def section_vectors(frames: Frames, config: "RunConfig") -> "Section":
 def run_cosines(unit: Unit, context: "Context") -> "pd.DataFrame":
     from dataclasses import asdict
 
-    from caa_lens.interpretation.cosine_maps import model_cosines
+    from caa_lens.interpretation.vector_cosines import cosines
 
-    found = model_cosines(context.raw_vectors(unit["behavior"], BASE), context.raw_vectors(unit["behavior"]))
+    base, chat = context.raw_vectors(unit["behavior"], BASE), context.raw_vectors(unit["behavior"])
+    found = cosines(base, chat, same_layer=True)
     frame = found.frame.copy()
-    frame.attrs |= {"d_model": found.d_model, "vectors": [asdict(provenance) for provenance in found.vectors]}
+    frame.attrs |= {"d_model": found.d_model, "vectors": [asdict(base.provenance), asdict(chat.provenance)]}
     return frame
 
 
 def section_cosines(frames: Frames, config: "RunConfig") -> "Section":
-    from caa_lens.interpretation.cosine_maps import ModelCosines
+    from caa_lens.interpretation.vector_cosines import Cosines
     from caa_lens.provenance import Provenance
     from caa_lens.report.page import Section
 
     figures, found = [], []
     for unit, frame in frames.items():
         base, chat = (Provenance(**about) for about in frame.attrs["vectors"])
-        figures.append(ModelCosines(frame=frame, d_model=frame.attrs["d_model"], vectors=(base, chat)).plot())
+        about = {"vectors": base, "other": chat}
+        figures.append(Cosines(frame=frame, d_model=frame.attrs["d_model"], provenance=about).plot())
         peak = frame.loc[frame["cosine"].idxmax()]
         found.append(
             f"{unit['behavior']}: largest at layer {peak['layer']:.0f} ({peak['cosine']:.2f}), "

@@ -76,7 +76,7 @@ def curves_by_metric(
 
     With `effect`, `y` is a difference of two scores, and the axis says so.
     """
-    from caa_lens.measures.sweeps import METRIC_LABEL
+    from caa_lens.measures.answers import METRIC_LABEL
 
     figures = []
     for metric, rows in frame.groupby("metric", sort=False):

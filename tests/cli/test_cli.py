@@ -4,6 +4,7 @@ import os
 
 import pandas as pd
 import pytest
+from helpers.models import load_in_its_place
 from typer.testing import CliRunner
 
 import caa_lens
@@ -20,7 +21,7 @@ COMMANDS = [["demo"], ["extract"], ["sweep"], ["transfer"], ["lens"], ["similari
 
 @pytest.fixture
 def small_model(tiny_chat, monkeypatch):
-    monkeypatch.setattr("caa_lens.models.loading.load.load_model", lambda *args, **kwargs: tiny_chat)
+    load_in_its_place(monkeypatch, lambda *args, **kwargs: tiny_chat)
     return tiny_chat
 
 

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from caa_lens.cli.data import data_app
 from caa_lens.paper import sources as data_sources
-from caa_lens.paper.downloads import DownloadError
+from caa_lens.paper.fetch import DownloadError
 from caa_lens.paper.questions import inventory, load_paper_set
 
 runner = CliRunner()

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from helpers.models import tiny_model
+from helpers.steering import hook_counts
 
 from caa_lens.engine.activations import read_pairs, read_residuals
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
@@ -67,10 +68,6 @@ def assert_same(found, expected, rel=1e-5):
     assert found.shape == expected.shape
     error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
     assert float(error.max()) < rel, f"largest relative error {float(error.max()):.2e}"
-
-
-def hooks_of(model):
-    return {point.name: len(point.fwd_hooks) for point in model.hook_points() if point.fwd_hooks}
 
 
 def encoded_pairs(tokenizer):
@@ -139,9 +136,9 @@ def test_callers_hooks_are_felt_and_kept(tiny):
     prompts = random_prompts([9, 21, 4])
     (plain,) = read_residuals(tiny, prompts)
     tiny.add_hook("blocks.2.hook_resid_mid", lambda resid, hook: resid * 1.5)
-    before = hooks_of(tiny)
+    before = hook_counts(tiny)
     (found,) = read_residuals(tiny, prompts)
-    assert hooks_of(tiny) == before == {"blocks.2.hook_resid_mid": 1}
+    assert hook_counts(tiny) == before == {"blocks.2.hook_resid_mid": 1}
     assert_same(found, one_by_one(tiny, prompts))
     torch.testing.assert_close(found[:, :2], plain[:, :2], rtol=1e-5, atol=1e-5)
     assert ((found - plain)[:, 2:].norm(dim=-1) > 0.1).all()
@@ -210,11 +207,11 @@ def test_hooks_of_the_callers_are_felt_by_pairs_and_kept(tiny_chat):
     pairs = encoded_pairs(tiny_chat.tokenizer)
     plain = collect(tiny_chat, pairs)
     with tiny_chat.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda resid, hook: resid + 2.0)]):
-        before = hooks_of(tiny_chat)
+        before = hook_counts(tiny_chat)
         with pytest.warns(SharedPrefixWarning, match="hooks of your own at blocks.1.hook_resid_post"):
             found = collect(tiny_chat, pairs, batch_size=2)
         expected = pairs_one_by_one(tiny_chat, pairs)
-        assert hooks_of(tiny_chat) == before == {"blocks.1.hook_resid_post": 1}
+        assert hook_counts(tiny_chat) == before == {"blocks.1.hook_resid_post": 1}
     assert_same(found, expected)
     torch.testing.assert_close(found[:, :, 0], plain[:, :, 0], rtol=1e-4, atol=1e-4)
     # Hooks on one hook point run in the order they were added: ours sees what the caller's returned.
@@ -259,7 +256,7 @@ def test_no_hook_is_left_while_a_reader_waits_or_after_it_fails(tiny):
     prompts = random_prompts([9, 21, 4])
     waiting = read_residuals(tiny, prompts, batch_size=1)
     next(waiting)
-    assert hooks_of(tiny) == {}
+    assert hook_counts(tiny) == {}
     assert len(list(waiting)) == 2
 
     def fail(resid, hook):
@@ -271,7 +268,7 @@ def test_no_hook_is_left_while_a_reader_waits_or_after_it_fails(tiny):
             warnings.simplefilter("ignore", SharedPrefixWarning)
             with pytest.raises(RuntimeError, match="stop here"):
                 next(reader)
-    assert hooks_of(tiny) == {"blocks.3.hook_resid_pre": 1}
+    assert hook_counts(tiny) == {"blocks.3.hook_resid_pre": 1}
 
 
 def test_reading_leaves_the_model_and_the_prompts_as_they_were(tiny):
@@ -282,6 +279,6 @@ def test_reading_leaves_the_model_and_the_prompts_as_they_were(tiny):
     first = collect(tiny, pairs)
     list(read_residuals(tiny, prompts))
     assert (prompts, pairs) == copies  # the order too, though pairs are read longest first
-    assert hooks_of(tiny) == {}
+    assert hook_counts(tiny) == {}
     assert all(torch.equal(value, weights[name]) for name, value in tiny.state_dict().items())
     torch.testing.assert_close(collect(tiny, pairs), first, rtol=0, atol=0)

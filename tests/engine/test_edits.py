@@ -7,32 +7,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import random_vectors, tiny_model
+from helpers.steering import LOGITS, hook_counts, logits_of, some_tokens
 
-from caa_lens.engine.edits import OPERATORS, ablate, add, set_projection
+from caa_lens.engine.edits import OPERATORS, Edit, ablate, add, set_projection
 from caa_lens.steering.block import steer
-from caa_lens.steering.interventions import Intervention
 from caa_lens.vectors.steering_vectors import SteeringVector
 
 N_POS = 11
-LOGITS = {"atol": 2e-5, "rtol": 1e-5}  # another order of float32 additions in a model of five layers
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small gain nothing from threads, and wait long for each other where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def some_tokens(n_rows=3, n_pos=N_POS, seed=0):
-    return torch.randint(0, 64, (n_rows, n_pos), generator=torch.Generator().manual_seed(seed))
-
-
-def logits_of(model, tokens, hooks=(), **keywords):
-    with torch.no_grad():
-        return model.run_with_hooks(tokens, fwd_hooks=list(hooks), **keywords)
 
 
 def by_hand(operator, resid, direction, multiplier):
@@ -61,10 +42,6 @@ def twin(layer, direction, multiplier=1.0, start=0, operator="add"):
         return edited
 
     return f"blocks.{layer}.hook_resid_post", edit
-
-
-def hook_counts(model):
-    return {name: len(point.fwd_hooks) for name, point in model.hook_dict.items() if point.fwd_hooks}
 
 
 # ---- operators --------------------------------------------------------------------------------------------------
@@ -198,9 +175,11 @@ def test_positions_before_start_are_untouched_bit_for_bit(tiny):
         assert (steered - plain)[~before].abs().amax(-1).min() > 1e-3
 
 
-def test_no_start_means_every_position_and_a_start_beyond_the_end_means_none(tiny):
+def test_start_0_is_every_position_bit_for_bit_and_a_start_beyond_the_end_is_none(tiny):
     tokens, v = some_tokens(), random_vectors(tiny)[2]
-    assert torch.equal(logits_of(tiny, tokens, [v.hook()]), logits_of(tiny, tokens, [v.hook(start=0)]))
+    everywhere = logits_of(tiny, tokens, [(v.hook_name, lambda resid, hook: resid + v.direction)])
+    for hook in (v.hook(start=0), v.hook(positions=(0, None)), v.hook(positions=torch.ones(1, N_POS).bool())):
+        assert torch.equal(logits_of(tiny, tokens, [hook]), everywhere)
     assert torch.equal(logits_of(tiny, tokens, [v.hook(start=N_POS)]), logits_of(tiny, tokens))
 
 
@@ -208,15 +187,21 @@ def test_no_start_means_every_position_and_a_start_beyond_the_end_means_none(tin
 @pytest.mark.parametrize("multiplier", [0.0, -0.0, torch.zeros(3)], ids=["0", "-0", "rows"])
 def test_multiplier_zero_is_the_identity_bit_for_bit(tiny, operator, multiplier):
     tokens = some_tokens()
-    hooks = [v.hook(multiplier=multiplier, operator=operator) for v in random_vectors(tiny)]
+    hooks = [v.hook(multiplier=multiplier, operator=operator, start=0) for v in random_vectors(tiny)]
     assert torch.equal(logits_of(tiny, tokens, hooks), logits_of(tiny, tokens))
 
 
 def test_multiplier_zero_keeps_even_negative_zeros():
     resid = torch.tensor([[[-0.0, 0.0, 1.0]]])
-    vector = SteeringVector(direction=torch.tensor([1.0, 2.0, 3.0]), layer=0)
-    steered = Intervention(vector=vector, multiplier=0.0).apply(resid, 0)
+    edit = Edit(direction=torch.tensor([1.0, 2.0, 3.0]), layer=0, positions=(0, None), multiplier=0.0)
+    steered = edit.apply(resid, 0)
     assert steered.view(torch.int32).tolist() == resid.view(torch.int32).tolist()
+
+
+def test_an_edit_that_says_no_more_than_it_must_adds_its_direction_once():
+    resid, direction = torch.ones(1, 2, 3), torch.tensor([1.0, -2.0, 3.0])
+    steered = Edit(direction=direction, layer=0, positions=(1, None)).apply(resid, 0)
+    assert steered.tolist() == [[[1.0, 1.0, 1.0], [2.0, -1.0, 4.0]]]
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -392,8 +377,8 @@ def by_autograd(model, direction, multiplier):
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["in place", "on another device"])
 def test_a_vector_is_trained_step_by_step_as_plain_autograd_trains_it(tiny, monkeypatch, way, elsewhere):
     if elsewhere:  # what `to` gives on another device: a copy that no optimiser reaches
-        to = Intervention.to
-        monkeypatch.setattr(Intervention, "to", lambda self, device: copy.deepcopy(to(self, device)))
+        to = Edit.to
+        monkeypatch.setattr(Edit, "to", lambda self, device: copy.deepcopy(to(self, device)))
     first = random_vectors(tiny, scale=0.1)[2].direction
     trained, expected = (torch.nn.Parameter(first.clone()) for _ in range(2))
     losses = train(tiny, WAYS[way](tiny, SteeringVector.from_direction(trained, 2), 1.5), [trained])
@@ -422,10 +407,9 @@ def test_the_gradient_of_every_operator_is_that_of_its_formula(operator):
     resid = torch.randn(2, 3, 8, generator=generator, dtype=torch.float32, requires_grad=True)
     direction = torch.randn(8, generator=generator, requires_grad=True)
     multiplier = torch.tensor([0.7, 0.0], requires_grad=True)
-    v = SteeringVector.from_direction(direction, 0)
+    edit = Edit(direction=direction, layer=0, positions=(1, None), multiplier=multiplier, operator=operator)
     weights = torch.randn(2, 3, 8, generator=generator)
-    steered = Intervention(vector=v, multiplier=multiplier, operator=operator, start=1).apply(resid, 0)
-    found = torch.autograd.grad((steered * weights).sum(), (resid, direction, multiplier))
+    found = torch.autograd.grad((edit.apply(resid, 0) * weights).sum(), (resid, direction, multiplier))
     h, m, u = resid[:, 1:], multiplier[:, None, None], direction / direction.norm()
     along = (h * u).sum(-1, keepdim=True)
     formula = {"add": h + m * direction, "ablate": h - m * along * u, "set": h + (m * direction.norm() - along) * u}
@@ -449,8 +433,8 @@ def test_a_direction_is_copied_unless_it_is_trained(tiny):
 
 @pytest.mark.parametrize("change", ["direction", "multiplier", "start"])
 def test_numbers_changed_in_place_are_felt_by_a_hook_also_on_another_device(tiny, monkeypatch, change):
-    to = Intervention.to
-    monkeypatch.setattr(Intervention, "to", lambda self, device: copy.deepcopy(to(self, device)))
+    to = Edit.to
+    monkeypatch.setattr(Edit, "to", lambda self, device: copy.deepcopy(to(self, device)))
     v = random_vectors(tiny)[2]
     v = SteeringVector(direction=v.direction.clone(), layer=2)
     multiplier, start = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1, 2, 3])
@@ -481,12 +465,12 @@ def test_a_layer_the_model_does_not_have_is_refused_before_it_runs(tiny, layer):
     vectors = random_vectors(tiny)
     tiny.add_hook("hook_embed", lambda embed, hook: pytest.fail("the model ran"))
     theirs = hook_counts(tiny)
-    far = vectors[4].at_layer(layer).hook()
+    far = vectors[4].at_layer(layer).hook(start=0)
     for _ in range(2):  # the refusal leaves nothing behind that would let a second try pass
         with pytest.raises(
             ValueError, match=rf"is for layer {layer}, but the model has layers 0 to 4: extract it from"
         ):
-            logits_of(tiny, some_tokens(), [vectors[1].hook(), far])
+            logits_of(tiny, some_tokens(), [vectors[1].hook(start=0), far])
         assert hook_counts(tiny) == theirs
     with pytest.raises(ValueError, match=f"is for layer {layer}"):
         tiny.add_hook(*far)
@@ -501,7 +485,7 @@ def test_a_layer_the_model_does_not_have_is_refused_before_it_runs(tiny, layer):
 def test_a_vector_of_another_width_is_refused_with_a_remedy(tiny):
     wide = SteeringVector(direction=torch.ones(64), layer=2)
     with pytest.raises(ValueError, match="vector has d_model=64, but the model has d_model=32: extract it from this"):
-        logits_of(tiny, some_tokens(), [wide.hook()])
+        logits_of(tiny, some_tokens(), [wide.hook(start=0)])
     assert hook_counts(tiny) == {}
 
 
@@ -509,20 +493,33 @@ def test_a_vector_of_another_width_is_refused_with_a_remedy(tiny):
 def test_a_wrong_number_of_rows_is_refused(tiny, n):
     v = random_vectors(tiny)[2]
     with pytest.raises(ValueError, match=f"multiplier has {n} entries for a batch of 3: give one number, or one a row"):
-        logits_of(tiny, some_tokens(), [v.hook(multiplier=torch.ones(n))])
+        logits_of(tiny, some_tokens(), [v.hook(multiplier=torch.ones(n), start=0)])
     with pytest.raises(ValueError, match=f"start has {n} entries for a batch of 3"):
         logits_of(tiny, some_tokens(), [v.hook(start=torch.ones(n, dtype=torch.long))])
     assert hook_counts(tiny) == {}
 
 
-def test_interventions_that_make_no_sense_are_refused():
+def test_a_hook_that_does_not_say_where_it_acts_is_refused_with_the_remedy():
+    v = SteeringVector(direction=torch.ones(4), layer=2)
+    remedy = (
+        r"not said where steering starts, and a hook knows no prompt: give start=prompt.steer_start \(the end of the "
+        r"instruction\), start=0 for every position, or positions="
+    )
+    for given in ({}, {"multiplier": 2.0}, {"start": None, "positions": None}):
+        with pytest.raises(ValueError, match=remedy):
+            v.hook(**given)
+    with pytest.raises(ValueError, match=r"give either start or positions: positions=\(first, None\) is start=first"):
+        v.hook(start=0, positions=(0, None))
+
+
+def test_hooks_that_make_no_sense_are_refused():
     v = SteeringVector(direction=torch.ones(4), layer=2)
     with pytest.raises(ValueError, match="unknown operator 'multiply': expected one of add, ablate, set"):
-        Intervention(vector=v, operator="multiply")
+        v.hook(operator="multiply", start=0)
     with pytest.raises(ValueError, match=r"must be a number or \[batch\], got shape \(2, 1\)"):
-        Intervention(vector=v, multiplier=torch.ones(2, 1))
+        v.hook(multiplier=torch.ones(2, 1), start=0)
     for bad in (float("nan"), float("inf"), torch.tensor([1.0, float("nan")])):
         with pytest.raises(ValueError, match="multiplier must be finite, got"):
-            Intervention(vector=v, multiplier=bad)
+            v.hook(multiplier=bad, start=0)
     with pytest.raises(ValueError, match="start must be a position counted from 0, got -1"):
-        Intervention(vector=v, start=-1)
+        v.hook(start=-1)

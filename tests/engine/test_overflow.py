@@ -46,11 +46,11 @@ def test_a_step_is_refused_where_the_models_dtype_ends(dtype, largest):
     model = tiny_model(dtype=getattr(torch, dtype), n_layers=2)
     vector = random_vectors(model, layers=[1])[1].normalized()
     vector = vector / float(vector.direction.abs().max())  # its largest component is 1
-    fits = Intervention(vector=vector, multiplier=0.99 * largest)
+    fits = Intervention(vector=vector, multiplier=0.99 * largest).edit(0)
     check_steps(model, [fits])
     assert torch.isfinite(fits.apply(torch.zeros(1, 1, 32, dtype=model.cfg.dtype), 0)).all()
     with pytest.raises(ValueError, match=f"at layer 1 makes a step with a component of .*, more than {dtype} holds"):
-        check_steps(model, [Intervention(vector=3.0 * vector, multiplier=0.99 * largest)])
+        check_steps(model, [Intervention(vector=3.0 * vector, multiplier=0.99 * largest).edit(0)])
 
 
 @pytest.mark.parametrize("operator", ["add", "ablate", "set"])

@@ -3,36 +3,27 @@
 import pytest
 import torch
 from helpers.models import random_vectors, tiny_model
+from helpers.steering import logits_of, plain_hook
 from torch.testing import assert_close
 
 from caa_lens.engine import shared_prefix
+from caa_lens.engine.edits import Edit
 from caa_lens.engine.staircase import Staircase
-from caa_lens.steering.interventions import Intervention
-from caa_lens.vectors.steering_vectors import hook_name_of
+from caa_lens.provenance import hook_name_of
 
 TEXTS = [[5, 9, 2, 40, 33, 8, 21], [1, 2, 3], [50, 12, 7, 7, 7, 19, 4, 60, 31, 2, 11]]
 
 
+def edit_of(vector, operator="add", multiplier=1.0):
+    """What is done with a vector in the engine's suffixes, of which everything is steered."""
+    where = {"layer": vector.layer, "positions": (0, None)}
+    return Edit(direction=vector.direction, multiplier=multiplier, operator=operator, **where)
+
+
 def twin_residual(model, tokens, condition=(), start=0):
     """`resid_post` of the last block for one text, steered by plain hooks from `start` on, uncached."""
-    hooks = []
-    for step in condition:
-
-        def steer(resid, hook, step=step):
-            steered = resid.clone()
-            v = step.vector.direction.to(resid.dtype)
-            if step.operator == "add":
-                steered[:, start:] += (step.multiplier * step.vector.direction).to(resid.dtype)
-            else:
-                unit = v / v.norm()
-                along = (resid[:, start:] @ unit)[..., None]
-                goal = step.multiplier * v.norm() if step.operator == "set" else (1 - step.multiplier) * along
-                steered[:, start:] += (goal - along) * unit
-            return steered
-
-        hooks.append((step.vector.hook_name, steer))
-    with torch.no_grad():
-        return model.run_with_hooks(torch.tensor([tokens]), fwd_hooks=hooks, stop_at_layer=model.cfg.n_layers)[0]
+    hooks = [plain_hook(one.layer, one.direction, start, one.multiplier, one.operator) for one in condition]
+    return logits_of(model, [tokens], hooks, stop_at_layer=model.cfg.n_layers)[0]
 
 
 @pytest.mark.parametrize("n_key_value_heads", [None, 2, 1])
@@ -75,16 +66,16 @@ def conditions_for(model):
     last = model.cfg.n_layers - 1
     return [
         (),
-        (Intervention(vector=vectors[0], multiplier=1.5),),
-        (Intervention(vector=vectors[last], multiplier=-1.0),),
-        (Intervention(vector=vectors[2], multiplier=0.0),),
-        (Intervention(vector=vectors[2], multiplier=2.0),),
-        (Intervention(vector=vectors[1], multiplier=1.0), Intervention(vector=others[3], multiplier=-2.0)),
-        (Intervention(vector=vectors[1], multiplier=1.0), Intervention(vector=others[1], multiplier=-2.0)),
-        (Intervention(vector=vectors[2], operator="ablate"),),
-        (Intervention(vector=vectors[2], operator="set", multiplier=3.0),),
-        (Intervention(vector=vectors[2], operator="set", multiplier=0.0),),
-        (Intervention(vector=vectors[1], multiplier=1.0), Intervention(vector=others[3], multiplier=-2.0)),
+        (edit_of(vectors[0], multiplier=1.5),),
+        (edit_of(vectors[last], multiplier=-1.0),),
+        (edit_of(vectors[2], multiplier=0.0),),
+        (edit_of(vectors[2], multiplier=2.0),),
+        (edit_of(vectors[1], multiplier=1.0), edit_of(others[3], multiplier=-2.0)),
+        (edit_of(vectors[1], multiplier=1.0), edit_of(others[1], multiplier=-2.0)),
+        (edit_of(vectors[2], operator="ablate"),),
+        (edit_of(vectors[2], operator="set", multiplier=3.0),),
+        (edit_of(vectors[2], operator="set", multiplier=0.0),),
+        (edit_of(vectors[1], multiplier=1.0), edit_of(others[3], multiplier=-2.0)),
     ]
 
 
@@ -112,7 +103,7 @@ def test_the_staircase_gives_every_condition_its_own_numbers(tiny, branches):
 
 def test_conditions_with_the_same_history_share_their_rows(tiny):
     vectors = random_vectors(tiny)
-    conditions = [(Intervention(vector=vectors[layer], multiplier=m),) for layer in range(5) for m in (-1.0, 0.0, 1.0)]
+    conditions = [(edit_of(vectors[layer], multiplier=m),) for layer in range(5) for m in (-1.0, 0.0, 1.0)]
     stairs = Staircase(conditions, 1)
     with torch.inference_mode():
         prefix = shared_prefix.prefill(tiny, [TEXTS[0]])
@@ -122,7 +113,7 @@ def test_conditions_with_the_same_history_share_their_rows(tiny):
 
 def test_rows_that_no_condition_needs_any_more_are_dropped(tiny):
     vectors = random_vectors(tiny)
-    stairs = Staircase([(Intervention(vector=vectors[0]),), (Intervention(vector=vectors[1]),)], 1)
+    stairs = Staircase([(edit_of(vectors[0]),), (edit_of(vectors[1]),)], 1)
     with torch.inference_mode():
         prefix = shared_prefix.prefill(tiny, [TEXTS[0]])
         out = shared_prefix.run_suffixes(tiny, prefix, [[[3, 4]]], stairs)
@@ -135,7 +126,7 @@ def test_half_precision_is_no_further_from_float32_than_a_plain_forward_is(dtype
     model = tiny_model(dtype=dtype)
     model.load_state_dict({k: v.to(dtype) if v.is_floating_point() else v for k, v in exact.state_dict().items()})
     vector = random_vectors(exact, scale=0.5)[2]
-    condition = (Intervention(vector=vector, multiplier=2.0),)
+    condition = (edit_of(vector, multiplier=2.0),)
     plain, fast = [], []
     for text in TEXTS[::2]:
         start = len(text) - 2

@@ -2,13 +2,10 @@
 
 import pytest
 import torch
-from helpers.models import random_vectors
 from torch.testing import assert_close
 
-from caa_lens.engine.edits import OPERATORS
+from caa_lens.engine.edits import OPERATORS, Edit
 from caa_lens.engine.staircase import Staircase, Staircases
-from caa_lens.steering.interventions import Intervention
-from caa_lens.vectors.steering_vectors import SteeringVector
 
 N_LAYERS, D_MODEL = 4, 6
 GENERATOR = torch.Generator().manual_seed(0)
@@ -17,8 +14,8 @@ VECTORS = torch.randn(2, N_LAYERS, D_MODEL, generator=GENERATOR)
 
 
 def step(layer, operator="add", multiplier=1.5, which=0):
-    vector = SteeringVector(direction=VECTORS[which, layer], layer=layer)
-    return Intervention(vector=vector, multiplier=multiplier, operator=operator)
+    direction = VECTORS[which, layer]
+    return Edit(direction=direction, layer=layer, positions=(0, None), multiplier=multiplier, operator=operator)
 
 
 def block(layer, resid):
@@ -29,8 +26,8 @@ def alone(condition, resid):
     for layer in range(N_LAYERS):
         resid = block(layer, resid)
         for one in condition:
-            if one.vector.layer == layer:
-                resid = OPERATORS[one.operator](resid, one.vector.direction, torch.as_tensor(one.multiplier))
+            if one.layer == layer:
+                resid = OPERATORS[one.operator](resid, one.direction, torch.as_tensor(one.multiplier))
     return resid
 
 
@@ -58,9 +55,8 @@ def test_every_condition_has_the_numbers_of_its_own_run(conditions, n_branches):
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 5, 8, 11, 40])
-def test_chunks_hold_no_more_conditions_than_fit_and_are_no_more_than_twice_as_many_as_needed(tiny, at_once):
-    vectors = random_vectors(tiny)
-    conditions = [(Intervention(vector=vectors[layer], multiplier=m),) for m in (1.0, 2.0) for layer in (4, 0, 2, 1, 3)]
+def test_chunks_hold_no_more_conditions_than_fit_and_are_no_more_than_twice_as_many_as_needed(at_once):
+    conditions = [(step(layer, multiplier=m),) for m in (1.0, 2.0) for layer in (3, 0, 2, 1, 3)]
     chunks = list(Staircases([*conditions, ()], 1).at_most(at_once))
     sizes = [len(indices) for indices, _ in chunks]
     assert max(sizes) <= at_once

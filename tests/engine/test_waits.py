@@ -194,6 +194,11 @@ def test_everything_runs_on_a_card_with_vectors_on_the_cpu(model, name):
 # ---- what waits, and how that grows -------------------------------------------------------------------------------
 
 
+def edits_of(conditions: list) -> list:
+    """The conditions as the engine takes them, whose suffixes are steered throughout."""
+    return [tuple(step.edit(0) for step in condition) for condition in conditions]
+
+
 def conditions_of(n: int, operator: str = "add") -> list:
     layers = range(n)
     return [(cl.Intervention(vector=VECTORS[i % N_LAYERS], multiplier=1.0 + i, operator=operator),) for i in layers]
@@ -202,12 +207,12 @@ def conditions_of(n: int, operator: str = "add") -> list:
 @pytest.mark.parametrize("operator", ["add", "ablate", "set"])
 def test_a_staircase_takes_three_copies_and_no_wait_whatever_the_number_of_conditions(operator):
     for n in (1, 8, 64):
-        assert counts(lambda n=n: Staircase(conditions_of(n, operator), 1, "card")) == (0, 3)
+        assert counts(lambda n=n: Staircase(edits_of(conditions_of(n, operator)), 1, "card")) == (0, 3)
 
 
 def test_a_staircase_copies_nothing_while_it_runs():
     with fake_gpu():
-        stairs = Staircase([*conditions_of(8), *conditions_of(8, "ablate")], 1, "card")
+        stairs = Staircase(edits_of([*conditions_of(8), *conditions_of(8, "ablate")]), 1, "card")
 
     def run():
         resid = torch.ones(2, 1, 3, D_MODEL, device="card")
@@ -223,7 +228,7 @@ def test_multipliers_on_the_card_are_read_in_one_go():
         multipliers = torch.ones(n, device="card").unbind()
         conditions = [(cl.Intervention(vector=VECTORS[0], multiplier=m),) for m in multipliers]
         before = gpu.waits
-        list(Staircases(conditions, 1, "card").at_most(2))
+        list(Staircases(edits_of(conditions), 1, "card").at_most(2))
         return gpu.waits - before
 
     for n in (1, 8, 32):
@@ -303,12 +308,13 @@ def apart(demo_tokenizer):
 
 
 SPREAD = cl.SteeringVectors(directions=torch.ones(4, D_MODEL), layers=(0, 1, 2, 3))
+EACH = SPREAD.at([1, 3])  # one layer of each device
 APART = {
     "extract": lambda model: cl.extract(model, LETTERS, progress=False),
     "extract completions": lambda model: cl.extract(model, COMPLETIONS, progress=False),
-    "sweep": lambda model: cl.sweep(model, LETTERS, SPREAD, progress=False),
-    "sweep completions": lambda model: cl.sweep(model, COMPLETIONS, SPREAD, progress=False),
-    "transfer": lambda model: cl.transfer_layers(model, LETTERS, SPREAD, progress=False),
+    "sweep": lambda model: cl.sweep(model, LETTERS[:2], EACH, multipliers=[0, 1], progress=False),
+    "sweep completions": lambda model: cl.sweep(model, COMPLETIONS, EACH, multipliers=[0, 1], progress=False),
+    "transfer": lambda model: cl.transfer_layers(model, LETTERS[:2], EACH, targets=EACH.layers, progress=False),
     "generate": lambda model: cl.generate(model, ["Hi", "How are you?"], [(SPREAD[3], 1.0)], max_new_tokens=3),
     "generate uncached": lambda model: cl.generate(model, "Hi", [SPREAD[1]], max_new_tokens=3, use_cache=False),
     "lens": lambda model: cl.logit_lens(model, SPREAD),

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.judge_server import judge_server
+from helpers.judge_server import judge_server, make_client_quick
 
 from caa_lens.report.runs import load_section
 from experiments.catalogue import EXPERIMENTS
@@ -53,6 +53,11 @@ def prompts(monkeypatch):
 def settings(models, url, **given):
     sizes = {"behaviors": ("sentiment",), "n_generate": 4, "n_test": 2, "n_prompts": 4, "max_new_tokens": 4, "layer": 1}
     return RunConfig.of(str(models / "chat"), judge="a judge", judge_url=url, **sizes | given)
+
+
+@pytest.fixture(autouse=True)
+def quick_client(monkeypatch):
+    make_client_quick(monkeypatch)
 
 
 def start(config, path):

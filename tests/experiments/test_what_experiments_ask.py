@@ -15,9 +15,9 @@ from helpers.stand_in_context import CONFIG, LAYER, StandIn
 from transformers import AutoTokenizer
 
 from caa_lens.contrast.sets import ContrastSet
-from caa_lens.interpretation.cosine_maps import cosine_map, model_cosines
 from caa_lens.interpretation.pair_geometry import pair_pca, pair_separability
 from caa_lens.interpretation.similarity import token_similarity
+from caa_lens.interpretation.vector_cosines import cosines
 from caa_lens.models.loading.demo_model import demo_model_path
 from caa_lens.provenance import Provenance
 from caa_lens.vectors.steering_vectors import SteeringVectors
@@ -258,11 +258,11 @@ def test_cosines_are_of_the_vectors_as_extracted(context):
     unit = Unit.of(behavior="refusal")
     chat, base = context.raw_vectors("refusal"), context.raw_vectors("refusal", "base-")
     frame = base_to_chat.run_cosines(unit, context)
-    pd.testing.assert_frame_equal(frame, model_cosines(base, chat).frame)
+    pd.testing.assert_frame_equal(frame, cosines(base, chat, same_layer=True).frame)
     np.testing.assert_allclose(frame["cosine"], torch.cosine_similarity(base.directions, chat.directions), atol=1e-5)
     assert frame.attrs == {"d_model": 8, "vectors": [asdict(base.provenance), asdict(chat.provenance)]}
     across = cross_layer_cosines.run(unit, context)
-    pd.testing.assert_frame_equal(across, cosine_map(chat).frame)
+    pd.testing.assert_frame_equal(across, cosines(chat).frame)
     assert across.attrs == {"vectors": asdict(chat.provenance)}
 
 

@@ -21,7 +21,7 @@ from helpers.made_up_scores import (
 )
 from helpers.stand_in_context import CONFIG
 
-from caa_lens.interpretation.cosine_maps import ModelCosines
+from caa_lens.interpretation.vector_cosines import Cosines
 from caa_lens.provenance import Provenance
 from experiments.paper import figure_3_layer_sweep as layer_sweep
 from experiments.paper import table_3_system_prompts as system_prompts
@@ -162,7 +162,8 @@ def test_base_cosines_are_told_at_their_peak_and_at_the_end():
     section = section_of("base_cosines", {Unit.of(behavior="b"): frame}, CONFIG)
     assert section.found == ["b: largest at layer 1 (0.90), 0.40 at the last layer."]
     (figure,) = section.figures
-    assert figure.to_json() == ModelCosines(frame=frame, d_model=8, vectors=(base, chat)).plot().to_json()
+    expected = Cosines(frame=frame, d_model=8, provenance={"vectors": base, "other": chat})
+    assert figure.to_json() == expected.plot().to_json()
 
 
 def test_the_base_vectors_section_is_the_norms_under_its_own_title():

@@ -68,8 +68,8 @@ def test_separation_is_told_by_layer_and_depth():
         f"a: the sides become separable at no layer; {best}",
     ]
     assert [figure.to_json() for figure in section.figures[:2]] == [
-        PairPCA(frame=drawn, activations=about).plot().to_json(),
-        PairSeparability(frame=parts, emergence=1, chance=0.55, activations=about).plot().to_json(),
+        PairPCA(frame=drawn, provenance={"activations": about}).plot().to_json(),
+        PairSeparability(frame=parts, emergence=1, chance=0.55, provenance={"activations": about}).plot().to_json(),
     ]
     (table,) = tables_of(section).values()
     assert table.to_dict("records") == [

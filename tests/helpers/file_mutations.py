@@ -1,12 +1,27 @@
-"""Damaged copies of files, drawn by a seeded generator: bytes, lengths, archives' members, headers and JSON."""
+"""Damaged copies of files, drawn by a seeded generator: bytes, lengths, archives' members, headers and JSON.
+
+And what no file may do to its reader: run code.
+"""
 
 import base64
 import copy
 import io
 import json
+import os
 import random
 import warnings
 import zipfile
+
+
+class RunsCode:
+    """Unpickled the ordinary way, this makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
 
 _WAYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ODD_INTS = [0, 1, 2, 7, 127, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**62, 2**63, 2**64 - 1]

@@ -15,7 +15,7 @@ A question that contains `[[500 words 7]]` is met with these in turn, the last o
 | `echo` | a chat completion that repeats the request's Authorization header |
 | `broken` | fewer bytes than announced, then the connection is closed |
 | `gone` | the connection is closed without a word |
-| `429:SECONDS` | too many requests, with Retry-After (`429:` without) |
+| `429:SECONDS` | too many requests, with Retry-After (`429:` without); a date with `_` for blanks will do |
 | `quota` | 429 because the account is empty |
 | any other status, `500` | an error that repeats the request's Authorization header; `503:SECONDS` with Retry-After |
 
@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
         text = argument.replace("_", " ").replace("~", "")
         good = json.dumps(completion("7"))
         if re.fullmatch(r"\d{3}", word):
-            headers = {"Retry-After": argument} if argument else {}
+            headers = {"Retry-After": text} if argument else {}
             said = f"no, {self.headers['Authorization']}"
             return self.send(int(word), json.dumps({"error": {"message": said, "code": None}}), headers)
         if word == "hang":
@@ -152,6 +152,12 @@ class Server:
     def asked(self, marker=""):
         """How many requests had a question with `marker`."""
         return sum(marker in body["messages"][0]["content"] for body in self.bodies())
+
+
+def make_client_quick(monkeypatch):
+    """Let the `openai` client wait hundredths of seconds, not seconds, before it asks again."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.1)
 
 
 @contextmanager

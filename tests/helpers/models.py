@@ -65,6 +65,18 @@ def tiny_model(
     return model
 
 
+def load_in_its_place(monkeypatch, load):
+    """Let a function stand in for `load_model`, wherever that is looked up.
+
+    A package keeps a name after its first use, so the real one is fetched before another is put in its place.
+    """
+    import caa_lens
+    from caa_lens.models.loading import load as module
+
+    for place in (caa_lens, caa_lens.models, module):
+        monkeypatch.setattr(place, "load_model", load)
+
+
 def random_vectors(model, *, layers=None, scale: float = 1.0, seed: int = 0, behavior: str = "random"):
     """One random vector a layer."""
     layers = tuple(range(model.cfg.n_layers)) if layers is None else tuple(layers)
@@ -91,6 +103,17 @@ def random_llama(folder, *, dtype=torch.float32, shard="5GB", seed=0, **options)
             parameter.data += 0.3 * torch.randn_like(parameter)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     return model
+
+
+def edited(source, target, *, tensors=None, **config):
+    """A copy of a one-file folder with other tensors or config entries."""
+    from safetensors.torch import load_file, save_file
+
+    target.mkdir(exist_ok=True)
+    config = json.loads((source / "config.json").read_text()) | config
+    (target / "config.json").write_text(json.dumps(config))
+    save_file(load_file(source / "model.safetensors") if tensors is None else tensors, target / "model.safetensors")
+    return target
 
 
 def known_as(folder, hub_id):

@@ -1,9 +1,13 @@
 """One small random Llama, in Hugging Face's form and in ours."""
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from helpers.models import random_llama, random_vectors
+
+sys.path.append(str(Path(__file__).parents[1] / "project"))  # of test_docs, whose pages run here with other tools too
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,7 @@ import torch
 from helpers.models import random_vectors
 from helpers.pages import PAGES, blocks, name_of
 from helpers.shapes import model_of
-from other_tools import needs
-from test_any_model import (
+from helpers.twins import (
     ENTRIES,
     LETTERS,
     TEXTS,
@@ -27,6 +26,7 @@ from test_any_model import (
     twin_score,
     unsteered,
 )
+from other_tools import needs
 from test_docs import stand_ins  # noqa: F401 (a fixture)
 from torch.testing import assert_close
 
@@ -188,7 +188,7 @@ def assert_readings_are_the_models_own(model, layer, *, splits):
         assert text[0, len(prompt) :].tolist() == twin_generate(model, prompt, [(layer, v.direction)], 3)
 
     similar = cl.token_similarity(model, prompt, vectors)
-    dots = torch.tensor(similar.table("dot").to_numpy())  # [pos layer]
+    dots = torch.tensor(similar.summary("dot").to_numpy())  # [pos layer]
     expected = torch.einsum("lpd,ld->pl", streams(model, prompt.tokens), vectors.directions)
     assert_close(dots, expected.to(dots.dtype), atol=1e-4, rtol=1e-4)
     fmt, norms = resolve_format(model, None), []

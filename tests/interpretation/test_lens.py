@@ -341,8 +341,8 @@ def test_tables_in_notebooks_are_escaped(tiny_chat):
     shown = tiny_chat.tokenizer.decode([tag])
     assert "<" in shown
     assert shown in repr(lens)
-    assert shown.replace("<", "&lt;").replace(">", "&gt;") in lens._repr_html_()
-    assert "&lt;b&gt;" in word_ranks(tiny_chat, random_vectors(tiny_chat), ["<b>"])._repr_html_()
+    assert shown.replace("<", "&lt;").replace(">", "&gt;") in lens._repr_mimebundle_()["text/html"]
+    assert "&lt;b&gt;" in word_ranks(tiny_chat, random_vectors(tiny_chat), ["<b>"])._repr_mimebundle_()["text/html"]
 
 
 def test_the_callers_vectors_and_hooks_are_left_alone(tiny_chat):

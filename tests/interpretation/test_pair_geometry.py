@@ -136,7 +136,7 @@ def test_the_ratio_is_the_vectors_norm_over_the_mean_norm_of_both_sides():
     assert row["ratio"] == pytest.approx(0.5)
     assert result.multiplier_for(7, 0.25) == pytest.approx(0.5)
     assert result.multiplier_for(7, 1) == pytest.approx(2)
-    assert result.table().loc[7, "multiplier for 10%"] == pytest.approx(0.2)
+    assert result.summary().loc[7, "multiplier for 10%"] == pytest.approx(0.2)
 
 
 def test_a_multiplier_for_a_share_makes_a_step_of_that_share(tiny_chat):

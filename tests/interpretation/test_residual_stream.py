@@ -86,7 +86,7 @@ def test_several_vectors_with_multipliers_of_their_own_all_count(tiny):
     with torch.no_grad(), tiny.hooks(fwd_hooks=hooks):
         logits = tiny(torch.tensor([PROMPT.tokens]))[0]
     assert list(rows(lens, steered=True, layer=4)["top_token_id"]) == logits.argmax(-1).tolist()
-    assert lens.vectors == ("add -1 * random[1] at layer 1", "add 1 * random[3] at layer 3")
+    assert lens.interventions == ("add -1 * random[1] at layer 1", "add 1 * random[3] at layer 3")
     assert (lens.steered_layers, lens.steer_start) == ((1, 3), 3)
 
 
@@ -145,6 +145,20 @@ def test_an_answer_settles_at_the_first_layer_of_an_unbroken_run(tiny):
     lens.frame.loc[:, "rank_steered_answer"] = 2
     assert lens.settles_at() is None
     assert lens.settles_at(steered=False) is not None
+
+
+def test_the_summary_says_what_each_run_answers_and_where_it_settles(tiny):
+    lens = residual_lens(tiny, PROMPT, vectors=[random_vectors(tiny, scale=3)[1]])
+    summary = lens.summary()
+    assert list(summary.columns) == ["position", "token_in", "steered", "answer", "settles_at"]
+    assert list(summary["position"]) == [position for position in range(7) for _ in range(2)]
+    assert list(summary["steered"]) == [False, True] * 7
+    for position, _, steered, answer, settled in summary.itertuples(index=False):
+        last = lens.frame[(lens.frame["position"] == position) & (lens.frame["steered"] == steered)].iloc[-1]
+        assert (answer, settled) == (last["top_token"], lens.settles_at(position, steered=steered))
+    lens.frame.loc[:, "rank_steered_answer"] = 2
+    assert lens.summary()["settles_at"].isna().tolist() == [False, True] * 7
+    assert len(residual_lens(tiny, PROMPT, positions=[2]).summary()) == 1
 
 
 def test_the_last_twelve_positions_are_read_by_default(tiny_chat):

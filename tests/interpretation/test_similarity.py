@@ -24,7 +24,7 @@ def plain_prompt(tokens=(5, 9, 3, 17, 60, 9)):
 
 
 def as_tensor(result, measure):
-    return torch.from_numpy(result.table(measure).to_numpy().copy())  # [pos layer]
+    return torch.from_numpy(result.summary(measure).to_numpy().copy())  # [pos layer]
 
 
 def props_of(fragment):
@@ -195,7 +195,7 @@ def test_praise_resembles_the_sentiment_vector_more_than_blame(demo_model):
         for answer in ("It was wonderful, I loved it.", "It was terrible, I hated it.")
     )
     means = [
-        result.table()[lambda table, first=result.answer_start: table.index >= first].mean()
+        result.summary()[lambda table, first=result.answer_start: table.index >= first].mean()
         for result in (praise, blame)
     ]
     assert (means[0] > means[1] + 0.03).all()

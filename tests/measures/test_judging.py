@@ -14,12 +14,11 @@ from email.utils import format_datetime
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.judge_server import judge_server
+from helpers.judge_server import judge_server, make_client_quick
 from helpers.models import SHARED
 
 from caa_lens.contrast import files as contrast_files
-from caa_lens.measures.open_ended import judge_client
-from caa_lens.measures.open_ended.judge_client import JudgeError
+from caa_lens.measures.open_ended.judge_endpoint import JudgeError
 from caa_lens.measures.open_ended.judge_file import Reply, ReplyFile
 from caa_lens.measures.open_ended.judging import judge_texts, parse_score, prompt_for
 from caa_lens.measures.open_ended.rubrics import RUBRICS, Rubric, find_rubric
@@ -37,12 +36,14 @@ def server():
 
 
 @pytest.fixture
-def ask(server, tmp_path):
+def ask(server, tmp_path, monkeypatch):
     """`judge` with what all tests share; `ask.questions(...)` makes questions that no other test asks."""
+
+    make_client_quick(monkeypatch)
 
     def call(items, rubric=PLAIN, **options):
         quick = {"base_url": server.url, "model": "m", "path": tmp_path / "judged.jsonl", "api_key": KEY}
-        quick |= {"timeout": 10, "backoff": 0.01, "max_attempts": 3, "progress": False}
+        quick |= {"timeout": 10, "max_attempts": 3, "progress": False}
         return judge_texts(items, rubric, **{**quick, **options})
 
     call.questions = lambda *plans: [(f"{tmp_path.name} {i} [[{plan}]]", "text") for i, plan in enumerate(plans)]
@@ -105,7 +106,8 @@ def test_every_kind_of_good_reply_becomes_a_score_and_every_other_one_a_failure_
     assert scores[len(good) :].isna().all()
     for reason, error in zip(bad.values(), errors[len(good) :], strict=True):
         assert reason in error
-    assert list(judged.frame["attempts"]) == [1, 1, 1, 5, 1] + [5] * len(bad)  # a rate limit uses up no attempt
+    # What the client asks again by itself uses up no attempt, if a reply comes in the end.
+    assert list(judged.frame["attempts"]) == [1, 1, 1, 2, 1] + [5] * len(bad)
     assert judged.failure_rate == len(bad) / (len(good) + len(bad))
     assert repr(judged) == "Judgements(plain, 17 answers by judge 'm', mean 6.00 of 10, 12 failed (70.6%))"
 
@@ -160,28 +162,31 @@ def test_judging_works_where_an_event_loop_runs_already(ask):
 
 
 @pytest.mark.parametrize(
-    ("fault", "reason"),
+    ("fault", "reason", "requests"),
     [
-        ("401", r"refuses the API key \(401\): pass api_key=..., or set OPENAI_API_KEY"),
-        ("403", r"refuses the API key \(403\)"),
-        ("404", r"knows no model 'm', or base_url lacks its '/v1'"),
-        ("400", r"refuses the first request, the shortest of all"),
-        ("quota", r"the account's quota is used up"),
-        ("503:9999", r"asks to wait 9999 s"),
+        ("401", r"refuses the API key \(401\): pass api_key=..., or set OPENAI_API_KEY", 1),
+        ("403", r"refuses the API key \(403\)", 1),
+        ("404", r"knows no model 'm', or base_url lacks its '/v1'", 1),
+        ("400", r"refuses the first request, the shortest of all", 1),
+        ("quota", r"the account's quota is used up", 3),
+        ("503:9999", r"asks to wait too long \(Retry-After: 9999\)", 1),
+        ("429:9999", r"asks to wait too long \(Retry-After: 9999\)", 1),
     ],
 )
-def test_an_endpoint_that_cannot_be_used_is_asked_once_and_leaves_no_file(ask, server, fault, reason):
+def test_an_endpoint_that_cannot_be_used_is_asked_about_one_text_and_leaves_no_file(
+    ask, server, fault, reason, requests
+):
     before = len(server.bodies())
     with pytest.raises(JudgeError, match=reason):
         ask(ask.questions(*[fault] * 30))
-    assert len(server.bodies()) == before + 1
+    assert len(server.bodies()) == before + requests
     assert not ask.path.exists()
 
 
 def test_nobody_listening_stops_at_once(ask):
     started = time.monotonic()
     with pytest.raises(JudgeError, match=r"http://127.0.0.1:9/v1 cannot be used: nobody listens there: is the server"):
-        ask(ask.questions(*"5" * 500), base_url=NOBODY, backoff=10)
+        ask(ask.questions(*"5" * 500), base_url=NOBODY)
     assert time.monotonic() - started < 5
 
 
@@ -196,7 +201,7 @@ def test_a_server_that_goes_away_stops_the_run_and_the_rest_is_asked_next_time(a
                 leaving.quit()
 
         monkeypatch.setattr(ReplyFile, "add", add_and_leave)
-        with pytest.raises(JudgeError, match="nobody listens there any more"):
+        with pytest.raises(JudgeError, match="nobody listens there"):
             ask(items, base_url=leaving.url, concurrency=2)
         monkeypatch.undo()
         kept = len(ask.path.read_text().splitlines())
@@ -205,10 +210,18 @@ def test_a_server_that_goes_away_stops_the_run_and_the_rest_is_asked_next_time(a
         assert staying.asked() == 40 - kept
 
 
-def test_a_limit_that_lets_nothing_through_stops_the_run(ask, server):
-    with pytest.raises(JudgeError, match="let nothing through in 7 requests"):
-        ask(ask.questions("429:0.001"), concurrency=2, max_attempts=3)
-    assert server.asked(ask.questions("429:0.001")[0][0]) == 7
+def test_a_rate_limit_without_end_is_waited_for_and_then_stops_the_run(ask, server, monkeypatch):
+    monkeypatch.setattr("caa_lens.measures.open_ended.judge_client.LONGEST_LIMIT", 0.5)
+    with pytest.raises(JudgeError, match=r"rate limit held up a request for 0\.5 s: Error code: 429"):
+        ask(ask.questions("429:0.01"), max_attempts=3)
+    assert server.asked(ask.questions("429:0.01")[0][0]) >= 3
+
+
+def test_a_rate_limit_that_outlasts_the_client_uses_up_no_attempt(ask, server):
+    items = ask.questions("429:0.01 " * 4 + "words 429:0.01 7")
+    judged = ask(items, max_attempts=2)
+    assert judged.frame[["score", "attempts"]].values.tolist() == [[7, 2]]
+    assert server.asked(items[0][0]) == 7
 
 
 def test_the_key_is_neither_written_nor_shown(ask):
@@ -266,36 +279,21 @@ def test_no_more_requests_at_once_than_allowed(ask):
         assert fresh.log()["most_open"] == 3
 
 
-def test_attempts_wait_twice_as_long_each_time_less_up_to_half_by_chance(ask, server):
+def test_what_fails_is_asked_again_after_a_wait_that_grows(ask, server, monkeypatch):
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.1)
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 8)
     items = ask.questions("500 500 500 5")
-    ask(items, backoff=0.1, max_attempts=4)
+    ask(items, max_attempts=4)
     waits = np.diff(times_of(server, items[0][0]))
-    assert (waits >= [0.05, 0.1, 0.2]).all()
+    assert (waits >= [0.07, 0.14, 0.28]).all()  # up to a quarter less, by chance
     assert len(waits) == 3
 
 
-def test_waits_depend_on_the_seed_alone():
-    def waits(seed):
-        endpoint = judge_client.Endpoint(
-            base_url=NOBODY, model="m", settings={}, max_attempts=5, concurrency=1, requests_per_minute=None,
-            timeout=1, backoff=1, seed=seed,
-        )  # fmt: skip
-        asking = judge_client._Asking(endpoint, lambda *a: True, False, lambda: None)
-        return [asking._backoff(key, attempt) for key in "ab" for attempt in (1, 2, 99)]
-
-    assert waits(0) == waits(0)
-    assert len({*waits(0), *waits(1)}) == 12
-    for first, second, hundredth in (waits(0)[:3], waits(0)[3:]):
-        assert 0.5 <= first <= 1 <= second <= 2
-        assert 30 <= hundredth <= 60
-
-
-def test_retry_after_is_read_as_seconds_or_as_a_date():
-    read = judge_client._retry_after
-    assert read({"retry-after": "1.5"}) == 1.5
-    assert read({"retry-after": format_datetime(datetime.now(UTC) + timedelta(seconds=30))}) == pytest.approx(30, abs=2)
-    assert read({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
-    assert [read({}), read({"retry-after": "soon"}), read({"retry-after": "inf"})] == [None, None, None]
+def test_a_date_to_wait_for_is_waited_for(ask, server):
+    items = ask.questions(f"429:{format_datetime(datetime.now(UTC) + timedelta(seconds=3)).replace(' ', '_')} 5")
+    ask(items)
+    first, second = times_of(server, items[0][0])
+    assert second - first > 1  # dates have whole seconds
 
 
 # ---- what is kept --------------------------------------------------------------------------------------------------
@@ -320,6 +318,14 @@ def test_what_had_no_reply_is_asked_again_and_what_had_a_bad_one_only_beyond_its
     assert [server.asked(question) for question, _ in items] == [3, 4]
 
 
+def test_the_last_time_that_a_text_is_asked_about_is_as_patient_as_the_first(ask, server):
+    items = ask.questions("words words 500 429:0.3 7")
+    assert ask(items, max_attempts=3).frame[["score", "attempts"]].values.tolist() == [[7, 3]]
+    waits = np.diff(times_of(server, items[0][0]))
+    assert len(waits) == 4
+    assert waits[-1] >= 0.29
+
+
 def test_equal_answers_to_equal_questions_are_asked_once(ask, server):
     item, other = ask.questions("5", "6")
     judged = ask([item, other, item, item])
@@ -341,11 +347,11 @@ def test_another_rubric_judge_setting_question_or_answer_is_asked_and_another_ad
 def test_a_killed_run_goes_on_where_it_stopped_and_gives_the_frame_of_one_that_was_not_killed(ask, server):
     plans = [f"slow:{i % 11}" for i in range(40)] + ["words", "500", "cut:1", "say:77"] * 2
     items = ask.questions(*plans)
-    options = {"base_url": server.url, "model": "m", "path": str(ask.path), "max_attempts": 3, "backoff": 0.01}
+    options = {"base_url": server.url, "model": "m", "path": str(ask.path), "max_attempts": 3}
     program = (
-        "import json, sys; from caa_lens import Rubric, judge; "
+        "import json, sys; from caa_lens.measures import Rubric, judge_texts; "
         "items, rubric, options = json.load(sys.stdin); "
-        "judge(items, Rubric(**rubric), **options, concurrency=2, progress=False)"
+        "judge_texts(items, Rubric(**rubric), **options, concurrency=2, progress=False)"
     )
     rubric = {"behavior": PLAIN.behavior, "text": PLAIN.text}
     process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
@@ -381,8 +387,8 @@ def test_ctrl_c_ends_a_run_that_waits_and_keeps_what_came(ask, server):
     program = (
         # A shell without a terminal starts background jobs with Ctrl-C ignored, and what they start inherits that.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from caa_lens.open_ended.judging import judge; "
-        f"judge({items!r}, 'refusal', base_url={server.url!r}, model='m', path={str(ask.path)!r}, progress=False)"
+        "from caa_lens.measures import judge_texts; "
+        f"judge_texts({items!r}, 'refusal', base_url={server.url!r}, model='m', path={str(ask.path)!r}, progress=False)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
     try:
@@ -512,11 +518,11 @@ def test_items_that_do_not_fit_are_refused(tmp_path, items, error, message):
     ("options", "message"),
     [
         ({"base_url": "localhost:8000/v1"}, "got base_url='localhost:8000/v1', expected a URL such as"),
-        ({"max_attempts": 0}, "got max_attempts=0, expected a positive number"),
-        ({"concurrency": 0}, "got concurrency=0"),
+        ({"max_attempts": 0}, "max_attempts must be at least 1, got 0"),
+        ({"concurrency": 0}, "concurrency must be at least 1, got 0"),
         ({"requests_per_minute": 0}, "got requests_per_minute=0"),
-        ({"timeout": float("nan")}, "got timeout=nan"),
-        ({"backoff": -1}, "got backoff=-1, expected 0 or more"),
+        ({"timeout": float("nan")}, "timeout must be finite, got nan"),
+        ({"timeout": 0}, "got timeout=0, expected a positive number"),
         ({"settings": {"stream": True}}, "settings cannot have stream"),
         ({"api_key": "sk-…secret"}, "the API key has characters that cannot be sent"),
     ],
@@ -528,13 +534,14 @@ def test_options_that_do_not_fit_are_refused(tmp_path, options, message):
 
 
 def test_without_the_client_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "caa_lens.measures.open_ended.judge_client", raising=False)
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ImportError, match=r"judging needs the openai client: pip install 'caa-lens\[judge\]'"):
         judge_texts([("q", "a")], PLAIN, base_url=NOBODY, model="m", path=tmp_path / "judged.jsonl")
 
 
-def test_importing_the_judge_imports_neither_the_client_nor_pandas():
+def test_importing_the_judge_imports_neither_the_client_nor_torch():
     module = "caa_lens.measures.open_ended.judging"
-    code = f"import sys, {module}; sys.exit(str({{'openai', 'pandas', 'torch'}} & set(sys.modules) or ''))"
+    code = f"import sys, {module}; sys.exit(str({{'openai', 'torch'}} & set(sys.modules) or ''))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == ""

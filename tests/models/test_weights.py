@@ -7,8 +7,8 @@ import sys
 import einops
 import pytest
 import torch
-from helpers.models import random_llama, tiny_model, write_gguf
-from safetensors.torch import load_file, save_file
+from helpers.models import edited, random_llama, tiny_model, write_gguf
+from safetensors.torch import load_file
 
 from caa_lens.models.loading.checkpoints import SafetensorsFolder
 from caa_lens.models.loading.llama_config import hooked_config
@@ -21,15 +21,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
     random_llama(folder)
     return folder
-
-
-def edited(source, target, *, tensors=None, **config):
-    """A copy of a one-file folder with other tensors or config entries."""
-    target.mkdir(exist_ok=True)
-    config = json.loads((source / "config.json").read_text()) | config
-    (target / "config.json").write_text(json.dumps(config))
-    save_file(load_file(source / "model.safetensors") if tensors is None else tensors, target / "model.safetensors")
-    return target
 
 
 def forward_copies(model):

@@ -11,8 +11,7 @@ from helpers.published import ab_rows, contents, question_rows, serving, write_p
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.paper import sources as data_sources
-from caa_lens.paper.downloads import DownloadError
-from caa_lens.paper.fetch import PaperDataWarning, fetch
+from caa_lens.paper.fetch import DownloadError, PaperDataWarning, fetch
 from caa_lens.paper.questions import load_paper_questions, load_paper_set, read_record
 from caa_lens.paper.sources import authors_files, original_files
 
@@ -140,7 +139,7 @@ def test_a_file_that_comes_back_different_is_refused(web, folder):
     rows = load_paper_set("refusal", folder)[1].pairs
     (folder / REFUSAL["test"].place).unlink()
     write_published(site, "refusal", server=True, test=ab_rows("changed", 50))
-    with pytest.raises(DownloadError, match=r"expected [0-9a-f]{64}: it was changed"):
+    with pytest.raises(DownloadError, match=r"sent another file than expected, .*: expected [0-9a-f]{64} but got"):
         get("refusal", folder)
     assert load_paper_set("refusal", folder)[1].pairs == rows
 
@@ -155,6 +154,22 @@ def test_another_pinned_commit_is_fetched_anew(web, folder, monkeypatch):
     get("refusal", folder)
     assert len(asked) == 3
     assert load_paper_set("refusal", folder)[1].pairs[0].question.startswith("newer")
+
+
+def test_a_file_of_another_commit_put_in_place_by_hand_is_taken(web, folder, monkeypatch):
+    site, faults, _ = web
+    write_published(site, "refusal", server=True)
+    get("refusal", folder)
+    monkeypatch.setattr(data_sources, "AUTHORS_REVISION", "1" * 40)
+    faults[""] = 503
+    with pytest.raises(DownloadError, match="put these files in place yourself"):
+        get("refusal", folder)
+    changed = {"generate": ab_rows("newer", 408), "test": ab_rows("newest", 50), "open_ended": [{"question": "Newer?"}]}
+    for role, file in authors_files("refusal").items():
+        (folder / file.place).write_text(json.dumps(changed[role]))
+    get("refusal", folder)
+    assert load_paper_set("refusal", folder)[1].pairs[0].question.startswith("newest")
+    assert {entry["origin"] for entry in read_record(folder)["files"].values()} == {"put in place by hand"}
 
 
 def test_a_known_checksum_is_asked_for_at_the_first_fetch(web, folder):

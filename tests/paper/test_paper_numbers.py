@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from helpers.models import SHARED
 
+from caa_lens.contrast.files import PAPER_SETS
 from caa_lens.paper import numbers as paper_numbers
 from caa_lens.paper.numbers import BEHAVIORS, DATASET_SIZES, SYSTEM_PROMPTS, TABLES, compare, published
 
@@ -84,6 +85,7 @@ def test_an_unknown_table_is_refused_with_the_known_ones():
 
 def test_every_behavior_has_a_prompt_for_it_and_another_against_it():
     assert list(SYSTEM_PROMPTS) == list(BEHAVIORS)
+    assert sorted(PAPER_SETS) == sorted(BEHAVIORS)
     assert all(set(prompts) == {"positive", "negative"} for prompts in SYSTEM_PROMPTS.values())
     assert "cooperation" in SYSTEM_PROMPTS["coordinate-other-ais"]["positive"]
     assert len({text for prompts in SYSTEM_PROMPTS.values() for text in prompts.values()}) == 14

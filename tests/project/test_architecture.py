@@ -1,143 +1,87 @@
-"""Arrows point down only: what a module may import, read from its source."""
+"""The house: which room may import which, no circles, short modules, names that are found where they are said to be."""
 
 import ast
+import importlib
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers.models import ROOT
+from importlinter import cli
 
-PACKAGE = Path(__file__).resolve().parents[2] / "caa_lens"
+PACKAGE = ROOT / "caa_lens"
+ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+STUBS = sorted(PACKAGE.rglob("__init__.pyi"))
+SOURCES = sorted(file for folder in ("caa_lens", "experiments", "benchmarks") for file in (ROOT / folder).rglob("*.py"))
 
-# Lowest first. A module may import (at its top level) modules of lower rows only.
-LEVELS = [
-    {"atomic_files", "provenance", "number_checks", "algebra.expressions", "algebra.subspaces", "model_structure"},
-    {"formats.kinds", "formats.gguf_tensors", "positions"},
-    {"algebra.rules", "model_check", "words"},
-    {"algebra.methods"},
-    {"algebra.combinations"},
-    {"vectors", "algebra.expression_parser"},
-    {"token_spans", "chat_templates", "prompt_batches"},
-    {"prompt_words", "loading.checkpoints", "loading.hub", "loading.device_memory"},
-    {"loading.tokenizers"},
-    {"contrast_files", "prompts", "intervals"},
-    {"paper.numbers", "open_ended.rubrics", "open_ended.judge_client", "open_ended.judge_file", "open_ended.answers"},
-    {"loading.weights", "loading.demo_model", "paper.sources", "open_ended.judging"},
-    {"hooks", "contrast_pair", "storage", "geometry"},
-    {"formats.tensor_files", "formats.control_vectors", "formats.vllm_lens_files"},
-    {"formats.caa_files"},
-    {"contrast", "shared_prefix", "staircase", "paper.downloads", "interchange"},
-    {"loading.llama_config", "loading.fingerprint"},
-    {"models", "paper.questions", "plain_runs", "unembedding", "steered_runs"},
-    {"arguments", "overflow", "paper.fetch"},
-    {"activations", "open_ended.text_measures", "open_blocks"},
-    {"extraction", "answers", "steering"},
-    {"generation", "sweeps", "residual_lens"},
-    {"lens_in_context"},
-    {"lens", "attribution", "pair_reading", "transfers.transfer_grid"},
-    {"pair_geometry", "transfers.layer_transfer", "transfers.residual_map"},
-    {"transfers.foreign_vectors"},
-    {"similarity", "plots.style", "report"},
-    {"run_report"},
-    {"plots.sweeps", "plots.lens", "plots.geometry", "plots.attribution", "plots.transfer"},
-    {"cli.outputs"},
-    {"demo", "cli.vectors", "cli.data", "cli.report"},
-    {"cli.commands"},
-    {"__main__", "__init__"},
-]
-LEVEL_OF = {module: level for level, modules in enumerate(LEVELS) for module in modules}
-PURE = (
-    "vectors",
-    "hooks",
-    "positions",
-    "geometry",
-    "contrast",
-    "contrast_pair",
-    "contrast_files",
-    "prompts",
-    "storage",
-    "report",
+MINI = """
+[tool.importlinter]
+root_package = "mini"
+[[tool.importlinter.contracts]]
+id = "circles"
+name = "no circles"
+type = "acyclic_siblings"
+ancestors = ["mini"]
+"""
+
+
+def test_rooms_import_only_from_below_and_nothing_is_in_a_circle(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    broken = cli.lint_imports(no_cache=True, no_logo=True)
+    assert broken == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "from mini import a",
+        "def f():\n    from mini import a",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from mini.a import x",
+    ],
 )
-FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
-MODULES = sorted(
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    for path in PACKAGE.rglob("*.py")
-    if path.name != "__init__.py" or path.parent == PACKAGE
-)
+def test_a_circle_is_found_however_the_import_is_written(tmp_path, back):
+    package = tmp_path / "mini"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "a.py").write_text("from mini import b\nx = 1\n")
+    (package / "b.py").write_text(back + "\n")
+    (tmp_path / "pyproject.toml").write_text(MINI)
+    code = "import sys; from importlinter import cli; sys.exit(cli.lint_imports(no_cache=True))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "No cycles are allowed in mini" in done.stdout
 
 
-def source_of(module: str) -> str:
-    return (PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+def test_the_graph_that_is_printed_has_every_module_and_no_circle():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "import_graph.py")], capture_output=True, text=True, check=True
+    )
+    printed = {line.partition(" -> ")[0] for line in done.stdout.splitlines() if " -> " in line}
+    expected = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in SOURCES}
+    assert printed == expected
+    assert done.stdout.endswith("no circle\n")
 
 
-def imports_of(module: str, *, top_level_only: bool) -> set[str]:
-    """Names of `caa_lens` modules that a module imports."""
-    tree = ast.parse(source_of(module))
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
-    found = set()
-    for node in nodes:
-        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("caa_lens."):
-            _, _, inside = (node.module or "").partition(".")
-            named = {".".join(filter(None, (inside, alias.name))) for alias in node.names}
-            found |= {inside} if inside in LEVEL_OF else named & LEVEL_OF.keys()
-        elif isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("caa_lens.")}
-    return found
+def test_the_page_of_the_architecture_names_every_room_and_every_module():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    modules = {file.stem for file in PACKAGE.rglob("*.py") if not file.stem.startswith("__")}
+    assert [name for name in sorted(modules) if f"`{name}`" not in page] == []
+    folders = {file.parent.name for file in PACKAGE.glob("*/**/__init__.py")}
+    assert [name for name in sorted(folders) if f"`{name}/`" not in page and f"/{name}/`" not in page] == []
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_module_has_a_level(module):
-    assert module in LEVEL_OF, f"add {module} to LEVELS in tests/test_architecture.py, and to docs/architecture.md"
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_what_belongs_in_it_and_what_may_never_be_imported_there(room):
+    said = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8")))
+    assert said
+    assert len(said.split()) > 10
+    assert "imported here" in said or "Nothing in the package imports it" in said
 
 
-def test_the_page_of_the_architecture_names_every_module_of_the_line_and_every_folder():
-    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
-    names = {module for module in MODULES if "." not in module and not module.startswith("__")}
-    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
-    assert [folder for folder in FOLDERS if f"`{folder}/`" not in page] == []
-
-
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_a_folder_says_what_is_in_it_and_imports_nothing(folder):
-    (said,) = ast.parse(source_of(f"{folder}.__init__")).body
-    assert isinstance(said, ast.Expr)
-    assert len(said.value.value) > 20
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_modules_import_only_from_below(module):
-    upward = {name for name in imports_of(module, top_level_only=True) if LEVEL_OF[name] >= LEVEL_OF[module]}
-    assert not upward, f"{module} imports {upward}, which do not stand below it"
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_the_package_never_imports_from_scripts(module):
-    tree = ast.parse(source_of(module))
-    roots = {
-        (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else alias.name.split(".")[0]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for alias in node.names
-    }
-    assert not roots & {"experiments", "benchmarks", "tests"}
-
-
-@pytest.mark.parametrize("module", PURE)
-def test_pure_modules_import_no_model_library(module):
-    tree = ast.parse(source_of(module))
-    names = {
-        (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for alias in node.names
-    }
-    assert not {name.split(".")[0] for name in names} & {"transformer_lens", "transformers"}
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_modules_stay_short_enough_to_read(module):
-    lines = source_of(module).count("\n")
-    assert lines <= 400, f"{module} has {lines} lines: one idea a module"
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_modules_stay_short_enough_to_read(file):
+    lines = file.read_text(encoding="utf-8").count("\n")
+    assert lines <= 400, f"{lines} lines: one idea a module"
 
 
 def test_importing_the_package_pulls_in_nothing_heavy():
@@ -150,8 +94,34 @@ def test_importing_the_package_pulls_in_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
-def test_every_public_name_can_be_imported_and_has_a_docstring():
+@pytest.mark.parametrize("stub", STUBS, ids=lambda stub: str(stub.parent.relative_to(ROOT)))
+def test_every_public_name_can_be_imported_is_told_by_completion_and_has_a_docstring(stub):
+    package = importlib.import_module(".".join(stub.parent.relative_to(ROOT).parts))
+    assert set(package.__all__) <= set(dir(package))
+    for name in package.__all__:
+        assert (getattr(package, name).__doc__ or "").strip(), f"{name} has no docstring"
+
+
+def test_a_public_name_is_not_the_name_of_a_module_beside_it():
+    for stub in STUBS:
+        package = importlib.import_module(".".join(stub.parent.relative_to(ROOT).parts))
+        beside = {path.stem for path in stub.parent.iterdir()}
+        rooms = set(ROOMS) if stub.parent == PACKAGE else set()  # those are modules, and meant
+        assert (set(package.__all__) & beside) - rooms == set(), f"importing the module would hide the name in {stub}"
+
+
+def test_the_top_of_the_package_is_what_a_first_day_needs():
     import caa_lens
 
-    for name in caa_lens.__all__:
-        assert (getattr(caa_lens, name).__doc__ or "").strip(), f"{name} has no docstring"
+    names = [name for name in caa_lens.__all__ if name not in ROOMS]
+    assert 15 <= len(names) <= 25
+    assert [name for name in names if name not in caa_lens.__doc__] == []
+
+
+def test_a_name_that_is_mistyped_is_answered_with_the_nearest():
+    import caa_lens
+
+    with pytest.raises(AttributeError, match="try 'logit_lens'"):
+        _ = caa_lens.logit_lense
+    with pytest.raises(AttributeError, match="try 'pair_pca'"):
+        _ = caa_lens.interpretation.pair_pcas

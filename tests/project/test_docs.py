@@ -15,7 +15,7 @@ import tomllib
 import click
 import pytest
 import typer
-from helpers.models import SHARED, known_as, random_llama, tiny_model
+from helpers.models import SHARED, known_as, load_in_its_place, random_llama, tiny_model
 from helpers.pages import PAGES, ROOT, RUN, SHOWN, blocks, code_in_text, commands, find, name_of, without_blocks
 from typer.testing import CliRunner
 
@@ -56,7 +56,7 @@ def test_the_code_of_a_page_runs_in_order(page, stand_ins, tmp_path, monkeypatch
     from caa_lens.steering import generation
 
     load, generate = models.load_model, generation.generate_tokens
-    monkeypatch.setattr(models, "load_model", lambda name, **options: stand_ins.get(name) or load(name, **options))
+    load_in_its_place(monkeypatch, lambda name, **options: stand_ins.get(name) or load(name, **options))
     if not REAL:  # texts of a random model need not be long
         monkeypatch.setattr(
             generation,
@@ -91,10 +91,8 @@ def test_the_readmes_block_runs_on_llama_2_when_the_one_line_is_changed(
     known_as(folder, "meta-llama/Llama-2-7b-chat-hf")
     shutil.copy(SHARED / "llama2_tokenizer" / "tokenizer.model", folder)
     load, generate = models.load_model, generation.generate_tokens
-    monkeypatch.setattr(
-        models,
-        "load_model",
-        lambda name, **options: load(folder if name == f"meta-llama/{folder.name}" else name, **options),
+    load_in_its_place(
+        monkeypatch, lambda name, **options: load(folder if name == f"meta-llama/{folder.name}" else name, **options)
     )
     few = lambda *prompts, max_new_tokens, **options: generate(*prompts, max_new_tokens=3, **options)  # noqa: E731
     monkeypatch.setattr(generation, "generate_tokens", few)

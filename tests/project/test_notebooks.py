@@ -146,7 +146,7 @@ sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import caa_lens
 from pathlib import Path
 from helpers.models import tiny_model
-from caa_lens.loading.tokenizers import attach_tokenizer, sentencepiece_tokenizer
+from caa_lens.models.loading.tokenizers import attach_tokenizer, sentencepiece_tokenizer
 def load_model(name, dtype):
     model = tiny_model(n_layers=32, d_vocab=32000, n_ctx=512)
     attach_tokenizer(model, sentencepiece_tokenizer(Path({str(tokenizer)!r})), name)

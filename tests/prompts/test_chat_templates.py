@@ -3,20 +3,11 @@
 import copy
 
 import pytest
+from helpers.templates import LLAMA2_TEMPLATE
 
 from caa_lens.prompts.chat_templates import is_llama2_template
 from caa_lens.prompts.formats import LLAMA2_CHAT_META, PromptFormat, chat_template_format
 
-META = (  # as meta-llama/Llama-2-7b-chat-hf has it in tokenizer_config.json
-    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = "
-    "messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}"
-    "{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ "
-    "raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if "
-    "loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + "
-    "'\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}{% if "
-    "message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == "
-    "'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
-)
 EVERY = "{% for m in messages %}<{{ m.role }}>CONTENT\n{% endfor %}<assistant>"
 USER = "{% for m in messages if m.role == 'user' %}<user>CONTENT\n{% endfor %}<assistant>"
 QUESTIONS = [
@@ -161,15 +152,15 @@ def test_formats_of_the_callers_own_are_held_to_the_same(demo_tokenizer):
 
 
 def test_llama_2s_own_template_is_recognised_by_what_it_writes(with_template, demo_tokenizer):
-    assert is_llama2_template(with_template(META))
+    assert is_llama2_template(with_template(LLAMA2_TEMPLATE))
     before = "{% for m in messages %}{% if m.role == 'system' %}<<SYS>>\n{{ m.content }}\n<</SYS>>\n\n{% else %}[INST] "
     assert is_llama2_template(with_template(before + "{{ m.content }} [/INST]{% endif %}{% endfor %}"))
-    talkative = META.replace("set system_message = false", "set system_message = 'You are helpful.'")
+    talkative = LLAMA2_TEMPLATE.replace("set system_message = false", "set system_message = 'You are helpful.'")
     for other in [
         talkative,
-        META.replace("<</SYS>>", "<<END>>"),
-        META.replace("<<SYS>>", "<<sys>>"),
-        META + "{# [INST] #}!",
+        LLAMA2_TEMPLATE.replace("<</SYS>>", "<<END>>"),
+        LLAMA2_TEMPLATE.replace("<<SYS>>", "<<sys>>"),
+        LLAMA2_TEMPLATE + "{# [INST] #}!",
         "{{ '<<SYS>>[INST]' + 1 }}",
     ]:
         assert not is_llama2_template(with_template(other))
@@ -177,7 +168,7 @@ def test_llama_2s_own_template_is_recognised_by_what_it_writes(with_template, de
 
 
 def test_metas_template_and_metas_format_are_the_same_text(with_template):
-    tokenizer = with_template(META)
+    tokenizer = with_template(LLAMA2_TEMPLATE)
     for question in ["Why?", "日本\n\n(A) Yes"]:
         for system in (None, SYSTEM):
             text = encoded(tokenizer, question, system=system).text

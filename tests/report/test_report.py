@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_reported_is_refused_and_nothing_is_written(tmp_
 def test_the_command_writes_the_page_and_says_where(tmp_path):
     import typer
 
-    from caa_lens.cli.report import report
+    from caa_lens.cli.commands import report
 
     app = typer.Typer()
     app.command()(report)

@@ -7,26 +7,18 @@ from inspect import unwrap
 import pytest
 import torch
 from helpers.models import random_vectors, tiny_model
+from helpers.steering import LOGITS, adding, hook_counts, logits_of
 
 from caa_lens.prompts.batches import left_pad
 from caa_lens.prompts.formats import chat_template_format
 from caa_lens.steering import block as steering
-from caa_lens.steering.block import NothingSteeredWarning, OtherPromptWarning, as_interventions, steer
+from caa_lens.steering.block import steer
 from caa_lens.steering.generation import generate
-from caa_lens.steering.interventions import Intervention
+from caa_lens.steering.interventions import as_interventions
+from caa_lens.steering.steered_runs import NothingSteeredWarning, OtherPromptWarning
 from caa_lens.vectors.steering_vectors import SteeringVector
 
-LOGITS = {"atol": 2e-5, "rtol": 1e-5}  # another order of float32 additions in a model of five layers
 QUESTIONS = ["How was your day?", "Is it right to lie to a friend who asks for the truth?", "Why?"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small gain nothing from threads, and wait long for each other where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +31,6 @@ def prompts(demo_tokenizer):
 def nothing_left_behind(tiny_chat):
     yield
     assert hook_counts(tiny_chat) == {}
-
-
-def hook_counts(model):
-    return {name: len(point.fwd_hooks) for name, point in model.hook_dict.items() if point.fwd_hooks}
-
-
-def logits_of(model, tokens, hooks=(), **keywords):
-    with torch.no_grad():
-        return model.run_with_hooks(torch.as_tensor(tokens), fwd_hooks=list(hooks), **keywords)
-
-
-def adding(vector, start, multiplier=1.0):
-    """A plain TransformerLens hook that adds a vector from a position on."""
-
-    def edit(resid, hook):
-        return torch.cat([resid[:, :start], resid[:, start:] + multiplier * vector.direction], dim=1)
-
-    return f"blocks.{vector.layer}.hook_resid_post", edit
 
 
 # ---- where steering starts --------------------------------------------------------------------------------------
@@ -139,18 +113,6 @@ def test_a_run_that_ends_before_steering_starts_is_told_of(tiny_chat, prompts):
         cache = TransformerLensKeyValueCache.init_cache(tiny_chat.cfg, tiny_chat.cfg.device, 1)
         for chunk in tokens.split(5, dim=1):
             tiny_chat(chunk, past_kv_cache=cache)
-
-
-def test_an_intervention_keeps_what_it_says_and_takes_the_rest_from_the_block(tiny_chat, prompts):
-    v, w = random_vectors(tiny_chat)[2], random_vectors(tiny_chat, seed=1)[2]
-    tokens = [prompts[1].tokens]
-    own_start = Intervention(vector=w, multiplier=-1.0, start=7)
-    no_start = Intervention(vector=v, multiplier=0.5)
-    with steer(tiny_chat, own_start, no_start, (v, 1.25), w, start=3, multiplier=2.0):
-        steered = logits_of(tiny_chat, tokens)
-    hooks = [adding(w, 7, -1.0), adding(v, 3, 0.5), adding(v, 3, 1.25), adding(w, 3, 2.0)]
-    torch.testing.assert_close(steered, logits_of(tiny_chat, tokens, hooks), **LOGITS)
-    assert (own_start.start, no_start.start) == (7, None)
 
 
 def test_a_zero_multiplier_is_no_steering_bit_for_bit(tiny_chat, prompts):

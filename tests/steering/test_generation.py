@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from helpers.models import random_vectors, tiny_model
+from helpers.steering import plain_hook
 
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.edits import OPERATORS
@@ -21,15 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::caa_lens.engine.shared_prefix.S
 
 QUESTIONS = ["How was your day?", "Is it right to lie to a friend who asks for the truth?", "Why?"]
 N_NEW = 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small gain nothing from threads, and wait long for each other where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -95,25 +87,6 @@ def made_by(path, model, prompts, *, max_new_tokens=N_NEW, **settings):
         return Made(tokens_of(model, prompts, **settings), torch.stack(seen, dim=1))
 
 
-def plain_hook(layer, direction, multiplier, start, operator="add"):
-    """A TransformerLens hook that edits positions of the whole text, written without the package."""
-
-    def edit(resid, hook):
-        v = direction
-        unit = v / v.norm()
-        along = (resid @ unit)[..., None]
-        change = {
-            "add": multiplier * v.expand_as(resid),
-            "ablate": -multiplier * along * unit,
-            "set": (multiplier * v.norm() - along) * unit,
-        }[operator]
-        change = change.clone()
-        change[:, :start] = 0
-        return resid + change
-
-    return f"blocks.{layer}.hook_resid_post", edit
-
-
 def slow_loop(model, prompt, hooks=(), n_new=N_NEW):
     """Greedy generation by hand: every token from a forward over the whole text, no cache and no batch."""
     tokens, steps = list(prompt.tokens), []
@@ -145,7 +118,7 @@ PATHS = ["in place", "foreign hook", "uncached"]
 def test_every_path_equals_the_slow_loop(small, path, operator, layer):
     prompt, v = prompt_of(9, 6), random_vectors(small)[layer]
     chosen = Intervention(vector=v, multiplier=1.5, operator=operator)
-    expected = slow_loop(small, prompt, [plain_hook(layer, v.direction, 1.5, 6, operator)])
+    expected = slow_loop(small, prompt, [plain_hook(layer, v.direction, 6, 1.5, operator)])
     assert_same(made_by(path, small, [prompt], vectors=[chosen]), expected)
     assert (expected.logits[:, 0] - slow_loop(small, prompt, n_new=1).logits[:, 0]).abs().max() > 0.01
 
@@ -156,9 +129,9 @@ def test_several_vectors_act_together(small, path):
     w = random_vectors(small, seed=1)[4]
     given = [(vectors[4], -1.0), vectors[0], Intervention(vector=vectors[2], operator="ablate"), (w, 2.0)]
     by_hand = [
-        plain_hook(0, vectors[0].direction, 1.0, 6),
-        plain_hook(2, vectors[2].direction, 1.0, 6, "ablate"),
-        plain_hook(4, 2 * w.direction - vectors[4].direction, 1.0, 6),
+        plain_hook(0, vectors[0].direction, 6, 1.0),
+        plain_hook(2, vectors[2].direction, 6, 1.0, "ablate"),
+        plain_hook(4, 2 * w.direction - vectors[4].direction, 6, 1.0),
     ]
     assert_same(made_by(path, small, [prompt], vectors=given), slow_loop(small, prompt, by_hand))
 
@@ -168,14 +141,14 @@ def test_operators_at_one_layer_act_in_the_given_order(small, path):
     prompt, v = prompt_of(9, 6), random_vectors(small)[2]
     add, remove = Intervention(vector=v), Intervention(vector=v, operator="ablate")
     for given, component in (([add, remove], 0.0), ([remove, add], 1.0)):
-        expected = slow_loop(small, prompt, [plain_hook(2, v.direction, component, 6, "set")])
+        expected = slow_loop(small, prompt, [plain_hook(2, v.direction, 6, component, "set")])
         assert_same(made_by(path, small, [prompt], vectors=given), expected)
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_padded_batch_gives_every_prompt_its_own(small, path):
     prompts, v = three_prompts(), random_vectors(small)[1]
-    expected = [slow_loop(small, p, [plain_hook(1, v.direction, 1.0, p.steer_start)]) for p in prompts]
+    expected = [slow_loop(small, p, [plain_hook(1, v.direction, p.steer_start, 1.0)]) for p in prompts]
     assert_same(made_by(path, small, prompts, vectors=[v]), together(expected))
     assert_same(made_by(path, small, prompts), together([slow_loop(small, p) for p in prompts]))
 
@@ -186,7 +159,7 @@ def test_one_multiplier_a_row_equals_single_runs(small, path, operator):
     prompts, multipliers, v = three_prompts(), [-2.0, 0.5, 3.0], random_vectors(small)[2]
     chosen = Intervention(vector=v, multiplier=torch.tensor(multipliers), operator=operator)
     expected = [
-        slow_loop(small, p, [plain_hook(2, v.direction, m, p.steer_start, operator)])
+        slow_loop(small, p, [plain_hook(2, v.direction, p.steer_start, m, operator)])
         for p, m in zip(prompts, multipliers, strict=True)
     ]
     assert_same(made_by(path, small, prompts, vectors=[chosen]), together(expected))
@@ -211,7 +184,7 @@ def towards(model, token):
 def test_an_interventions_own_start_is_kept(small, path):
     prompt, v = prompt_of(9, 6), random_vectors(small)[1]
     late = Intervention(vector=v, start=11)  # two tokens after the prompt
-    expected = slow_loop(small, prompt, [plain_hook(1, v.direction, 1.0, 11)])
+    expected = slow_loop(small, prompt, [plain_hook(1, v.direction, 11, 1.0)])
     assert_same(made_by(path, small, [prompt], vectors=[late]), expected)
 
 
@@ -219,7 +192,7 @@ def test_an_interventions_own_start_is_kept(small, path):
 def test_other_head_counts_equal_the_slow_loop_too(n_key_value_heads):
     model = tiny_model(n_key_value_heads=n_key_value_heads, seed=1)
     prompts, v = three_prompts(), random_vectors(model)[3]
-    expected = [slow_loop(model, p, [plain_hook(3, v.direction, 1.0, p.steer_start)]) for p in prompts]
+    expected = [slow_loop(model, p, [plain_hook(3, v.direction, p.steer_start, 1.0)]) for p in prompts]
     assert_same(made_by("in place", model, prompts, vectors=[v]), together(expected))
 
 
@@ -236,7 +209,7 @@ def test_a_foreign_hook_is_felt_at_every_token(small):
     theirs = ("blocks.1.hook_mlp_out", lambda mlp_out, hook: -mlp_out)
     with small.hooks(fwd_hooks=[theirs]):
         felt = made_by("foreign hook", small, [prompt], vectors=[v])
-    assert_same(felt, slow_loop(small, prompt, [theirs, plain_hook(3, v.direction, 1.0, 6)]))
+    assert_same(felt, slow_loop(small, prompt, [theirs, plain_hook(3, v.direction, 6, 1.0)]))
 
 
 def test_interleaved_generations_do_not_disturb_each_other(small):
@@ -244,7 +217,7 @@ def test_interleaved_generations_do_not_disturb_each_other(small):
     runs = [generate_tokens(small, [p], vectors=[v], max_new_tokens=N_NEW) for p in prompts]
     steps = [(int(first), int(second)) for first, second in zip(*runs, strict=True)]
     for row, prompt in zip(zip(*steps, strict=True), prompts, strict=True):
-        assert [list(row)] == slow_loop(small, prompt, [plain_hook(1, v.direction, 1.0, prompt.steer_start)]).tokens
+        assert [list(row)] == slow_loop(small, prompt, [plain_hook(1, v.direction, prompt.steer_start, 1.0)]).tokens
 
 
 # ---- text -------------------------------------------------------------------------------------------------------
@@ -256,7 +229,7 @@ def test_text_is_the_slow_loops_tokens_in_words(tiny_chat, prompts, layer, use_c
     v = random_vectors(tiny_chat, scale=2.0)[layer]
     texts = generate(tiny_chat, QUESTIONS, vectors=[(v, -1.5)], max_new_tokens=5, use_cache=use_cache)
     for text, prompt in zip(texts, prompts, strict=True):
-        expected = slow_loop(tiny_chat, prompt, [plain_hook(layer, v.direction, -1.5, len(prompt) - 1)], n_new=5)
+        expected = slow_loop(tiny_chat, prompt, [plain_hook(layer, v.direction, len(prompt) - 1, -1.5)], n_new=5)
         assert text == tiny_chat.tokenizer.decode(expected.tokens[0])
     assert generate(tiny_chat, prompts, vectors=[(v, -1.5)], max_new_tokens=5) == texts
 
@@ -340,7 +313,7 @@ def test_samples_are_the_same_on_every_path(small):
 def test_tokens_are_drawn_from_the_steered_softmax(small, temperature):
     prompt, v, n = prompt_of(6, 3), random_vectors(small)[3], 4000
     with torch.no_grad():
-        hooks = [plain_hook(3, v.direction, 1.0, 3)]
+        hooks = [plain_hook(3, v.direction, 3, 1.0)]
         logits = small.run_with_hooks(torch.tensor([prompt.tokens]), fwd_hooks=hooks)[0, -1]
     expected = (logits / temperature).softmax(-1)
     settings = {"vectors": [v], "max_new_tokens": 1, "temperature": temperature}
@@ -532,7 +505,7 @@ def test_greedy_tokens_equal_hugging_faces_own_generation(demo_model, hf_model, 
 def test_the_demo_model_says_the_same_cached_uncached_and_with_a_foreign_hook(demo_model, prompts):
     prompt, n_new = prompts[2], 4
     v = random_vectors(demo_model, layers=(3, 12, 20))[12].normalized(to=60.0)
-    expected = slow_loop(demo_model, prompt, [plain_hook(12, v.direction, 1.0, prompt.steer_start)], n_new)
+    expected = slow_loop(demo_model, prompt, [plain_hook(12, v.direction, prompt.steer_start, 1.0)], n_new)
     for path in PATHS:
         made = made_by(path, demo_model, [prompt], vectors=[v], max_new_tokens=n_new)
         assert made.tokens == expected.tokens

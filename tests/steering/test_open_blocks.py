@@ -8,6 +8,8 @@ import threading
 import pytest
 import torch
 from helpers.models import random_vectors, tiny_model
+from helpers.steering import LOGITS
+from helpers.steering import logits_of as logits_of_tokens
 
 from caa_lens.engine.activations import read_residuals
 from caa_lens.models.check import check_model
@@ -16,12 +18,10 @@ from caa_lens.steering.block import OverlappingBlocksWarning, steer
 from caa_lens.steering.generation import generate
 
 TOKENS = torch.arange(14).reshape(2, 7)
-LOGITS = {"atol": 2e-5, "rtol": 1e-5}
 
 
 def logits_of(model, *hooks):
-    with torch.no_grad():
-        return model.run_with_hooks(TOKENS, fwd_hooks=list(hooks))
+    return logits_of_tokens(model, TOKENS, hooks)
 
 
 def is_close(one, other):
@@ -56,7 +56,7 @@ def in_a_thread(work):
 
 def test_a_second_threads_block_on_the_same_model_is_refused_and_the_first_goes_on(tiny):
     v, w = random_vectors(tiny)[2], random_vectors(tiny, seed=1)[2]
-    steered = logits_of(tiny, v.hook())
+    steered = logits_of(tiny, v.hook(start=0))
 
     def block(model):
         with steer(model, w, start=0):
@@ -69,9 +69,9 @@ def test_a_second_threads_block_on_the_same_model_is_refused_and_the_first_goes_
         assert torch.equal(logits_of(tiny), steered)
         assert torch.equal(in_a_thread(lambda: logits_of(tiny)), steered)  # a run without a block is steered
         other = tiny_model(seed=3)
-        expected = logits_of(other, w.hook())
+        expected = logits_of(other, w.hook(start=0))
         assert torch.equal(in_a_thread(lambda: block(other)), expected)  # another model is free
-    assert torch.equal(in_a_thread(lambda: block(tiny)), logits_of(tiny, w.hook()))  # and so is this one now
+    assert torch.equal(in_a_thread(lambda: block(tiny)), logits_of(tiny, w.hook(start=0)))  # and so is this one now
 
 
 def test_runs_of_two_threads_in_one_block_know_their_own_positions(tiny):
@@ -97,7 +97,7 @@ def test_runs_of_two_threads_in_one_block_know_their_own_positions(tiny):
 
 def test_two_tasks_of_one_loop_are_refused_like_two_threads(tiny):
     v = random_vectors(tiny)[2]
-    steered = logits_of(tiny, v.hook())
+    steered = logits_of(tiny, v.hook(start=0))
 
     async def block():
         with steer(tiny, v, start=0):
@@ -113,13 +113,13 @@ def test_two_tasks_of_one_loop_are_refused_like_two_threads(tiny):
         raise second
     assert torch.equal(asyncio.run(block()), steered)
     with steer(tiny, v, start=0):  # a block around the loop is one inside the other
-        assert is_close(asyncio.run(block()), logits_of(tiny, v.hook()))
+        assert is_close(asyncio.run(block()), logits_of(tiny, v.hook(start=0)))
 
 
 def test_blocks_that_end_out_of_order_take_away_their_own_hooks_only(tiny):
     v, w = random_vectors(tiny)[2], random_vectors(tiny, seed=1)[2]
     first, second = steer(tiny, v, start=0), steer(tiny, w, start=0)
-    plain, with_w = logits_of(tiny), logits_of(tiny, w.hook())
+    plain, with_w = logits_of(tiny), logits_of(tiny, w.hook(start=0))
     with tiny.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda resid, hook: None)]):
         first.__enter__()
         second.__enter__()
@@ -144,12 +144,12 @@ def test_generators_that_steer_in_turn_are_told_of(tiny):
         list(zip(*map(steered, vectors), strict=False))
     gc.collect()
     for alone, vector in zip(map(list, map(steered, vectors)), vectors, strict=True):  # one after another: no word
-        assert torch.equal(alone[1], logits_of(tiny, vector.hook()))
+        assert torch.equal(alone[1], logits_of(tiny, vector.hook(start=0)))
 
 
 def test_a_copy_made_inside_a_block_is_steered_until_the_block_ends(tiny):
     v = random_vectors(tiny)[2]
-    plain, steered = logits_of(tiny), logits_of(tiny, v.hook())
+    plain, steered = logits_of(tiny), logits_of(tiny, v.hook(start=0))
     with steer(tiny, v, start=0):
         copied = copy.deepcopy(tiny)
         assert torch.equal(logits_of(copied), steered)
@@ -165,7 +165,7 @@ def test_a_model_may_change_its_dtype_inside_a_block(tiny):
         tiny.to(torch.bfloat16)
         half = tiny(TOKENS)
     assert half.dtype == torch.bfloat16
-    assert torch.equal(half, logits_of(tiny, v.hook()))
+    assert torch.equal(half, logits_of(tiny, v.hook(start=0)))
 
 
 def test_a_hook_point_that_another_module_took_is_named(tiny):
@@ -176,7 +176,7 @@ def test_a_hook_point_that_another_module_took_is_named(tiny):
     with pytest.raises(ValueError, match=expected), steer(tiny, v, start=0):
         pass
     with pytest.raises(ValueError, match=r"the model has no hook point 'blocks.2.hook_resid_post': if another module"):
-        tiny.run_with_hooks(TOKENS, fwd_hooks=[v.hook()])
+        tiny.run_with_hooks(TOKENS, fwd_hooks=[v.hook(start=0)])
 
 
 # ---- compiled code ----------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def small():
 @pytest.mark.parametrize(("way", "backend"), [*((way, "eager") for way in WAYS), *AOT])
 def test_compiled_code_is_steered_inside_the_block_and_plain_after_it(small, way, backend):
     v = random_vectors(small)[0]
-    plain, steered = logits_of(small), logits_of(small, v.hook())
+    plain, steered = logits_of(small), logits_of(small, v.hook(start=0))
     with torch.no_grad():
         compiled = WAYS[way](small, backend)
         assert is_close(compiled(TOKENS), plain)  # compiled before there are hooks
@@ -233,12 +233,12 @@ def test_compiled_code_is_steered_inside_the_block_and_plain_after_it(small, way
                 assert is_close(compiled(TOKENS), steered)
             assert is_close(compiled(TOKENS), plain)
     if way == "a block":  # what the block saves from: TransformerLens' own hooks are dropped
-        assert is_close(logits_of(small, v.hook()), plain)
+        assert is_close(logits_of(small, v.hook(start=0)), plain)
 
 
 def test_what_is_compiled_inside_a_block_does_not_keep_its_hooks(small):
     v = random_vectors(small)[0]
-    plain, steered = logits_of(small), logits_of(small, v.hook())
+    plain, steered = logits_of(small), logits_of(small, v.hook(start=0))
     with torch.no_grad():
         with steer(small, v, start=0):
             compiled = torch.compile(small, backend="eager")

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.models import random_vectors
+from helpers.steering import adding, logits_of
 from torch.testing import assert_close
 
 from caa_lens import extract, generate, residual_lens, steer
@@ -14,8 +15,8 @@ from caa_lens.engine.shared_prefix import SharedPrefixWarning
 from caa_lens.interpretation import attribute_logits
 from caa_lens.measures.answers import score
 from caa_lens.prompts.formats import default_format, encode_answer, encode_letters
-from caa_lens.steering.block import NothingSteeredWarning
 from caa_lens.steering.interventions import Intervention
+from caa_lens.steering.steered_runs import NothingSteeredWarning
 
 OPTIONS = "\n\nChoices:\n (A) Yes\n (B) No"
 AB = ContrastSet.from_pairs([("Good?" + OPTIONS, "(A)", "(B)"), ("Is it really so?" + OPTIONS, "(B)", "(A)")])
@@ -36,12 +37,7 @@ def later(tiny_chat):
 
 def plain_logits(model, tokens, start, vector, multiplier):
     """One forward of everything, with a plain hook from a position on."""
-
-    def add(resid, hook):
-        return torch.cat([resid[:, :start], resid[:, start:] + multiplier * vector.direction], dim=1)
-
-    with torch.no_grad():
-        return model.run_with_hooks(torch.tensor([list(tokens)]), fwd_hooks=[(vector.hook_name, add)])[0]
+    return logits_of(model, [list(tokens)], [adding(vector, start, multiplier)])[0]
 
 
 def plain_score(model, fmt, pair, vector, multiplier):

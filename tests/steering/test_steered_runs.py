@@ -8,9 +8,10 @@ from helpers.models import random_vectors, tiny_model
 
 from caa_lens.prompts.batches import left_pad
 from caa_lens.prompts.formats import Prompt
-from caa_lens.steering.block import NothingSteeredWarning, OtherPromptWarning, VisiblePaddingWarning, steer
+from caa_lens.steering.block import steer
 from caa_lens.steering.generation import generate
 from caa_lens.steering.interventions import Intervention
+from caa_lens.steering.steered_runs import NothingSteeredWarning, OtherPromptWarning, VisiblePaddingWarning
 
 TOKENS = torch.arange(14).reshape(2, 7)
 GREEDY = {"do_sample": False, "stop_at_eos": False, "verbose": False}

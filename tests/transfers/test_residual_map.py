@@ -176,7 +176,7 @@ def test_a_map_of_joined_sets_names_them_all_and_some_layers_are_those_asked_for
     nights = [replace(side, provenance=replace(side.provenance, behavior="nights")) for side in (source, target)]
     found = fit_residual_map([source, nights[0]], [target, nights[1]], layers=[1, 1], progress=False)
     assert (found.layers, found.source_layers) == ((1,), (3,))
-    for side, model in ((found.source, "small"), (found.target, "wide")):
+    for side, model in ((found.provenance["source"], "small"), (found.provenance["target"], "wide")):
         assert (side.model, side.behavior, side.expression, side.n_pairs) == (
             model,
             "days, nights",

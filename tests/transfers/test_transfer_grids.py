@@ -33,7 +33,7 @@ def sets_for(model):
 def test_every_cell_is_the_change_of_the_margin_under_that_vector(tiny_chat):
     vectors = sets_for(tiny_chat)
     result = transfer_behaviors(tiny_chat, TESTS, vectors, layer=3, multiplier=-2, progress=False)
-    assert result.matrix().shape == (2, 2)
+    assert result.table().shape == (2, 2)
     for source, each in vectors.items():
         for target, test in TESTS.items():
             conditions = [(), (Intervention(vector=each[3], multiplier=-2),)]
@@ -70,9 +70,9 @@ def test_multiplier_0_gives_zero_and_the_order_of_questions_changes_nothing(tiny
     assert (
         transfer_behaviors(tiny_chat, TESTS, vectors, layer=2, multiplier=0, progress=False).frame["effect"] == 0
     ).all()
-    there = transfer_behaviors(tiny_chat, TESTS, vectors, layer=2, progress=False).matrix()
+    there = transfer_behaviors(tiny_chat, TESTS, vectors, layer=2, progress=False).table()
     turned = {name: test[::-1] for name, test in TESTS.items()}
-    back = transfer_behaviors(tiny_chat, turned, vectors, layer=2, max_tokens=40, progress=False).matrix()
+    back = transfer_behaviors(tiny_chat, turned, vectors, layer=2, max_tokens=40, progress=False).table()
     np.testing.assert_allclose(back, there, atol=2e-5)
 
 
@@ -83,7 +83,7 @@ def test_vectors_cross_between_prompt_formats_and_system_prompts(tiny_chat):
         "gloomy": PromptSetting(system="You are gloomy."),
     }
     result = transfer_prompts(tiny_chat, LETTERS, TEXTS, settings, layer=2, progress=False)
-    assert list(result.matrix().index) == list(result.matrix().columns) == list(settings)
+    assert list(result.table().index) == list(result.table().columns) == list(settings)
     of_gloomy = extract(tiny_chat, LETTERS, layers=[2], system="You are gloomy.", progress=False)
     assert of_gloomy.provenance.details["system"] == "You are gloomy."
     one = score(
@@ -95,13 +95,13 @@ def test_vectors_cross_between_prompt_formats_and_system_prompts(tiny_chat):
     )
     cell = result.frame.query("source == 'gloomy' and target == 'llama'").sort_values("question")["effect"]
     np.testing.assert_allclose(cell, (one.values[:, 1] - one.values[:, 0]).numpy(), atol=2e-5)
-    assert result.settings["gloomy"]["system"] == "You are gloomy."
+    assert result.tests["gloomy"]["system"] == "You are gloomy."
 
 
 def test_figures_show_numbers_levels_and_intervals(tiny_chat):
     result = transfer_behaviors(tiny_chat, TESTS, sets_for(tiny_chat), layer=2, progress=False)
     figure = result.plot()
-    np.testing.assert_allclose(figure.data[0].z, result.matrix())
+    np.testing.assert_allclose(figure.data[0].z, result.table())
     assert figure.data[0].texttemplate == "%{z:.2f}"
     assert f"days {result.unsteered['days']:.2f}" in figure.layout.title.text
     cell = result.summary().query("source == 'numbers' and target == 'days'").iloc[0]
@@ -145,11 +145,12 @@ def test_a_setting_reaches_every_score_and_stands_beside_it(tiny_chat):
         margins = (one.positive - one.negative).numpy()
         cell = result.frame.query("source == 'days' and target == @target").sort_values("question")
         np.testing.assert_allclose(cell["margin"], margins[:, 1], atol=2e-5)
-        assert result.settings[target] == {**one.settings, "multiplier": "0.5"}
+        assert {**result.settings, **result.tests[target]} == {**one.settings, "multiplier": "0.5"}
+        assert not result.settings.keys() & result.tests[target].keys()
         assert result.unsteered[target] == pytest.approx(margins[:, 0].mean(), abs=2e-5)
-    assert result.vectors == {name: each.provenance for name, each in vectors.items()}
+    assert result.provenance == {name: each.provenance for name, each in vectors.items()}
     assert result.layer == 2
-    assert list(result.cosines) == ["source", "target", "cosine"]
+    assert list(result.frame) == ["source", "target", "question", "margin", "effect", "cosine"]
 
 
 def test_the_summary_has_the_interval_of_each_cell_in_the_given_order(tiny_chat):
@@ -163,7 +164,7 @@ def test_the_summary_has_the_interval_of_each_cell_in_the_given_order(tiny_chat)
     (low,), (high,) = bootstrap_interval(cell[:, None])
     assert row[["mean", "low", "high"]].tolist() == pytest.approx([cell.mean(), low, high])
     assert not np.allclose(result.summary(n_resamples=10, seed=1)["low"], summary["low"])
-    matrix = result.matrix()
+    matrix = result.table()
     assert (list(matrix.index), list(matrix.columns)) == (list(vectors), list(TESTS))
     assert matrix.loc["days", "numbers"] == pytest.approx(cell.mean())
 
@@ -177,11 +178,8 @@ def test_the_budget_and_one_multiplier_are_those_of_the_signature(tiny_chat, mon
 
     monkeypatch.setattr(transfer_grid, "score", recorded)
     vectors, how = sets_for(tiny_chat), {"layer": 2, "max_tokens": 17, "progress": False}
-    assert transfer_behaviors(tiny_chat, {"days": TEXTS}, vectors, **how).settings["days"]["multiplier"] == "1"
+    assert transfer_behaviors(tiny_chat, {"days": TEXTS}, vectors, **how).settings["multiplier"] == "1"
     settings = {"plain": PromptSetting()}
-    assert transfer_prompts(tiny_chat, TEXTS, LETTERS, settings, **how).settings["plain"]["multiplier"] == "1"
-    assert (
-        transfer_prompts(tiny_chat, TEXTS, LETTERS, settings, multiplier=2, **how).settings["plain"]["multiplier"]
-        == "2"
-    )
+    assert transfer_prompts(tiny_chat, TEXTS, LETTERS, settings, **how).settings["multiplier"] == "1"
+    assert transfer_prompts(tiny_chat, TEXTS, LETTERS, settings, multiplier=2, **how).settings["multiplier"] == "2"
     assert budgets == [17, 17, 17]

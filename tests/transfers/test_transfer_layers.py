@@ -27,18 +27,25 @@ def made_up(matrix: np.ndarray) -> LayerTransfer:
     """A result with the given effects, equal for two questions."""
     n = len(matrix)
     rows = [
-        {"behavior": "b", "source": i, "target": j, "norm": 1.0, "question": q, "score": 0.0, "effect": matrix[i, j]}
+        {
+            "behavior": "b",
+            "source": i,
+            "target": j,
+            "norm": 1.0,
+            "question": q,
+            "score": 0.0,
+            "effect": matrix[i, j],
+            "cosine": 1 - abs(i - j) / n,
+        }
         for i in range(n)
         for j in range(n)
         for q in (0, 1)
     ]
-    cosines = [{"layer": i, "other_layer": j, "cosine": 1 - abs(i - j) / n} for i in range(n) for j in range(n)]
     return LayerTransfer(
         frame=pd.DataFrame(rows),
-        cosines=pd.DataFrame(cosines),
+        provenance={"vectors": Provenance(behavior="b")},
         metric="margin",
         unsteered=0.0,
-        vectors=Provenance(behavior="b"),
     )
 
 
@@ -57,7 +64,7 @@ def test_the_diagonal_is_the_sweep(tiny_chat, multiplier):
 def test_every_cell_is_its_sources_vector_at_its_target(tiny_chat):
     vectors = random_vectors(tiny_chat, layers=(1, 3))
     result = transfer_layers(tiny_chat, PAIRS, vectors, targets=[0, 3, 4], progress=False)
-    assert result.matrix().shape == (2, 3)
+    assert result.table().shape == (2, 3)
     for source in (1, 3):
         for target in (0, 3, 4):
             moved = type(vectors).from_vectors([vectors[source].at_layer(target)])
@@ -68,9 +75,9 @@ def test_every_cell_is_its_sources_vector_at_its_target(tiny_chat):
 
 def test_in_pieces_or_at_once_and_in_any_order_the_matrix_is_the_same(tiny_chat):
     vectors = random_vectors(tiny_chat)
-    whole = transfer_layers(tiny_chat, PAIRS, vectors, progress=False).matrix()
-    pieces = transfer_layers(tiny_chat, PAIRS, vectors, max_tokens=17, progress=False).matrix()
-    turned = transfer_layers(tiny_chat, PAIRS[::-1], vectors, progress=False).matrix()
+    whole = transfer_layers(tiny_chat, PAIRS, vectors, progress=False).table()
+    pieces = transfer_layers(tiny_chat, PAIRS, vectors, max_tokens=17, progress=False).table()
+    turned = transfer_layers(tiny_chat, PAIRS[::-1], vectors, progress=False).table()
     np.testing.assert_allclose(pieces, whole, atol=2e-5)
     np.testing.assert_allclose(turned, whole, atol=2e-5)
 
@@ -198,7 +205,7 @@ def test_prompt_format_and_system_prompt_reach_the_scores_and_the_residual_norm(
     np.testing.assert_allclose(cell["score"], scores, atol=2e-6)
     assert result.unsteered == pytest.approx(expected.unsteered, abs=2e-6)
     assert result.settings == {**expected.settings, "multiplier": "1", "size": "0.5", "per": "multiplier"}
-    assert (result.metric, result.vectors) == ("p_matching", vectors.provenance)
+    assert (result.metric, result.provenance) == ("p_matching", {"vectors": vectors.provenance})
     assert set(result.frame["behavior"]) == {"random"}
 
 

@@ -40,7 +40,7 @@ def test_own_and_foreign_effects_are_those_of_plain_sweeps(tiny_chat):
         for m in (-1, 2):
             np.testing.assert_allclose(ours["score"][m], table[m], atol=2e-5)
             np.testing.assert_allclose(ours["effect"][m], (table[m] - table[0]) / m, atol=4e-5)
-    cosines = result.cosines.frame.set_index("layer")["cosine"]
+    cosines = result.cosines().frame.set_index("layer")["cosine"]
     assert cosines[3] == pytest.approx(own[3].cosine(foreign[3]), abs=1e-6)
 
 
@@ -52,7 +52,7 @@ def test_multiplier_0_gives_zero_and_equal_vectors_equal_effects(tiny_chat):
         result.frame[result.frame["vectors"] == origin]["score"].to_numpy() for origin in ("own", "foreign")
     )
     np.testing.assert_array_equal(own, foreign)
-    np.testing.assert_allclose(result.cosines.frame["cosine"], 1)
+    np.testing.assert_allclose(result.cosines().frame["cosine"], 1)
 
 
 def test_foreign_vectors_can_be_given_the_own_ones_size(tiny_chat):
@@ -72,7 +72,8 @@ def test_figures_show_both_and_the_unsteered_level(tiny_chat):
     assert figure.layout.shapes[0].y0 == result.unsteered
     curve = result.summary("score").query("vectors == 'foreign' and multiplier == 1").sort_values("layer")
     np.testing.assert_allclose(figure.data[-1].y, curve["mean"])
-    np.testing.assert_allclose(result.plot_cosine().data[0].y, result.cosines.frame["cosine"])
+    np.testing.assert_allclose(result.plot_cosine().data[0].y, result.cosines().frame["cosine"])
+    assert result.cosines().by_chance == pytest.approx(1.96 / own.d_model**0.5)
     assert "mean effect own" in repr(result)
 
 
@@ -87,7 +88,7 @@ def test_a_short_finetune_of_the_real_model_turns_its_vectors_a_little_and_they_
     assert not torch.equal(model.blocks[15].mlp.W_in, before)
     own, foreign = extract(model, train, layers=layers, progress=False), SteeringVectors.load(file)
     result = transfer_models(model, test, own, foreign, multipliers=[1], progress=False)
-    cosines = result.cosines.frame["cosine"]
+    cosines = result.cosines().frame["cosine"]
     assert ((cosines > 0.7) & (cosines < 0.9999)).all(), cosines
     effects = result.summary(n_resamples=0).set_index(["vectors", "layer"])["mean"]
     assert effects["foreign", 15] > 0.1
@@ -179,7 +180,7 @@ def test_the_summary_is_of_every_cell_and_the_cosines_of_own_and_foreign(tiny_ch
     (low,), (high,) = bootstrap_interval(cell.sort_values("question")["score"].to_numpy()[:, None])
     assert row[["mean", "low", "high"]].tolist() == pytest.approx([cell["score"].mean(), low, high])
     assert not np.allclose(result.summary("score", n_resamples=10, seed=1)["low"], summary["low"])
-    assert result.cosines.vectors == (own.provenance, foreign.provenance)
+    assert result.provenance == {"own": own.provenance, "foreign": foreign.provenance}
 
 
 def test_the_margin_of_letters_can_be_asked_for(tiny_chat):

@@ -1,14 +1,15 @@
 """The CAA authors' files: read and written as their code does, and nothing but tensors let in."""
 
-import os
 import pickle
 import zipfile
+from functools import partial
 
 import pytest
 import torch
+from helpers.file_mutations import RunsCode
+from helpers.vectors import random_set
 
 from caa_lens.file_kinds import VectorFileError
-from caa_lens.provenance import Provenance
 from caa_lens.vectors.extraction import mean_difference
 from caa_lens.vectors.formats.caa_files import read_caa, read_caa_activations, write_caa
 from caa_lens.vectors.interchange import read_vectors
@@ -28,19 +29,7 @@ def authors_folder(folder, *, layers=(13, 7, 20), model=MODEL, d_model=16, dtype
     return saved
 
 
-def some_vectors(*, layers=(0, 7, 20), dtype=torch.float32, model="meta-llama/Llama-2-7b-chat-hf"):
-    directions = torch.randn(len(layers), 16, generator=torch.Generator().manual_seed(1)).to(dtype)
-    return SteeringVectors(directions=directions, layers=layers, provenance=Provenance(model=model, behavior="x"))
-
-
-class RunsCode:
-    """Unpickled the ordinary way, this writes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+some_vectors = partial(random_set, layers=(0, 7, 20), model="meta-llama/Llama-2-7b-chat-hf", behavior="x")
 
 
 # ---- reading ------------------------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """GGUF control vectors: what llama.cpp asks of a file, and clear errors for files that are none."""
 
+from functools import partial
+
 import gguf
 import numpy as np
 import pytest
 import torch
+from helpers.vectors import random_set
 
 from caa_lens.file_kinds import VectorFileError
-from caa_lens.provenance import Provenance
 from caa_lens.vectors.formats.control_vectors import (
     DroppedLayerWarning,
     PassedOverWarning,
@@ -16,11 +18,8 @@ from caa_lens.vectors.formats.control_vectors import (
 from caa_lens.vectors.formats.gguf_tensors import parse_gguf
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
-
-def some_vectors(*, layers=(1, 7, 20), dtype=torch.float32):
-    directions = torch.randn(len(layers), 16, generator=torch.Generator().manual_seed(1)).to(dtype)
-    provenance = Provenance(model="HuggingFaceTB/SmolLM2", behavior="höflich", expression="2 * höflich")
-    return SteeringVectors(directions=directions, layers=layers, provenance=provenance)
+ABOUT = {"model": "HuggingFaceTB/SmolLM2", "behavior": "höflich", "expression": "2 * höflich"}
+some_vectors = partial(random_set, layers=(1, 7, 20), **ABOUT)
 
 
 def made(path, tensors, *, architecture="controlvector", endianess=gguf.GGUFEndian.LITTLE, raw_dtype=None):

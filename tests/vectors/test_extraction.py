@@ -280,6 +280,24 @@ def test_an_estimator_of_your_own_gets_each_layers_activations_in_the_order_of_t
     assert vectors.provenance.method == "last_pair"
 
 
+@pytest.mark.parametrize("estimator", [mean_difference, pca_of_differences, logistic_probe])
+def test_an_estimator_by_its_name_is_its_function_bit_for_bit(tiny_chat, estimator):
+    pairs, name = small("refusal", 6), estimator.__name__
+    by_name, by_function = (extract(tiny_chat, pairs, estimator=given) for given in (name, estimator))
+    assert torch.equal(by_name.directions, by_function.directions)
+    assert by_name.provenance == by_function.provenance
+    assert by_name.provenance.method == name
+    assert torch.equal(extract(tiny_chat, pairs).directions, by_name.directions) == (estimator is mean_difference)
+
+
+def test_a_name_of_no_estimator_is_refused_before_anything_is_read(tiny_chat, read_calls):
+    for name in ("pca", "", "Mean_difference"):
+        expected = f"unknown estimator {name!r}: expected mean_difference, pca_of_differences, logistic_probe, or a fun"
+        with pytest.raises(ValueError, match=expected):
+            extract(tiny_chat, small("refusal", 4), estimator=name)
+    assert read_calls == []
+
+
 def test_any_callable_is_an_estimator(tiny_chat):
     class Doubled:
         def __call__(self, positive, negative):

@@ -22,7 +22,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from helpers.file_mutations import damaged
+from helpers.file_mutations import RunsCode, damaged
 from safetensors.torch import save_file
 
 from caa_lens.contrast.files import ContrastFileError
@@ -47,16 +47,6 @@ ROWS = {
     "truthful.json": [{"question": AB, "correct": "(A)", "incorrect": "(B)"}] * 3,
     "open.json": [{"question": "How are you?"}, {"question": "And now?", "answer": "x"}],
 }
-
-
-class Trap:
-    """Unpickled the ordinary way, this makes a folder."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 def whole_files(folder):
@@ -86,11 +76,11 @@ def whole_files(folder):
         lambda path: torch.save({"model.layers.3": stack[0].bfloat16(), "layer_5": stack[1].bfloat16()}, path),
     )
     keep("parameter.pt", lambda path: torch.save(torch.nn.Parameter(stack), path))
-    keep("trap.pt", lambda path: torch.save({3: Trap(folder / "ran-in-the-fuzz")}, path))
-    keep("trap.pkl", lambda path: path.write_bytes(pickle.dumps(Trap(folder / "ran-in-the-fuzz"), protocol=2)))
+    keep("trap.pt", lambda path: torch.save({3: RunsCode(folder / "ran-in-the-fuzz")}, path))
+    keep("trap.pkl", lambda path: path.write_bytes(pickle.dumps(RunsCode(folder / "ran-in-the-fuzz"), protocol=2)))
     keep("stack.npy", lambda path: np.save(path, stack.numpy()))
     keep("fortran.npy", lambda path: np.save(path, np.asfortranarray(stack.numpy().astype(">f2"))))
-    keep("objects.npy", lambda path: np.save(path, np.array([Trap(folder / "ran-in-the-fuzz")], dtype=object)))
+    keep("objects.npy", lambda path: np.save(path, np.array([RunsCode(folder / "ran-in-the-fuzz")], dtype=object)))
     keep("by_name.npz", lambda path: np.savez(path, layer_3=stack[0].numpy(), layer_5=stack[1].numpy()))
     keep("stack.npz", lambda path: np.savez_compressed(path, stack=stack.double().numpy()))
     keep("v.gguf", lambda path: write_vectors(vectors, path))
@@ -133,7 +123,9 @@ def within(seconds):
 def check_vectors(vectors):
     """The class's own rules, a provenance of texts, and the way through our own file."""
     again = SteeringVectors(directions=vectors.directions, layers=vectors.layers, provenance=vectors.provenance)
-    assert storage._decode(storage._encode(again)) == vectors
+    parts = storage.Parts(again.directions, again.layers, again.provenance)
+    directions, layers, provenance = storage._decode(storage._encode(parts))
+    assert SteeringVectors(directions=directions, layers=layers, provenance=provenance) == vectors
     assert repr(vectors).encode()
 
 

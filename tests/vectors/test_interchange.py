@@ -1,10 +1,12 @@
 """The front: any file is recognised by what is in it, and one set of vectors survives every format."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.vectors import random_set
 
 from caa_lens.file_kinds import VectorFileError
 from caa_lens.provenance import Provenance
@@ -14,10 +16,8 @@ from caa_lens.vectors.steering_vectors import SteeringVectors
 PLACES = {"safetensors": "v.safetensors", "caa": "sycophancy", "gguf": "v.gguf", "vllm-lens": "v.json"}
 
 
-def some_vectors(*, layers=(1, 7, 20), dtype=torch.float32):
-    directions = torch.randn(len(layers), 16, generator=torch.Generator().manual_seed(1)).to(dtype)
-    provenance = Provenance(model="Llama-2-7b-chat-hf", behavior="sycophancy", method="mean_difference", n_pairs=50)
-    return SteeringVectors(directions=directions, layers=layers, provenance=provenance)
+ABOUT = {"model": "Llama-2-7b-chat-hf", "behavior": "sycophancy", "method": "mean_difference", "n_pairs": 50}
+some_vectors = partial(random_set, layers=(1, 7, 20), **ABOUT)
 
 
 def test_the_formats_are_those_of_this_file():

@@ -4,8 +4,8 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
+from helpers.vectors import random_set
 
-from caa_lens.provenance import Provenance
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 
 D_MODEL = 6
@@ -16,15 +16,9 @@ def vector(direction, *, layer=7, model="m", behavior="v"):
     return SteeringVector.from_direction(torch.tensor(direction), layer, behavior=behavior, model=model)
 
 
-def vector_set(behavior="a", *, layers=LAYERS, model="m", seed=0, dtype=torch.float32, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    return SteeringVectors(
-        directions=(scale * torch.randn(len(layers), D_MODEL, generator=generator)).to(dtype),
-        layers=layers,
-        provenance=Provenance(
-            model=model, behavior=behavior, method="mean difference", n_pairs=12, expression=behavior
-        ),
-    )
+def vector_set(behavior="a", *, model="m", **options):
+    about = {"method": "mean difference", "n_pairs": 12, "expression": behavior}
+    return random_set(model=model, behavior=behavior, d_model=D_MODEL, **about, **options)
 
 
 # ---- one vector -------------------------------------------------------------------------------------------------

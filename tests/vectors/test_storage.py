@@ -7,10 +7,12 @@ import pickle
 import random
 import stat
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.vectors import random_set
 from safetensors.torch import save, save_file
 
 from caa_lens.atomic_files import write_atomically
@@ -32,24 +34,19 @@ FLOATS = [
 ]
 
 
-def some_vectors(*, layers=(3, 7, 20), dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return SteeringVectors(
-        directions=torch.randn(len(layers), 16, generator=generator, dtype=torch.float64).to(dtype),
-        layers=layers,
-        provenance=Provenance(
-            model="meta-llama/Llama-2-7b-chat-hf",
-            behavior="sycophancy",
-            method="mean difference",
-            prompt_format="llama2-chat",
-            token_position="answer letter",
-            n_pairs=1000,
-            dataset_hash="0123abcd",
-            normalisation="across behaviors: refusal, sycophancy",
-            expression='2 * (sycophancy - "é\n日")',
-            details={"torch": "2.6", "note": 'quotes " and \\ and ü'},
-        ),
-    )
+some_vectors = partial(
+    random_set,
+    model="meta-llama/Llama-2-7b-chat-hf",
+    behavior="sycophancy",
+    method="mean difference",
+    prompt_format="llama2-chat",
+    token_position="answer letter",
+    n_pairs=1000,
+    dataset_hash="0123abcd",
+    normalisation="across behaviors: refusal, sycophancy",
+    expression='2 * (sycophancy - "é\n日")',
+    details={"torch": "2.6", "note": 'quotes " and \\ and ü'},
+)
 
 
 def saved_bytes(folder, vectors=None):
@@ -195,7 +192,7 @@ def test_loaded_vectors_outlive_their_file(tmp_path):
 
 def test_equal_vectors_make_equal_files(tmp_path):
     assert len({saved_bytes(tmp_path) for _ in range(8)}) == 1
-    assert saved_bytes(tmp_path, some_vectors(seed=1)) != saved_bytes(tmp_path)
+    assert saved_bytes(tmp_path, some_vectors(seed=2)) != saved_bytes(tmp_path)
 
 
 def test_a_file_explains_itself_to_other_readers(tmp_path):

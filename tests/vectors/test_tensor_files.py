@@ -1,13 +1,13 @@
 """Bare tensors of anybody's: every form is read at the layers that it names or is told, and nothing is guessed."""
 
 import io
-import os
 import pickle
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+from helpers.file_mutations import RunsCode
 
 from caa_lens.file_kinds import VectorFileError
 from caa_lens.vectors.formats import tensor_files
@@ -206,16 +206,6 @@ def test_a_file_that_says_its_layers_keeps_them(tmp_path):
     assert read_vectors(path, layers=[5, 3]).layers == (3, 5)
     with pytest.raises(VectorFileError, match=r"says by its keys that its layers are 3, 5, not 3-4: leave layers= out"):
         read_vectors(path, layers=[3, 4])
-
-
-class RunsCode:
-    """Unpickled the ordinary way, this makes a folder."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 def test_a_file_that_would_run_code_names_what_it_would_run_and_runs_nothing(tmp_path):

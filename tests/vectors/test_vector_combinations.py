@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from helpers.vectors import random_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caa_lens.provenance import Provenance
 from caa_lens.vectors.algebra.combinations import gram_schmidt, mean_vector, normalize_across_behaviors
-from caa_lens.vectors.steering_vectors import SteeringVectors
 
 D_MODEL = 6
 LAYERS = (3, 7, 20)  # neither positions nor a run, so that an index cannot pass for a block
@@ -17,13 +16,9 @@ laws = settings(deadline=None, derandomize=True, max_examples=20)
 seeds = st.integers(0, 10**6)
 
 
-def vector_set(behavior="a", *, layers=LAYERS, model="m", seed=0, dtype=torch.float32, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    return SteeringVectors(
-        directions=(scale * torch.randn(len(layers), D_MODEL, generator=generator)).to(dtype),
-        layers=layers,
-        provenance=Provenance(model=model, behavior=behavior, method="mean difference", n_pairs=12),
-    )
+def vector_set(behavior="a", *, model="m", **options):
+    about = {"method": "mean difference", "n_pairs": 12}
+    return random_set(model=model, behavior=behavior, d_model=D_MODEL, **about, **options)
 
 
 def several(seed, n=3, dtype=torch.float32):

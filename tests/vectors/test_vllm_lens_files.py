@@ -3,21 +3,19 @@
 import base64
 import builtins
 import json
+from functools import partial
 
 import pytest
 import torch
+from helpers.vectors import random_set
 
 from caa_lens.file_kinds import VectorFileError
-from caa_lens.provenance import Provenance
 from caa_lens.vectors.formats.vllm_lens_files import read_vllm_lens, write_vllm_lens
-from caa_lens.vectors.steering_vectors import SteeringVectors
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 
-def some_vectors(*, dtype=torch.float32):
-    directions = torch.randn(3, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
-    return SteeringVectors(directions=directions, layers=(0, 7, 20), provenance=Provenance(behavior="x"))
+some_vectors = partial(random_set, layers=(0, 7, 20), behavior="x")
 
 
 def payload(tmp_path):

@@ -1,15 +1,14 @@
 """Open-ended questions with a model's answers, as one frame: what is judged and measured."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
 COLUMNS = ["question", "answer"]
 
 
-def answers_frame(items: Any, *, adds: Sequence[str] = ()) -> "pd.DataFrame":
+def answers_frame(items: Any, *, adds: Sequence[str] = ()) -> pd.DataFrame:
     """A copy with `question` and `answer` as text; other columns, the order and the index stay.
 
     Args:
@@ -20,8 +19,6 @@ def answers_frame(items: Any, *, adds: Sequence[str] = ()) -> "pd.DataFrame":
         TypeError: for something else, or a question or an answer that is not text (a missing one included).
         ValueError: for no items, a missing or repeated column, one that is to be added, or text that is not Unicode.
     """
-    import pandas as pd
-
     if isinstance(items, pd.DataFrame):
         frame = items.copy()
     elif isinstance(items, str | Mapping) or not isinstance(items, Iterable):

@@ -70,5 +70,5 @@ class ReplyFile:
     def _foreign(self, line: int) -> ValueError:
         return ValueError(
             f"line {line} of {self.path} is not a judge's reply: choose a path that does not exist yet, "
-            "or one that judge has written"
+            "or one that judge_texts has written"
         )

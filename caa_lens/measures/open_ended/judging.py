@@ -12,20 +12,22 @@ bend a score, not impossible: a weak judge can still be talked round, so read so
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+import plotly.graph_objects as go
 from tqdm.auto import tqdm
 
+from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.measures.open_ended.answers import answers_frame
-from caa_lens.measures.open_ended.judge_client import Endpoint, Request, ask_all
+from caa_lens.measures.open_ended.judge_endpoint import Endpoint, Request
 from caa_lens.measures.open_ended.judge_file import Reply, ReplyFile
 from caa_lens.measures.open_ended.rubrics import Rubric, find_rubric
-
-if TYPE_CHECKING:
-    import pandas as pd
+from caa_lens.plots.judgements import score_histogram
+from caa_lens.results import Result
 
 SETTINGS = {"temperature": 0, "max_tokens": 16}
 _NUMBER = re.compile(r"\s*(?:score:\s*)?(10(?:\.0+)?|[0-9](?:\.[0-9]+)?)(?:\s*/\s*10)?\.?\s*", re.IGNORECASE)
@@ -54,24 +56,48 @@ Rate this answer by the scale above. Reply with one number from 0 to 10, and wit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Judgements:
+class Judgements(Result):
     """A judge's scores.
 
     Attributes:
         frame: the items as given, and `score` (0 to 10; NaN where it failed), `raw` (the judge's last reply, if any),
-            `attempts` (requests for this answer, without those that met a rate limit), `error` (why there is no
-            score, or "").
+            `attempts` (how often this answer was asked about, without what the client asked again by itself), `error`
+            (why there is no score, or "").
+        settings: the rubric's text and what was sent with it, each as text.
         behavior: what was rated.
         judge: the judge's model name.
         path: the file that holds every reply.
-        settings: what else the scores depend on: the rubric's text and what was sent with it.
     """
 
-    frame: "pd.DataFrame"
     behavior: str
     judge: str
     path: Path
-    settings: dict[str, Any]
+
+    def summary(self, by: Sequence[str] = (), n_resamples: int = 2000, seed: int | None = 0) -> pd.DataFrame:
+        """Mean score of the answers that have one, with its 95 % bootstrap interval: `n, failed, mean, low, high`.
+
+        Args:
+            by: columns of the items, one row for each of their values, in the order they come; all answers by default.
+
+        Raises:
+            ValueError: for a column that the items do not have.
+        """
+        by = [by] if isinstance(by, str) else list(by)
+        if missing := [name for name in by if name not in self.frame]:
+            raise ValueError(f"no column {missing[0]!r}: expected some of {', '.join(map(str, self.frame))}")
+        groups = self.frame.groupby(by, sort=False, dropna=False) if by else [((), self.frame)]
+        rows = []
+        for values, group in groups:
+            scores = group["score"].dropna().to_numpy()
+            (low,), (high,) = bootstrap_interval(scores[:, None], n_resamples=n_resamples, seed=seed)
+            mean = scores.mean() if len(scores) else float("nan")
+            about = {"n": len(group), "failed": len(group) - len(scores), "mean": mean, "low": low, "high": high}
+            rows.append({**dict(zip(by, values, strict=True)), **about})
+        return pd.DataFrame(rows)
+
+    def plot(self) -> go.Figure:
+        """How many answers got which score."""
+        return score_histogram(self.frame, behavior=self.behavior, judge=self.judge)
 
     @property
     def failure_rate(self) -> float:
@@ -99,13 +125,11 @@ def judge_texts(
     concurrency: int = 8,
     requests_per_minute: float | int | None = None,
     timeout: float | int = 60,
-    backoff: float | int = 1,
-    seed: int = 0,
     progress: bool = True,
 ) -> Judgements:
     """Have a model rate answers; what `path` already holds is not asked again.
 
-        judge(frame, "sycophancy", base_url="http://localhost:8000/v1", model="llama-3", path="judged.jsonl")
+        judge_texts(frame, "sycophancy", base_url="http://localhost:8000/v1", model="llama-3", path="judged.jsonl")
 
     Every reply is appended to `path` as it comes, by a hash of judge, settings and prompt, so that a run that was
     killed goes on where it stopped, and several rubrics and judges can share a file. Replies that are no score are
@@ -123,7 +147,7 @@ def judge_texts(
         api_key: the environment's `OPENAI_API_KEY` by default; it is sent to `base_url`.
         settings: what is sent beside the prompt, over `SETTINGS`; None leaves a setting out, e.g. {"max_tokens": None,
             "max_completion_tokens": 2000} for a judge that thinks first.
-        max_attempts, concurrency, requests_per_minute, timeout, backoff, seed: see `judge_client.Endpoint`.
+        max_attempts, concurrency, requests_per_minute, timeout: see `judge_endpoint.Endpoint`.
 
     Raises:
         ImportError: without the `openai` client.
@@ -146,8 +170,6 @@ def judge_texts(
         concurrency=concurrency,
         requests_per_minute=requests_per_minute,
         timeout=timeout,
-        backoff=backoff,
-        seed=seed,
     )
     texts = list(zip(frame["question"], frame["answer"], strict=True))
     prompts = [prompt_for(rubric, question, answer) for question, answer in texts]
@@ -159,8 +181,8 @@ def judge_texts(
         reply = file.last.get(key)
         return reply is not None and (_score(reply) is not None or reply.attempt >= max_attempts)
 
-    def keep(request: Request, attempt: int, raw: str, finish_reason: str) -> bool:
-        reply = Reply(key=request.key, attempt=attempt, raw=raw, finish_reason=finish_reason)
+    def keep(request: Request, raw: str, finish_reason: str) -> bool:
+        reply = Reply(key=request.key, attempt=request.attempts, raw=raw, finish_reason=finish_reason)
         question, answer = text_of[request.key]
         about = {"behavior": rubric.behavior, "judge": model, "question": question, "answer": answer}
         file.add(reply, about)
@@ -171,24 +193,28 @@ def judge_texts(
         for key, prompt in zip(keys, prompts, strict=True)
         if not settled(key)
     }
-    failures = {}
     if missing:
+        try:
+            from caa_lens.measures.open_ended.judge_client import ask_all
+        except ImportError:
+            raise ImportError("judging needs the openai client: pip install 'caa-lens[judge]'") from None
         # Short ones first: if even the first one is refused, it is not for its length.
         waiting = sorted(missing.values(), key=lambda request: len(request.prompt))
         used_before = any(key in file.last for key in keys)
         with tqdm(total=len(waiting), desc=f"judge {rubric.behavior}", unit="answer", disable=not progress) as bar:
-            failures = ask_all(endpoint, waiting, keep, used_before=used_before, done=bar.update)
+            ask_all(endpoint, waiting, keep, used_before=used_before, done=bar.update)
 
     replies = [file.last.get(key) for key in keys]
     scores = [None if reply is None else _score(reply) for reply in replies]
     frame["score"] = [float("nan") if score is None else score for score in scores]
     frame["raw"] = [None if reply is None else reply.raw for reply in replies]
+    failed = {key: request for key, request in missing.items() if request.error}
     frame["attempts"] = [
-        failures[key].attempts if key in failures else reply.attempt if reply else 0
+        failed[key].attempts if key in failed else reply.attempt if reply else 0
         for key, reply in zip(keys, replies, strict=True)
     ]
     frame["error"] = [
-        failures[key].error if key in failures else _no_score(reply) if score is None and reply else ""
+        failed[key].error if key in failed else _no_score(reply) if score is None and reply else ""
         for key, reply, score in zip(keys, replies, scores, strict=True)
     ]
     return Judgements(
@@ -196,7 +222,10 @@ def judge_texts(
         behavior=rubric.behavior,
         judge=model,
         path=file.path,
-        settings={"rubric": rubric.text, **sent},
+        settings={
+            "rubric": rubric.text,
+            **{name: value if isinstance(value, str) else json.dumps(value) for name, value in sent.items()},
+        },
     )
 
 

@@ -17,8 +17,9 @@ generation with unlikelihood training" (2020), whose seq-rep-4 over tokens is `r
 import re
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -35,9 +36,6 @@ from caa_lens.prompts.checks import check_prompt
 from caa_lens.prompts.formats import Prompt, PromptFormat, resolve_format
 from caa_lens.prompts.users_words import warn_of_words
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 _UNIT = re.compile(r"\w+|[^\w\s]")
 _BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])\s+|\n+")
 
@@ -50,7 +48,7 @@ def measure_texts(
     system: str | None = None,
     batch_size: int = 8,
     progress: bool = True,
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """Every measure of every text: one row a text, in the given order.
 
     Args:

@@ -22,7 +22,7 @@ def mean_vector(first: V, *others: V, weights: Sequence[float | int] | None = No
             together.
     """
     if isinstance(first, list | tuple):
-        raise TypeError("expected vectors one after another, got a list of them: write mean(*vectors)")
+        raise TypeError("expected vectors one after another, got a list of them: write mean_vector(*vectors)")
     every = (first, *others)
     rules.check_compatible(*every)
     shares = torch.ones(len(every)).double() if weights is None else torch.tensor(weights, dtype=torch.float64)

@@ -1,0 +1,1 @@
+"""Timings and counts, each a script: what a thing costs, on this machine."""

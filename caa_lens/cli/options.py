@@ -1,0 +1,41 @@
+"""What several commands are given: their options, and texts read as layers and numbers."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="'demo', a hub id, a folder with safetensors, or a GGUF file.")
+]
+DtypeOption = Annotated[Optional[str], typer.Option(help="float32, bfloat16 or float16.")]  # noqa: UP045
+DeviceOption = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, mps.")]  # noqa: UP045
+LayersOption = Annotated[Optional[str], typer.Option(help="e.g. 3,9,14-20; all by default.")]  # noqa: UP045
+ScoredOption = Annotated[int, typer.Option(help="Pairs to score, those that `extract --test` held out; 0: all.")]
+DataArgument = Annotated[
+    str, typer.Argument(help="A bundled set (sentiment, formality, refusal, sycophancy) or a file.")
+]
+VectorsArgument = Annotated[Path, typer.Argument(help="A file of vectors, or a folder of .pt files.")]
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """`3,9,14-16` as (3, 9, 14, 15, 16)."""
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
+            raise ValueError(f"layers {text!r} are not understood: expected e.g. 3,9,14-20")
+        layers += range(int(first), int(last or first) + 1)
+    return tuple(sorted(set(layers)))
+
+
+def parse_numbers(name: str, text: str) -> tuple[float, ...]:
+    """`-1,0,1.5` as (-1.0, 0.0, 1.5)."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+        if not all(map(math.isfinite, found)):
+            raise ValueError
+        return found
+    except ValueError:
+        raise ValueError(f"{name} {text!r} are not understood: expected numbers, e.g. -1,0,1") from None
