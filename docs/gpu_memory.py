@@ -71,9 +71,9 @@ def runs() -> str:
     """What the paper's runs take, as `python -m experiments` plans them: a process' memory, and the disk."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from experiments.catalogue import EXPERIMENTS
-    from experiments.finetuning import EXPERIMENT as FINETUNING
-    from experiments.plan import BYTES, disk_bytes, memory_bytes, scratch_bytes
-    from experiments.settings import RunConfig
+    from experiments.paper.tables_4_10_13_finetuning import EXPERIMENT as FINETUNING
+    from experiments.running.plan import disk_bytes, memory_bytes, scratch_bytes
+    from experiments.running.settings import BYTES, RunConfig
 
     heads = ["model", "number format", "weights", "must be free", "with finetuning", "on the disk", "with adapters"]
     rows = [heads, ["---"] * len(heads)]

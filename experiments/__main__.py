@@ -7,20 +7,29 @@ from typing import Annotated, Optional
 
 import typer
 
-from experiments.beforehand import check_data, check_device, check_layer, check_out, check_workers, n_layers
-from experiments.behavior_sets import missing_sets
 from experiments.catalogue import EXPERIMENTS
-from experiments.context import Context
-from experiments.experiment import Experiment
-from experiments.gpus import GPUS, gpu_rates
-from experiments.identity import hold, run_identity, run_notes, start_notes
-from experiments.plan import planned_rates, show_duration, stated_rates, unit_costs
-from experiments.progress import UnitProgress
-from experiments.run_folder import RunFolder
-from experiments.runner import run, skip_reasons, with_needs
-from experiments.settings import RunConfig
-from experiments.shown import make_console, show_outcome, show_plan
-from experiments.workers import is_worker, work_together
+from experiments.running.beforehand import (
+    check_data,
+    check_device,
+    check_layer,
+    check_out,
+    check_workers,
+    n_layers,
+    place_of,
+)
+from experiments.running.behavior_sets import missing_sets
+from experiments.running.context import Context
+from experiments.running.experiment import Experiment
+from experiments.running.identity import hold, run_identity, run_notes, start_notes
+from experiments.running.measured import measured
+from experiments.running.plan import planned, rates_elsewhere, unit_costs
+from experiments.running.rates import GPUS, gpu_rates, stated_rates
+from experiments.running.run_folder import RunFolder
+from experiments.running.runner import run, skip_reasons, with_needs
+from experiments.running.settings import RunConfig
+from experiments.running.shown import show_outcome, show_plan
+from experiments.running.terminal import UnitProgress, make_console, show_duration
+from experiments.running.workers import is_worker, work_together
 
 Option = typer.Option
 OF_SIZE = "'small' or 'paper'; paper by default for Llama 2's chat models. Single settings below go before it."
@@ -54,7 +63,7 @@ def main(
     judge_timeout: Annotated[Optional[float], Option(help="Seconds for one request; 60 by default.")] = None,  # noqa: UP045
     seed: Annotated[int, Option(help="Of splits and samples.")] = 0,
     gpu: Annotated[Optional[str], Option(help=f"For --dry-run: plan for another card; {', '.join(GPUS)}.")] = None,  # noqa: UP045
-    flops: Annotated[Optional[float], Option(help="Operations a second, for --dry-run; measured by default.")] = None,  # noqa: UP045
+    flops: Annotated[Optional[float], Option(help="Operations a second, for --dry-run.")] = None,  # noqa: UP045
     bandwidth: Annotated[Optional[float], Option(help="Bytes of memory a second; given with --flops.")] = None,  # noqa: UP045
 ) -> None:
     """Reproduce the paper's figures and tables, or some of them.
@@ -86,7 +95,15 @@ def main(
     if dry_run:
         config = config.model_copy(update={"stand_ins": missing_sets(config)})
         plan = with_needs(wanted, EXPERIMENTS, config)
-        show_plan(plan, config, folder, workers, planned_rates(config, plan, gpu, stated, device), console)
+        skipped = skip_reasons(plan, config)
+        able = [one for one in plan if one.name not in skipped]
+        costs = unit_costs(able, Context(config, folder))
+        estimate = None
+        if rates := rates_elsewhere(config, able, gpu, stated, device):
+            estimate = planned(costs, config, rates)
+        elif place_of(config.model) is not None:
+            estimate = measured(able, costs, config, device=device, console=console)
+        show_plan(plan, skipped, costs, estimate, config, folder, workers, console)
         return
     experiments = with_needs(wanted, EXPERIMENTS, config)
     began = time.perf_counter()
@@ -99,7 +116,7 @@ def main(
         folder.record_start(start_notes(config, [one.name for one in experiments]))
     context = Context(config, folder, device=device)
     costs = unit_costs([one for one in experiments if one.name not in skipped], context)
-    weights = {key: 1e3 + cost.tokens + 20 * cost.steps + 2e3 * cost.requests for key, cost in costs.items()}
+    weights = {key: 1e3 + cost.work + 2e3 * cost.requests for key, cost in costs.items()}
     with UnitProgress(console, weights) as progress:
         if workers != 1 and not is_worker():
             command = [sys.executable, "-m", "experiments", *sys.argv[1:]]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from caa_lens.atomic_files import write_atomically
 from caa_lens.report.runs import read_run
 from experiments.catalogue import EXPERIMENTS
-from experiments.experiment import together
-from experiments.run_folder import RunFolder
-from experiments.settings import RunConfig
+from experiments.running.run_folder import RunFolder
+from experiments.running.settings import RunConfig
+from experiments.running.units import together
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ def export(run: str | Path, to: str | Path) -> Path:
     part = read_run(run)
     config = RunConfig(**folder.about()["config"])
     for experiment in EXPERIMENTS:
-        frames = folder.frames_so_far(experiment, config)
+        frames = folder.frames_so_far(experiment.name, experiment.units(config))
         if frames and folder.section_file(experiment.name).exists():
             rows = together(frames)
             rows = rows.astype({c: "float32" for c in rows.select_dtypes("float64") if c != "multiplier"})

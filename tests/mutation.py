@@ -40,8 +40,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 # For each module its test files in stages, quick ones first: a stage runs only if the mutant survived those before.
-PAPER = "tests/experiments/test_paper_experiments.py"
-WHOLE_RUN = "tests/experiments/test_experiments.py"
+ASKED = [
+    f"tests/experiments/test_{name}.py"
+    for name in (
+        *("what_experiments_ask", "what_sections_say_of_scores", "what_sections_say_of_texts_and_vectors"),
+        *("units_needs_and_costs", "beside_the_paper"),
+    )
+]
+WHOLE_RUN = "tests/experiments/test_a_whole_run.py"
 FINETUNING = "tests/experiments/test_finetuning.py"
 SLOW = [  # the real model; left to the last stage
     "tests/measures/test_sweeps.py::test_sentiment_steers_the_real_model_in_a_dose_dependent_way",
@@ -103,16 +109,19 @@ TESTS: dict[str, list[list[str]]] = {
     "caa_lens/transfers/grids.py": [["tests/transfers/test_transfer_grids.py"]],
     "caa_lens/transfers/models.py": [["tests/transfers/test_transfer_models.py"]],
     "caa_lens/transfers/residual_map.py": [["tests/transfers/test_residual_map.py"]],
-    "experiments/finetuning.py": [[PAPER], [FINETUNING]],
-    "experiments/finetuned_text.py": [[PAPER], [FINETUNING]],
+    "experiments/paper/tables_4_10_13_finetuning.py": [ASKED, [FINETUNING]],
+    "experiments/paper/tables_4_10_13_finetuned_text.py": [ASKED, [FINETUNING]],
     **{
-        f"experiments/{name}.py": [[PAPER], [WHOLE_RUN]]
+        f"experiments/{name}.py": [ASKED, [WHOLE_RUN]]
         for name in (
-            *("measures", "comparison", "base_to_chat", "system_prompts", "layer_sweep", "multipliers", "open_ended"),
-            *("cross_layer_cosines", "contrast_pca", "token_similarities", "vector_transfer", "knowledge"),
-            "vector_words",
+            *("running/measures", "running/comparison", "own/vector_words", "paper/figure_2_contrast_pca"),
+            *("paper/figure_3_layer_sweep", "paper/figure_4_multipliers", "paper/figure_5_open_ended"),
+            *("paper/figure_6_token_similarities", "paper/figure_7_cross_layer_cosines"),
+            *("paper/figure_8_vector_transfer", "paper/figures_9_10_base_to_chat", "paper/table_3_system_prompts"),
+            "paper/tables_5_12_knowledge",
         )
     },
+    "experiments/running/measured.py": [["tests/experiments/test_plans.py"]],
 }
 
 COMPARED = {

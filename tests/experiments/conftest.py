@@ -24,3 +24,14 @@ def models(tmp_path_factory):
         random_llama(folder / name, seed=seed, vocab_size=len(tokenizer), max_position_embeddings=512)
         tokenizer.save_pretrained(folder / name)
     return folder
+
+
+@pytest.fixture
+def no_data(monkeypatch, tmp_path):
+    """A user's cache in which nothing has been fetched."""
+    monkeypatch.setenv("CAA_LENS_CACHE", str(tmp_path / "cache"))
+    from experiments.running.behavior_sets import behavior_sets
+
+    behavior_sets.cache_clear()
+    yield str(tmp_path / "cache")
+    behavior_sets.cache_clear()

@@ -24,15 +24,17 @@ from caa_lens.paper.numbers import published
 from caa_lens.prompts.formats import LLAMA2_CHAT, encode_letters, resolve_format
 from caa_lens.report.runs import load_section
 from caa_lens.steering import generation
-from experiments import extraction, finetuned_text, finetuning
 from experiments.catalogue import EXPERIMENTS
-from experiments.context import Context
-from experiments.experiment import Unit
-from experiments.finetuning import letters_of, taught, teach, teach_lora
-from experiments.identity import run_identity
-from experiments.run_folder import RunFolder
-from experiments.runner import run, with_needs
-from experiments.settings import RunConfig
+from experiments.paper import section_3_vectors as extraction
+from experiments.paper import tables_4_10_13_finetuned_text as finetuned_text
+from experiments.paper import tables_4_10_13_finetuning as finetuning
+from experiments.paper.tables_4_10_13_finetuning import letters_of, taught, teach, teach_lora
+from experiments.running.context import Context
+from experiments.running.identity import run_identity
+from experiments.running.run_folder import RunFolder
+from experiments.running.runner import run, with_needs
+from experiments.running.settings import RunConfig
+from experiments.running.units import Unit
 
 PAIRS = ContrastSet.from_pairs(
     [
@@ -426,8 +428,8 @@ def test_a_process_killed_while_it_trains_leaves_nothing_for_long(tmp_path):
     cheap.claim(folder)
     training = (
         "import sys, time; sys.path[:0] = sys.argv[1:3]\n"
-        "from experiments.experiment import Unit\n"
-        "from experiments.run_folder import RunFolder\n"
+        "from experiments.running.units import Unit\n"
+        "from experiments.running.run_folder import RunFolder\n"
         "folder, unit = RunFolder(sys.argv[3]), Unit.of(behavior='a', finetune='positive')\n"
         "with folder.lock('finetuning', unit.name), folder.scratch('finetuning', unit) as scratch:\n"
         "    (scratch / 'model.safetensors').write_bytes(b'weights')\n"

@@ -15,16 +15,19 @@ from caa_lens.contrast.sets import ContrastSet
 from caa_lens.measures.training_pairs import TrainingPairsWarning
 from caa_lens.models.loading.fingerprint import file_digest, model_fingerprint
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
-from experiments import base_to_chat, finetuning, judged, knowledge, open_ended
-from experiments.behavior_sets import behavior_sets
 from experiments.catalogue import EXPERIMENTS
-from experiments.context import Context
-from experiments.experiment import Unit
-from experiments.extraction import FILE_HASH
-from experiments.identity import hold, own_identity, run_identity, start_notes
-from experiments.run_folder import OtherRunError, RunFolder
-from experiments.runner import run
-from experiments.settings import OF_NONE, OF_SOME, RunConfig
+from experiments.paper import figure_5_judged as judged
+from experiments.paper import figure_5_open_ended as open_ended
+from experiments.paper import figures_9_10_base_to_chat as base_to_chat
+from experiments.paper import tables_4_10_13_finetuning as finetuning
+from experiments.paper import tables_5_12_knowledge as knowledge
+from experiments.running.behavior_sets import behavior_sets
+from experiments.running.context import Context
+from experiments.running.identity import hold, own_identity, run_identity, start_notes
+from experiments.running.run_folder import FILE_HASH, OtherRunError, RunFolder
+from experiments.running.runner import run
+from experiments.running.settings import OF_NONE, OF_SOME, RunConfig
+from experiments.running.units import Unit
 
 JUDGE = {"judge": "x", "judge_url": "http://name:secret@host:1/v1?key=1"}
 NOTES = {"host": "http://host:1/v1"}

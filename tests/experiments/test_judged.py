@@ -13,17 +13,18 @@ import torch
 from helpers.judge_server import judge_server, make_client_quick
 
 from caa_lens.report.runs import load_section
-from experiments import judged, open_ended
-from experiments.behavior_sets import behavior_sets
 from experiments.catalogue import EXPERIMENTS
-from experiments.comparison import paper_tables
-from experiments.context import Context
-from experiments.experiment import Unfinished, Unit
 from experiments.export import export
-from experiments.identity import run_identity, run_notes
-from experiments.run_folder import RunFolder
-from experiments.runner import run, with_needs
-from experiments.settings import RunConfig
+from experiments.paper import figure_5_judged as judged
+from experiments.paper import figure_5_open_ended as open_ended
+from experiments.running.behavior_sets import behavior_sets
+from experiments.running.comparison import paper_tables
+from experiments.running.context import Context
+from experiments.running.identity import run_identity, run_notes
+from experiments.running.run_folder import RunFolder
+from experiments.running.runner import run, with_needs
+from experiments.running.settings import RunConfig
+from experiments.running.units import Unfinished, Unit
 
 ROOT = Path(__file__).resolve().parents[2]
 TRANSIENT = "What a day? [[503:0 503:0 503:0 503:0 503:0 7]]"  # fails five times, all that one start tries
@@ -71,7 +72,7 @@ def start(config, path):
 
 
 def scores(config, path):
-    frames = RunFolder(path).frames(judged.EXPERIMENT, config)
+    frames = RunFolder(path).frames(judged.EXPERIMENT.name, judged.units(config))
     return pd.concat([frame[["prompt", "score", "raw", "error", "again"]] for frame in frames.values()])
 
 

@@ -11,15 +11,16 @@ from rich.console import Console
 
 from caa_lens.report.page import Section
 from caa_lens.report.runs import save_section
-from experiments.comparison import beside_the_paper
-from experiments.experiment import Experiment, Unit
-from experiments.figures import curves_by_metric
-from experiments.open_ended import section as open_ended_section
-from experiments.progress import UnitProgress
-from experiments.run_folder import RunFolder
-from experiments.runner import Outcome
-from experiments.settings import PAPER, RunConfig
-from experiments.shown import LOG_WIDTH, LONGEST, make_console, show_outcome, show_table
+from experiments.paper.figure_5_open_ended import section as open_ended_section
+from experiments.running.comparison import beside_the_paper
+from experiments.running.experiment import Experiment
+from experiments.running.figures import curves_by_metric
+from experiments.running.run_folder import RunFolder
+from experiments.running.runner import Outcome
+from experiments.running.settings import PAPER, RunConfig
+from experiments.running.shown import LONGEST, show_outcome
+from experiments.running.terminal import LOG_WIDTH, UnitProgress, make_console, show_table
+from experiments.running.units import Unit
 
 ONE = Experiment(
     name="one", title="", source="", units=lambda config: [], run=lambda *_: None, section=lambda *_: Section(title="")
@@ -223,7 +224,7 @@ def test_answers_too_short_to_be_measured_are_told_in_words():
 
 
 def test_sizes_stand_beside_the_papers_without_an_interval():
-    from experiments.data_tables import section
+    from experiments.paper.table_14_data_tables import section
 
     sizes = pd.DataFrame({"behavior": PAPER, "split": "test", "pairs": 50})
     prompts = pd.DataFrame({"behavior": ["a"], "side": ["positive"], "system prompt": ["x"]})

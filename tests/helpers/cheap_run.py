@@ -1,4 +1,4 @@
-"""Cheap experiments on no model, and a program that runs them: what is killed, raced and starved in the tests."""
+"""Cheap experiments on no model, and a function that runs them: what is killed, raced and starved in the tests."""
 
 import hashlib
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.experiment import Experiment, Unit, together
-from experiments.run_folder import RunFolder
-from experiments.runner import run
-from experiments.settings import RunConfig
-from experiments.workers import is_worker, work_together
+from experiments.running.experiment import Experiment
+from experiments.running.run_folder import RunFolder
+from experiments.running.runner import run
+from experiments.running.settings import RunConfig
+from experiments.running.units import Unit, together
 
 N_UNITS = 12
 CONFIG = RunConfig(model="none", behaviors=("a", "b"))
@@ -39,7 +39,7 @@ def numbers(unit, context):
 
 def totals(unit, context):
     """Uses the other experiment's finished frames."""
-    rows = together(context.frames(NUMBERS))
+    rows = together(context.folder.frames(NUMBERS.name, NUMBERS.units(context.config)))
     return rows[rows["behavior"] == unit["behavior"]].groupby("part", as_index=False)["score"].sum()
 
 
@@ -69,14 +69,8 @@ def claim(folder, config=CONFIG):
     return folder.claim({"config": config.model_dump(mode="json"), "versions": {}}, {})
 
 
-def main(path, workers=1):
+def main(path):
     folder = RunFolder(path)
     claim(folder)
-    if workers != 1 and not is_worker():
-        work_together([sys.executable, *sys.argv], workers, device="cpu", watch=lambda: None)
     outcomes = run(ALL, CONFIG, folder)
     assert not any(outcome.failed for outcome in outcomes), outcomes
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))

@@ -61,6 +61,12 @@ def demo_model_path() -> Path:
     return folder
 
 
+def demo_model_here() -> Path | None:
+    """Folder of the demo model if it has been fetched and is whole; None else: nothing is fetched."""
+    folder = _cache() / DEMO_NAME
+    return folder if _is_complete(folder) else None
+
+
 def _cache() -> Path:
     import platformdirs
 
