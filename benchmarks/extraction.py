@@ -13,7 +13,7 @@ import torch
 from timing import as_transformer_lens_loads_it, print_table, seconds
 
 import caa_lens as cl
-from caa_lens.prompts.formats import default_format, encode_answer
+from caa_lens.prompts.prompt_formats import default_format, encode_answer
 
 SLOW_PAIRS = 20
 

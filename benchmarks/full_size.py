@@ -20,7 +20,7 @@ from caa_lens.engine.activations import read_pairs
 from caa_lens.engine.staircase import Staircase
 from caa_lens.models.loading.llama_config import hooked_config
 from caa_lens.models.loading.weights import build_model, expected_shapes
-from caa_lens.prompts.formats import Prompt
+from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.generation import generate_tokens
 from caa_lens.steering.interventions import Intervention
 

@@ -16,7 +16,7 @@ from timing import as_transformer_lens_loads_it, print_table, seconds
 import caa_lens as cl
 from caa_lens.models.loading.demo_model import demo_model_path
 from caa_lens.prompts.batches import left_pad
-from caa_lens.prompts.formats import default_format
+from caa_lens.prompts.prompt_formats import default_format
 from caa_lens.steering.generation import generate_tokens
 
 LAYER, MULTIPLIER = 14, 1.0

@@ -17,7 +17,7 @@ from timing import as_transformer_lens_loads_it, print_table, seconds
 import caa_lens as cl
 from caa_lens.engine import shared_prefix
 from caa_lens.measures.answers import score
-from caa_lens.prompts.formats import default_format, encode_answer, encode_letters
+from caa_lens.prompts.prompt_formats import default_format, encode_answer, encode_letters
 from caa_lens.steering.interventions import Intervention
 
 MULTIPLIERS = [-2.0, -1.0, 0.0, 1.0, 2.0]

@@ -12,12 +12,12 @@ from . import report as report
 from .contrast.pair import ContrastPair as ContrastPair
 from .contrast.sets import ContrastSet as ContrastSet
 from .models.loading.load import load_model as load_model
-from .prompts.formats import PromptFormat as PromptFormat
+from .prompts.prompt_formats import PromptFormat as PromptFormat
 from .vectors.extraction import extract as extract
 from .vectors.steering_vectors import SteeringVector as SteeringVector
 from .vectors.steering_vectors import SteeringVectors as SteeringVectors
 from .vectors.interchange import read_vectors as read_vectors
-from .steering.block import steer as steer
+from .steering.steered_block import steer as steer
 from .steering.generation import generate as generate
 from .steering.generation import generate_stream as generate_stream
 from .steering.interventions import Intervention as Intervention
@@ -27,9 +27,9 @@ from .interpretation.lens import word_ranks as word_ranks
 from .interpretation.residual_stream import residual_lens as residual_lens
 from .interpretation.similarity import token_similarity as token_similarity
 from .interpretation.vector_cosines import cosines as cosines
-from .transfers.layers import transfer_layers as transfer_layers
-from .transfers.grids import transfer_behaviors as transfer_behaviors
-from .transfers.grids import transfer_prompts as transfer_prompts
-from .transfers.models import transfer_models as transfer_models
+from .transfers.across_layers import transfer_layers as transfer_layers
+from .transfers.across_behaviors import transfer_behaviors as transfer_behaviors
+from .transfers.across_behaviors import transfer_prompts as transfer_prompts
+from .transfers.across_models import transfer_models as transfer_models
 
 __version__: str

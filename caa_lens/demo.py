@@ -171,7 +171,7 @@ class _Kept:
 
 
 def _about_model(model: Any, config: DemoConfig) -> dict[str, Any]:
-    from caa_lens.prompts.formats import resolve_format
+    from caa_lens.prompts.prompt_formats import resolve_format
 
     return {
         "model": model_fingerprint(config.model),

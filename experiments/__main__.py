@@ -20,8 +20,8 @@ from experiments.running.beforehand import (
 from experiments.running.behavior_sets import missing_sets
 from experiments.running.context import Context
 from experiments.running.experiment import Experiment
+from experiments.running.first_units import measured
 from experiments.running.identity import hold, run_identity, run_notes, start_notes
-from experiments.running.measured import measured
 from experiments.running.plan import planned, rates_elsewhere, unit_costs
 from experiments.running.rates import GPUS, gpu_rates, stated_rates
 from experiments.running.run_folder import RunFolder

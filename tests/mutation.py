@@ -51,14 +51,18 @@ WHOLE_RUN = "tests/experiments/test_a_whole_run.py"
 FINETUNING = "tests/experiments/test_finetuning.py"
 SLOW = [  # the real model; left to the last stage
     "tests/measures/test_sweeps.py::test_sentiment_steers_the_real_model_in_a_dose_dependent_way",
-    "tests/transfers/test_transfer_models.py::"
+    "tests/transfers/test_across_models.py::"
     "test_a_short_finetune_of_the_real_model_turns_its_vectors_a_little_and_they_still_steer_it",
     "tests/vectors/test_extraction.py::test_vectors_are_those_of_hugging_faces_hidden_states",
     "tests/vectors/test_extraction.py::test_with_unbalanced_letters_the_vector_is_mostly_the_letter",
     "tests/measures/test_answers.py::test_scores_on_the_real_model_equal_one_full_forward_a_condition",
 ]
 PROMPTS = [
-    ["tests/prompts/test_prompts.py", "tests/prompts/test_chat_templates.py", "tests/prompts/test_special_tokens.py"],
+    [
+        "tests/prompts/test_prompt_formats.py",
+        "tests/prompts/test_chat_templates.py",
+        "tests/prompts/test_special_tokens.py",
+    ],
     ["tests/prompts/test_prompt_laws.py", "tests/steering/test_start_offset.py", "tests/models/test_bare_models.py"],
     ["tests/measures/test_answers.py", "tests/vectors/test_extraction.py"],
 ]
@@ -69,10 +73,10 @@ TESTS: dict[str, list[list[str]]] = {
         ["tests/engine/test_any_model.py"],
     ],
     "caa_lens/models/structure.py": [["tests/engine/test_any_model.py"]],
-    "caa_lens/engine/positions.py": [["tests/engine/test_positions.py"], ["tests/steering/test_block.py"]],
+    "caa_lens/engine/positions.py": [["tests/engine/test_positions.py"], ["tests/steering/test_steered_block.py"]],
     "caa_lens/engine/edits.py": [
         ["tests/engine/test_edits.py", "tests/engine/test_positions.py"],
-        ["tests/steering/test_interventions.py", "tests/steering/test_block.py"],
+        ["tests/steering/test_interventions.py", "tests/steering/test_steered_block.py"],
         ["tests/steering/test_generation.py", "tests/engine/test_waits.py"],
     ],
     "caa_lens/engine/overflow.py": [["tests/engine/test_overflow.py"]],
@@ -96,7 +100,7 @@ TESTS: dict[str, list[list[str]]] = {
         ["tests/interpretation/test_pair_geometry.py", "tests/vectors/test_storage.py"],
     ],
     "caa_lens/steering/interventions.py": [
-        ["tests/steering/test_interventions.py", "tests/steering/test_block.py"],
+        ["tests/steering/test_interventions.py", "tests/steering/test_steered_block.py"],
         ["tests/engine/test_positions.py", "tests/engine/test_overflow.py"],
         ["tests/test_arguments.py"],
     ],
@@ -105,9 +109,9 @@ TESTS: dict[str, list[list[str]]] = {
         ["tests/measures/test_sweeps.py", "tests/engine/test_shared_prefix.py"],
     ],
     "caa_lens/measures/sweeps.py": [["tests/measures/test_sweeps.py"], ["tests/test_demo.py", "tests/cli/test_cli.py"]],
-    "caa_lens/transfers/layers.py": [["tests/transfers/test_transfer_layers.py"]],
-    "caa_lens/transfers/grids.py": [["tests/transfers/test_transfer_grids.py"]],
-    "caa_lens/transfers/models.py": [["tests/transfers/test_transfer_models.py"]],
+    "caa_lens/transfers/across_layers.py": [["tests/transfers/test_across_layers.py"]],
+    "caa_lens/transfers/across_behaviors.py": [["tests/transfers/test_across_behaviors.py"]],
+    "caa_lens/transfers/across_models.py": [["tests/transfers/test_across_models.py"]],
     "caa_lens/transfers/residual_map.py": [["tests/transfers/test_residual_map.py"]],
     "experiments/paper/tables_4_10_13_finetuning.py": [ASKED, [FINETUNING]],
     "experiments/paper/tables_4_10_13_finetuned_text.py": [ASKED, [FINETUNING]],
@@ -121,7 +125,7 @@ TESTS: dict[str, list[list[str]]] = {
             "paper/tables_5_12_knowledge",
         )
     },
-    "experiments/running/measured.py": [["tests/experiments/test_plans.py"]],
+    "experiments/running/first_units.py": [["tests/experiments/test_plans.py"]],
 }
 
 COMPARED = {

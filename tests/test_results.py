@@ -14,9 +14,9 @@ from caa_lens.measures.open_ended.judging import Judgements
 from caa_lens.measures.sweeps import Sweep
 from caa_lens.provenance import Provenance
 from caa_lens.results import Result, check_result_path
-from caa_lens.transfers.grids import TransferGrid
-from caa_lens.transfers.layers import LayerTransfer
-from caa_lens.transfers.models import ModelTransfer
+from caa_lens.transfers.across_behaviors import TransferGrid
+from caa_lens.transfers.across_layers import LayerTransfer
+from caa_lens.transfers.across_models import ModelTransfer
 from caa_lens.transfers.residual_map import ResidualMap
 
 NAN, INF = float("nan"), float("inf")

@@ -20,7 +20,7 @@ from caa_lens.engine.plain_runs import plain_runs
 from caa_lens.models.check import check_layers, check_model
 from caa_lens.prompts.batches import left_pad, n_common
 from caa_lens.prompts.checks import check_prompt
-from caa_lens.prompts.formats import Prompt
+from caa_lens.prompts.prompt_formats import Prompt
 
 
 @contextmanager

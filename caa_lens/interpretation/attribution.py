@@ -45,7 +45,7 @@ from caa_lens.models.unembedding import token_logits
 from caa_lens.plots.attribution import contribution_bars
 from caa_lens.prompts.batches import check_steered, left_pad
 from caa_lens.prompts.checks import check_prompt
-from caa_lens.prompts.formats import Prompt, PromptFormat, encode_letters, resolve_format
+from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, encode_letters, resolve_format
 from caa_lens.prompts.users_words import warn_of_words
 from caa_lens.results import Result
 from caa_lens.steering.interventions import as_interventions

@@ -47,8 +47,8 @@ from caa_lens.interpretation.words import check_words, show_token, word_tokens
 from caa_lens.models.check import check_layers, check_model
 from caa_lens.models.unembedding import centred, normalised, unembed_linear
 from caa_lens.plots.lens import rank_curves, token_heatmaps
-from caa_lens.prompts.formats import PromptFormat, resolve_format
-from caa_lens.prompts.pairs import encode_pairs
+from caa_lens.prompts.pair_prompts import encode_pairs
+from caa_lens.prompts.prompt_formats import PromptFormat, resolve_format
 from caa_lens.results import Result
 from caa_lens.vectors.checks import as_vector_set, check_width
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors

@@ -16,7 +16,7 @@ from caa_lens.models.unembedding import (
     normalised,
     unembed_linear,
 )
-from caa_lens.prompts.formats import Prompt
+from caa_lens.prompts.prompt_formats import Prompt
 
 
 def read_in_context(

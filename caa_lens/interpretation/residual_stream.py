@@ -28,7 +28,7 @@ from caa_lens.models.unembedding import device_behind, final_logits
 from caa_lens.plots.lens import residual_heatmaps
 from caa_lens.prompts.batches import check_fits, check_steered
 from caa_lens.prompts.checks import as_prompt
-from caa_lens.prompts.formats import Prompt, PromptFormat
+from caa_lens.prompts.prompt_formats import Prompt, PromptFormat
 from caa_lens.provenance import Provenance
 from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention, Steering, as_interventions

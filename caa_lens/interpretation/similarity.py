@@ -41,7 +41,7 @@ from caa_lens.models.check import check_layers, check_model
 from caa_lens.plots.attribution import similarity_heatmap
 from caa_lens.prompts.batches import check_fits
 from caa_lens.prompts.checks import check_prompt
-from caa_lens.prompts.formats import Prompt, PromptFormat, resolve_format
+from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
 from caa_lens.results import Result
 from caa_lens.vectors.checks import as_vector_set, check_width
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors

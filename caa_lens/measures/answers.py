@@ -30,7 +30,7 @@ from caa_lens.engine.staircase import Staircases
 from caa_lens.models.check import check_model
 from caa_lens.models.unembedding import device_behind, token_logits, token_logp
 from caa_lens.prompts.batches import check_fits, n_common
-from caa_lens.prompts.formats import Prompt, PromptFormat, encode_answer, encode_letters, resolve_format
+from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, encode_answer, encode_letters, resolve_format
 from caa_lens.prompts.users_words import warn_of_words
 from caa_lens.steering.interventions import Intervention
 from caa_lens.vectors.checks import check_vector

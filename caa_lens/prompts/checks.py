@@ -3,7 +3,7 @@
 from typing import Any
 
 from caa_lens.arguments import describe
-from caa_lens.prompts.formats import Prompt, PromptFormat
+from caa_lens.prompts.prompt_formats import Prompt, PromptFormat
 
 
 def as_prompt(

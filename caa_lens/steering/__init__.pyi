@@ -1,9 +1,9 @@
 from .interventions import Intervention as Intervention
-from .block import steer as steer
+from .steered_block import steer as steer
 from .generation import generate as generate
 from .generation import generate_stream as generate_stream
 from .generation import generate_tokens as generate_tokens
 from .steered_runs import NothingSteeredWarning as NothingSteeredWarning
 from .steered_runs import OtherPromptWarning as OtherPromptWarning
 from .steered_runs import VisiblePaddingWarning as VisiblePaddingWarning
-from .block import OverlappingBlocksWarning as OverlappingBlocksWarning
+from .steered_block import OverlappingBlocksWarning as OverlappingBlocksWarning

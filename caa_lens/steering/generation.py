@@ -28,7 +28,7 @@ from caa_lens.models.structure import structure_of
 from caa_lens.models.unembedding import final_logits
 from caa_lens.prompts.batches import PromptBatch, left_pad
 from caa_lens.prompts.checks import as_prompt, check_prompt
-from caa_lens.prompts.formats import Prompt, PromptFormat
+from caa_lens.prompts.prompt_formats import Prompt, PromptFormat
 from caa_lens.steering.interventions import Steering, as_interventions
 
 WHOLE_TEXT = "text is generated through the model's own forward, the whole text for every token,"

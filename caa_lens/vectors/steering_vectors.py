@@ -1,7 +1,7 @@
 """Steering vectors: directions in the residual stream, with arithmetic and with their history.
 
 Pure tensors: nothing here knows a model. A vector remembers where it belongs (model, hook point, layer) and how it
-was made. `caa_lens.vectors.algebra.methods` has the arithmetic and its rules.
+was made. `caa_lens.vectors.algebra.arithmetic` has the arithmetic and its rules.
 
 Layers are 0-based blocks and the hook point is a block's output: layer 13 is `blocks.13.hook_resid_post`, which is
 Hugging Face's `hidden_states[14]`.
@@ -24,7 +24,7 @@ from caa_lens.engine.positions import Positions
 from caa_lens.provenance import Provenance, hook_name_of, layer_ranges
 from caa_lens.vectors.algebra import expressions as write
 from caa_lens.vectors.algebra import rules, subspaces
-from caa_lens.vectors.algebra.methods import VectorAlgebra
+from caa_lens.vectors.algebra.arithmetic import VectorAlgebra
 from caa_lens.vectors.storage import Parts, load_parts, save_parts
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from caa_lens.prompts.formats import LLAMA2_CHAT, PromptFormat, chat_template_format, encode_answer
+from caa_lens.prompts.prompt_formats import LLAMA2_CHAT, PromptFormat, chat_template_format, encode_answer
 
 HERE = Path(__file__).resolve().parent
 LETTER = ("Do you agree with me?\n\nChoices:\n (A) Yes\n (B) No", "(A)")

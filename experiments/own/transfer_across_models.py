@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import caa_lens as cl
-from caa_lens.prompts.formats import default_format, encode_answer
+from caa_lens.prompts.prompt_formats import default_format, encode_answer
 
 MODEL = "demo"
 LAYERS = tuple(range(2, 30, 3))

@@ -17,7 +17,7 @@ import torch
 import caa_lens as cl
 from caa_lens.engine.pair_reading import pair_activations
 from caa_lens.interpretation.pair_geometry import pair_separability, vector_norms
-from caa_lens.prompts.formats import default_format
+from caa_lens.prompts.prompt_formats import default_format
 
 MODEL = "demo"
 LAYERS = (0, 5, 10, 15, 18, 21, 24, 27, 29)  # tabled; vectors are extracted at every layer

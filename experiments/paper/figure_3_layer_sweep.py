@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from experiments.running.beforehand import n_layers as depth_of
 from experiments.running.costs import Cost, scoring_cost
 from experiments.running.experiment import Experiment
-from experiments.running.measures import effects, means, scored, steered
+from experiments.running.scores import effects, means, scored, steered
 from experiments.running.units import Frames, Unit, together
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from experiments.paper.figure_3_layer_sweep import chosen_layer, needs_layer, un
 from experiments.running.comparison import grid, paper_tables
 from experiments.running.costs import Cost, scoring_cost
 from experiments.running.experiment import Experiment
-from experiments.running.measures import means, scored, steered
+from experiments.running.scores import means, scored, steered
 from experiments.running.units import Frames, Unit, together
 
 if TYPE_CHECKING:

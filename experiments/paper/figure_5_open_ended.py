@@ -21,7 +21,7 @@ from experiments.running.units import Frames, Unit, together
 if TYPE_CHECKING:
     import pandas as pd
 
-    from caa_lens.prompts.formats import PromptFormat
+    from caa_lens.prompts.prompt_formats import PromptFormat
     from caa_lens.report.page import Section
     from experiments.running.context import Context
     from experiments.running.settings import RunConfig

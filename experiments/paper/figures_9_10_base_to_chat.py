@@ -18,7 +18,7 @@ from experiments.paper.section_3_vectors import extract_into_run
 from experiments.paper.section_3_vectors import section as norms_section
 from experiments.running.comparison import paper_tables
 from experiments.running.experiment import Experiment
-from experiments.running.measures import means, scored, steered
+from experiments.running.scores import means, scored, steered
 from experiments.running.units import Frames, Unit
 
 if TYPE_CHECKING:

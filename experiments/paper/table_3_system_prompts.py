@@ -13,7 +13,7 @@ from experiments.paper.figure_3_layer_sweep import chosen_layer, needs_layer
 from experiments.running.comparison import grid, paper_tables
 from experiments.running.costs import Cost, scoring_cost
 from experiments.running.experiment import Experiment
-from experiments.running.measures import effects, means, scored, steered
+from experiments.running.scores import effects, means, scored, steered
 from experiments.running.units import Frames, Unit, together
 
 if TYPE_CHECKING:

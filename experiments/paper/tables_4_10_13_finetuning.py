@@ -35,7 +35,7 @@ from experiments.running.comparison import beside_the_paper, grid, has_paper_num
 from experiments.running.costs import Cost, generation_cost, reading_cost, scoring_cost
 from experiments.running.experiment import Experiment
 from experiments.running.identity import prompts_hash
-from experiments.running.measures import means, scored, steered
+from experiments.running.scores import means, scored, steered
 from experiments.running.settings import BYTES
 from experiments.running.units import Frames, Unit, together
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from caa_lens.contrast.sets import ContrastSet
-    from caa_lens.prompts.formats import PromptFormat
+    from caa_lens.prompts.prompt_formats import PromptFormat
     from caa_lens.report.page import Section
     from experiments.running.context import Context
     from experiments.running.run_folder import RunFolder
@@ -102,7 +102,7 @@ def taught(context: "Context", unit: Unit) -> tuple[Any, "PromptFormat"]:
     """
     import numpy as np
 
-    from caa_lens.prompts.formats import resolve_format
+    from caa_lens.prompts.prompt_formats import resolve_format
 
     config, pairs, side = context.config, context.sets(unit["behavior"]).generate, unit["finetune"]
     order = np.random.default_rng(config.seed).permutation(len(pairs))
@@ -139,7 +139,7 @@ def load_copy(context: "Context", folder: Path, name: str, tokenizer: Any) -> An
 
 def letters_of(tokenizer: Any, pairs: "ContrastSet", side: str, prompt_format: "PromptFormat") -> list[Lesson]:
     """For every pair the prompt up to the opening bracket, and one side's letter."""
-    from caa_lens.prompts.formats import encode_letters
+    from caa_lens.prompts.prompt_formats import encode_letters
 
     lessons = []
     for pair in pairs:

@@ -9,7 +9,7 @@ from helpers.steering import hook_counts
 
 from caa_lens.engine.activations import read_pairs, read_residuals
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
-from caa_lens.prompts.formats import Prompt, chat_template_format, encode_answer
+from caa_lens.prompts.prompt_formats import Prompt, chat_template_format, encode_answer
 
 PAIRS = [
     ("Is it so?\n\nChoices:\n (A) Yes\n (B) No", "(A)", "(B)"),

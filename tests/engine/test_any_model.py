@@ -28,7 +28,7 @@ from caa_lens.engine.plain_runs import PlainRuns, plain_runs
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
 from caa_lens.measures.open_ended.text_measures import answer_logp
 from caa_lens.models.structure import structure_of
-from caa_lens.prompts.formats import Prompt, encode_answer, resolve_format
+from caa_lens.prompts.prompt_formats import Prompt, encode_answer, resolve_format
 from caa_lens.steering.steered_runs import NothingSteeredWarning
 
 

@@ -10,7 +10,7 @@ from helpers.models import random_vectors, tiny_model
 from helpers.steering import LOGITS, hook_counts, logits_of, some_tokens
 
 from caa_lens.engine.edits import OPERATORS, Edit, ablate, add, set_projection
-from caa_lens.steering.block import steer
+from caa_lens.steering.steered_block import steer
 from caa_lens.vectors.steering_vectors import SteeringVector
 
 N_POS = 11

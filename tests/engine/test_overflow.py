@@ -14,11 +14,11 @@ from caa_lens.interpretation.similarity import token_similarity
 from caa_lens.measures.answers import score
 from caa_lens.measures.open_ended.text_measures import measure_texts
 from caa_lens.measures.sweeps import sweep
-from caa_lens.prompts.formats import Prompt
-from caa_lens.steering.block import steer
+from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.generation import generate, generate_tokens
 from caa_lens.steering.interventions import Intervention
-from caa_lens.transfers.layers import transfer_layers
+from caa_lens.steering.steered_block import steer
+from caa_lens.transfers.across_layers import transfer_layers
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 
 PAIRS = ContrastSet.from_pairs([("How are you?", "Well.", "Ill."), ("Is it late?", "Yes, it is.", "No.")])

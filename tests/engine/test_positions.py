@@ -11,10 +11,10 @@ from caa_lens.engine.positions import Reach, check_positions, chosen
 from caa_lens.interpretation.residual_stream import residual_lens
 from caa_lens.measures.answers import score
 from caa_lens.prompts.batches import left_pad
-from caa_lens.prompts.formats import Prompt
-from caa_lens.steering.block import steer
+from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.generation import generate
 from caa_lens.steering.interventions import Intervention
+from caa_lens.steering.steered_block import steer
 
 N_POS = 9
 MASK = torch.tensor([[1, 0, 0, 1, 1, 0, 0, 0, 1], [0, 0, 1, 0, 0, 0, 1, 0, 0]]).bool()

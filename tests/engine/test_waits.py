@@ -12,8 +12,8 @@ from caa_lens.engine import shared_prefix
 from caa_lens.engine.staircase import Staircase, Staircases
 from caa_lens.measures.answers import score
 from caa_lens.measures.open_ended.text_measures import answer_logp
-from caa_lens.prompts.formats import default_format
-from caa_lens.transfers.grids import PromptSetting, transfer_behaviors, transfer_prompts
+from caa_lens.prompts.prompt_formats import default_format
+from caa_lens.transfers.across_behaviors import PromptSetting, transfer_behaviors, transfer_prompts
 from caa_lens.vectors.extraction import pca_of_differences
 
 N_LAYERS, D_MODEL = 3, 32

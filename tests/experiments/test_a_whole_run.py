@@ -281,7 +281,7 @@ def test_stopped_half_way_in_a_new_process_the_frames_are_the_same_to_the_bit(fi
 
 
 def test_estimated_tokens_are_near_the_real_ones(finished):
-    from caa_lens.prompts.formats import default_format
+    from caa_lens.prompts.prompt_formats import default_format
 
     config, folder, _ = finished
     context = Context(config, folder)

@@ -21,7 +21,7 @@ from caa_lens.models.loading import weights
 from caa_lens.models.loading.load import load_model
 from caa_lens.models.loading.weights import checkpoint_parameters
 from caa_lens.paper.numbers import published
-from caa_lens.prompts.formats import LLAMA2_CHAT, encode_letters, resolve_format
+from caa_lens.prompts.prompt_formats import LLAMA2_CHAT, encode_letters, resolve_format
 from caa_lens.report.runs import load_section
 from caa_lens.steering import generation
 from experiments.catalogue import EXPERIMENTS

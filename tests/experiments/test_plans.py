@@ -16,7 +16,6 @@ from caa_lens.paper.numbers import DATASET_SIZES
 from caa_lens.paper.sources import NAMES
 from experiments.__main__ import main
 from experiments.catalogue import EXPERIMENTS
-from experiments.running import measured
 from experiments.running.beforehand import n_layers, n_parameters, place_of
 from experiments.running.behavior_sets import behavior_sets, missing_sets
 from experiments.running.context import Context

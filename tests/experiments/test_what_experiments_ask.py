@@ -170,7 +170,7 @@ def test_the_positive_system_prompt_asks_for_the_behavior_and_the_negative_one_a
 
 def test_a_taught_model_is_scored_and_answers_at_three_multipliers(context, asked, generated, monkeypatch):
     model, taught = SimpleNamespace(tokenizer=None), []
-    monkeypatch.setattr("caa_lens.prompts.formats.resolve_format", lambda *_: "the format")
+    monkeypatch.setattr("caa_lens.prompts.prompt_formats.resolve_format", lambda *_: "the format")
     monkeypatch.setattr(finetuning, "letters_of", lambda _, pairs, side, *more: [(side, n) for n in range(len(pairs))])
     monkeypatch.setattr(finetuning, "teach", lambda *given, rate: taught.append((*given, rate)))
     context.load, context.release = lambda name, **_: model if name == "demo" else None, lambda: None

@@ -28,7 +28,6 @@ from experiments.paper import table_3_system_prompts as system_prompts
 from experiments.paper import tables_4_10_13_finetuning as finetuning
 from experiments.paper import tables_5_12_knowledge as knowledge
 from experiments.paper.figure_4_multipliers import rise
-from experiments.running import measures
 from experiments.running.settings import RunConfig
 from experiments.running.units import Unit
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 import caa_lens as cl
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.measures.answers import score
-from caa_lens.prompts.formats import Prompt, encode_answer, encode_letters, resolve_format
+from caa_lens.prompts.prompt_formats import Prompt, encode_answer, encode_letters, resolve_format
 from caa_lens.steering.generation import generate_tokens
 from caa_lens.steering.interventions import Intervention
 from helpers.models import random_vectors

@@ -16,7 +16,7 @@ def needs(name: str):
 
 def log_probabilities(model, tokens, *vectors, multiplier=1.0):
     """Ours, of the next token after each row, with vectors added at every position."""
-    from caa_lens.steering.block import steer
+    from caa_lens.steering.steered_block import steer
 
     with torch.no_grad(), steer(model, *vectors, start=0, multiplier=multiplier):
         return model(torch.as_tensor(tokens))[:, -1].float().log_softmax(-1)

@@ -37,7 +37,7 @@ from caa_lens.engine.pair_reading import pair_activations
 from caa_lens.engine.plain_runs import plain_runs
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
 from caa_lens.measures.answers import score
-from caa_lens.prompts.formats import Prompt, encode_answer, resolve_format
+from caa_lens.prompts.prompt_formats import Prompt, encode_answer, resolve_format
 from caa_lens.steering.generation import generate_tokens
 from caa_lens.steering.interventions import Intervention
 

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.interpretation.attribution import attribute_logits
-from caa_lens.prompts.formats import Prompt, default_format, encode_letters
+from caa_lens.prompts.prompt_formats import Prompt, default_format, encode_letters
 from caa_lens.vectors.steering_vectors import SteeringVector
 
 AB = ContrastSet.from_pairs(

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.interpretation.lens import lens_scores, logit_lens, word_ranks
 from caa_lens.interpretation.words import word_tokens
-from caa_lens.prompts.formats import default_format
-from caa_lens.prompts.pairs import encode_pairs
+from caa_lens.prompts.pair_prompts import encode_pairs
+from caa_lens.prompts.prompt_formats import default_format
 from caa_lens.vectors.extraction import extract
 from caa_lens.vectors.steering_vectors import SteeringVector
 

@@ -12,8 +12,8 @@ from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.activations import read_residuals
 from caa_lens.engine.pair_reading import PairActivations, pair_activations
 from caa_lens.interpretation.pair_geometry import pair_pca, pair_separability, vector_norms
-from caa_lens.prompts.formats import resolve_format
-from caa_lens.prompts.pairs import encode_pairs
+from caa_lens.prompts.pair_prompts import encode_pairs
+from caa_lens.prompts.prompt_formats import resolve_format
 from caa_lens.provenance import Provenance
 from caa_lens.vectors.extraction import extract
 from caa_lens.vectors.steering_vectors import SteeringVectors

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from caa_lens.interpretation.residual_stream import residual_lens
 from caa_lens.interpretation.words import show_token
 from caa_lens.models.unembedding import final_logits
-from caa_lens.prompts.formats import Prompt, default_format
+from caa_lens.prompts.prompt_formats import Prompt, default_format
 from caa_lens.steering.interventions import Intervention
 
 QUESTION = "How was your day, in one word or two?"

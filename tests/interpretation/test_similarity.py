@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from caa_lens.interpretation import similarity
 from caa_lens.interpretation.similarity import TokenColors, circuitsvis_script, token_similarity
-from caa_lens.prompts.formats import Prompt, default_format
-from caa_lens.steering.block import steer
+from caa_lens.prompts.prompt_formats import Prompt, default_format
+from caa_lens.steering.steered_block import steer
 from caa_lens.vectors.steering_vectors import SteeringVector
 
 QUESTION = "How was your day?"

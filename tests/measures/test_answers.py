@@ -10,7 +10,7 @@ from caa_lens.engine import shared_prefix
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
 from caa_lens.measures.answers import score
 from caa_lens.models.unembedding import token_logp
-from caa_lens.prompts.formats import (
+from caa_lens.prompts.prompt_formats import (
     PromptFormat,
     default_format,
     encode_answer,

@@ -9,7 +9,7 @@ import torch
 from helpers.models import random_vectors, tiny_model
 
 from caa_lens.measures.open_ended.text_measures import answer_logp, distinct, measure_texts, sentiment
-from caa_lens.prompts.formats import LLAMA2_BASE, chat_template_format, resolve_format
+from caa_lens.prompts.prompt_formats import LLAMA2_BASE, chat_template_format, resolve_format
 from caa_lens.steering.generation import generate
 
 # One of the texts holds a special token on purpose.

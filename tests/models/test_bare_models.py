@@ -10,10 +10,10 @@ from caa_lens.interpretation.residual_stream import residual_lens
 from caa_lens.interpretation.similarity import token_similarity
 from caa_lens.measures.answers import score
 from caa_lens.measures.open_ended.text_measures import measure_texts
-from caa_lens.prompts.formats import Prompt
-from caa_lens.steering.block import steer
+from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.generation import generate, generate_stream, generate_tokens
 from caa_lens.steering.interventions import Intervention
+from caa_lens.steering.steered_block import steer
 from caa_lens.vectors.extraction import extract
 
 PAIRS = ContrastSet.from_pairs([("How are you?", "Well.", "Ill."), ("Is it late?", "Yes, it is.", "No.")])

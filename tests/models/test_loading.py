@@ -412,7 +412,7 @@ def copied(folder, to, *, known_as=None, template=None):
 
 
 def format_and_ids(folder):
-    from caa_lens.prompts.formats import default_format
+    from caa_lens.prompts.prompt_formats import default_format
 
     model = load_model(folder, device="cpu")
     chosen = default_format(model)

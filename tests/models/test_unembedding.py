@@ -11,8 +11,8 @@ from caa_lens.contrast.sets import ContrastSet
 from caa_lens.interpretation.lens import lens_scores
 from caa_lens.measures.answers import score
 from caa_lens.models.unembedding import final_logits, token_logits, token_logp
-from caa_lens.prompts.formats import Prompt, encode_letters, resolve_format
-from caa_lens.prompts.pairs import encode_pairs
+from caa_lens.prompts.pair_prompts import encode_pairs
+from caa_lens.prompts.prompt_formats import Prompt, encode_letters, resolve_format
 from caa_lens.steering.generation import generate_tokens
 from caa_lens.steering.interventions import Intervention
 

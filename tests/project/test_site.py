@@ -102,7 +102,7 @@ def load(path):
 
 
 def test_the_drawing_of_smollm2s_positions_is_what_its_script_draws(demo_tokenizer):
-    from caa_lens.prompts.formats import chat_template_format
+    from caa_lens.prompts.prompt_formats import chat_template_format
 
     script = load(ROOT / "docs" / "images" / "positions.py")
     drawn = script.picture(demo_tokenizer, chat_template_format(demo_tokenizer), *script.COMPLETION)
@@ -110,7 +110,7 @@ def test_the_drawing_of_smollm2s_positions_is_what_its_script_draws(demo_tokeniz
 
 
 def test_the_drawing_of_llama_2s_positions_is_what_its_script_draws(llama2_tokenizer):
-    from caa_lens.prompts.formats import LLAMA2_CHAT
+    from caa_lens.prompts.prompt_formats import LLAMA2_CHAT
 
     script = load(ROOT / "docs" / "images" / "positions.py")
     drawn = script.picture(llama2_tokenizer, LLAMA2_CHAT, *script.LETTER)

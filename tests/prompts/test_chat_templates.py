@@ -6,7 +6,7 @@ import pytest
 from helpers.templates import LLAMA2_TEMPLATE
 
 from caa_lens.prompts.chat_templates import is_llama2_template
-from caa_lens.prompts.formats import LLAMA2_CHAT_META, PromptFormat, chat_template_format
+from caa_lens.prompts.prompt_formats import LLAMA2_CHAT_META, PromptFormat, chat_template_format
 
 EVERY = "{% for m in messages %}<{{ m.role }}>CONTENT\n{% endfor %}<assistant>"
 USER = "{% for m in messages if m.role == 'user' %}<user>CONTENT\n{% endfor %}<assistant>"

@@ -17,7 +17,7 @@ from helpers.models import tiny_model
 
 from caa_lens.engine.activations import read_residuals
 from caa_lens.prompts.batches import left_pad
-from caa_lens.prompts.formats import (
+from caa_lens.prompts.prompt_formats import (
     LLAMA2_BASE,
     LLAMA2_CHAT,
     LLAMA2_CHAT_META,

@@ -10,7 +10,8 @@ from helpers.models import random_vectors
 from caa_lens import extract, generate, sweep
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.measures.answers import score
-from caa_lens.prompts.formats import (
+from caa_lens.prompts.pair_prompts import encode_pairs
+from caa_lens.prompts.prompt_formats import (
     LLAMA2_CHAT,
     LLAMA2_CHAT_META,
     Prompt,
@@ -18,7 +19,6 @@ from caa_lens.prompts.formats import (
     default_format,
     encode_answer,
 )
-from caa_lens.prompts.pairs import encode_pairs
 from caa_lens.prompts.token_spans import special_tokens
 from caa_lens.prompts.users_words import (
     SpecialTokenWarning,

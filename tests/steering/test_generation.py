@@ -11,7 +11,7 @@ from helpers.steering import plain_hook
 
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.edits import OPERATORS
-from caa_lens.prompts.formats import Prompt, chat_template_format
+from caa_lens.prompts.prompt_formats import Prompt, chat_template_format
 from caa_lens.steering import generation
 from caa_lens.steering.generation import generate, generate_stream, generate_tokens
 from caa_lens.steering.interventions import Intervention

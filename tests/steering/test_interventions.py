@@ -11,10 +11,10 @@ from caa_lens.contrast.sets import ContrastSet
 from caa_lens.interpretation.residual_stream import residual_lens
 from caa_lens.measures.answers import score
 from caa_lens.prompts.batches import left_pad
-from caa_lens.prompts.formats import Prompt, encode_letters, resolve_format
-from caa_lens.steering.block import steer
+from caa_lens.prompts.prompt_formats import Prompt, encode_letters, resolve_format
 from caa_lens.steering.generation import generate
 from caa_lens.steering.interventions import Intervention, as_interventions
+from caa_lens.steering.steered_block import steer
 from caa_lens.vectors.steering_vectors import SteeringVector
 
 QUESTIONS = ["How was your day?", "Is it right to lie to a friend who asks for the truth?"]

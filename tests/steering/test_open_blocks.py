@@ -14,8 +14,8 @@ from helpers.steering import logits_of as logits_of_tokens
 from caa_lens.engine.activations import read_residuals
 from caa_lens.models.check import check_model
 from caa_lens.steering import open_blocks
-from caa_lens.steering.block import OverlappingBlocksWarning, steer
 from caa_lens.steering.generation import generate
+from caa_lens.steering.steered_block import OverlappingBlocksWarning, steer
 
 TOKENS = torch.arange(14).reshape(2, 7)
 

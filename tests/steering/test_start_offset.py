@@ -14,7 +14,7 @@ from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
 from caa_lens.interpretation import attribute_logits
 from caa_lens.measures.answers import score
-from caa_lens.prompts.formats import default_format, encode_answer, encode_letters
+from caa_lens.prompts.prompt_formats import default_format, encode_answer, encode_letters
 from caa_lens.steering.interventions import Intervention
 from caa_lens.steering.steered_runs import NothingSteeredWarning
 

@@ -7,10 +7,10 @@ import torch
 from helpers.models import random_vectors, tiny_model
 
 from caa_lens.prompts.batches import left_pad
-from caa_lens.prompts.formats import Prompt
-from caa_lens.steering.block import steer
+from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.generation import generate
 from caa_lens.steering.interventions import Intervention
+from caa_lens.steering.steered_block import steer
 from caa_lens.steering.steered_runs import NothingSteeredWarning, OtherPromptWarning, VisiblePaddingWarning
 
 TOKENS = torch.arange(14).reshape(2, 7)

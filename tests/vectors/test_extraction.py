@@ -12,8 +12,8 @@ from caa_lens.contrast.pair import ContrastPair
 from caa_lens.contrast.sets import ContrastSet, LetterBalanceWarning
 from caa_lens.engine.activations import read_pairs
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
-from caa_lens.prompts.formats import LLAMA2_BASE, resolve_format
-from caa_lens.prompts.pairs import encode_pairs
+from caa_lens.prompts.pair_prompts import encode_pairs
+from caa_lens.prompts.prompt_formats import LLAMA2_BASE, resolve_format
 from caa_lens.vectors import extraction
 from caa_lens.vectors.extraction import extract, logistic_probe, mean_difference, pca_of_differences
 

@@ -22,7 +22,7 @@ import plotly.graph_objects as go
 from tqdm.auto import tqdm
 
 from caa_lens.measures.intervals import bootstrap_interval
-from caa_lens.measures.open_ended.answers import answers_frame
+from caa_lens.measures.open_ended.items import answers_frame
 from caa_lens.measures.open_ended.judge_endpoint import Endpoint, Request
 from caa_lens.measures.open_ended.judge_file import Reply, ReplyFile
 from caa_lens.measures.open_ended.rubrics import Rubric, find_rubric

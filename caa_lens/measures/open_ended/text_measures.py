@@ -28,12 +28,12 @@ from tqdm.auto import tqdm
 from caa_lens.arguments import check_count
 from caa_lens.engine.overflow import check_finite
 from caa_lens.engine.plain_runs import plain_runs
-from caa_lens.measures.open_ended.answers import answers_frame
+from caa_lens.measures.open_ended.items import answers_frame
 from caa_lens.models.check import check_model
 from caa_lens.models.unembedding import token_logp
 from caa_lens.prompts.batches import left_pad
 from caa_lens.prompts.checks import check_prompt
-from caa_lens.prompts.formats import Prompt, PromptFormat, resolve_format
+from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
 from caa_lens.prompts.users_words import warn_of_words
 
 _UNIT = re.compile(r"\w+|[^\w\s]")

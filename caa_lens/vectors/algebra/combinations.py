@@ -9,7 +9,7 @@ import torch
 from caa_lens.provenance import layer_ranges, one_model
 from caa_lens.vectors.algebra import expressions as write
 from caa_lens.vectors.algebra import rules, subspaces
-from caa_lens.vectors.algebra.methods import VectorAlgebra
+from caa_lens.vectors.algebra.arithmetic import VectorAlgebra
 
 V = TypeVar("V", bound=VectorAlgebra)
 

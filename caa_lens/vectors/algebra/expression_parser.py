@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from caa_lens.vectors.algebra.arithmetic import VectorAlgebra
 from caa_lens.vectors.algebra.combinations import mean_vector
 from caa_lens.vectors.algebra.expressions import LONGEST
-from caa_lens.vectors.algebra.methods import VectorAlgebra
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {"mean": mean_vector}
 METHODS = ("at_layer", "lerp", "normalized", "onto", "rotated", "scaled_to", "slerp", "top_k", "without")

@@ -10,7 +10,7 @@ from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.measures.training_pairs import TrainingPairsWarning
 from caa_lens.steering.interventions import Intervention
 from caa_lens.transfers import grids as transfer_grid
-from caa_lens.transfers.grids import PromptSetting, transfer_behaviors, transfer_prompts
+from caa_lens.transfers.across_behaviors import PromptSetting, transfer_behaviors, transfer_prompts
 from caa_lens.vectors.extraction import extract
 
 LETTERS = ContrastSet.from_pairs(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from caa_lens.contrast.sets import ContrastSet
     from caa_lens.measures.answers import Condition
-    from caa_lens.prompts.formats import PromptFormat
+    from caa_lens.prompts.prompt_formats import PromptFormat
     from caa_lens.vectors.steering_vectors import SteeringVector
 
 Cell = Mapping[str, Any]

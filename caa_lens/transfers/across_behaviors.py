@@ -24,7 +24,7 @@ from caa_lens.measures.answers import score
 from caa_lens.measures.training_pairs import warn_of_training_pairs
 from caa_lens.models.check import check_layers, check_model
 from caa_lens.plots.transfers import grid_by_cosine, grid_heatmap
-from caa_lens.prompts.formats import PromptFormat, resolve_format
+from caa_lens.prompts.prompt_formats import PromptFormat, resolve_format
 from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention
 from caa_lens.transfers.effects import effect_summary, effect_table

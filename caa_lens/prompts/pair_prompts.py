@@ -4,7 +4,7 @@ from typing import Any
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.prompts.batches import check_fits
-from caa_lens.prompts.formats import Prompt, PromptFormat, encode_answer
+from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, encode_answer
 from caa_lens.prompts.users_words import warn_of_words
 
 

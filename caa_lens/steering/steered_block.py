@@ -15,7 +15,7 @@ from caa_lens.engine.positions import Positions, Reach, check_positions, chosen
 from caa_lens.models.check import check_model
 from caa_lens.prompts.batches import PromptBatch, left_pad
 from caa_lens.prompts.checks import as_prompt
-from caa_lens.prompts.formats import Prompt, explain
+from caa_lens.prompts.prompt_formats import Prompt, explain
 from caa_lens.steering.interventions import Intervention, Steering, as_interventions
 from caa_lens.steering.open_blocks import OpenBlock
 from caa_lens.steering.steered_runs import NothingSteeredWarning

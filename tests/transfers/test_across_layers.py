@@ -12,7 +12,7 @@ from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.measures.sweeps import sweep
 from caa_lens.provenance import Provenance
 from caa_lens.transfers import layers as layer_transfer
-from caa_lens.transfers.layers import LayerTransfer, transfer_layers
+from caa_lens.transfers.across_layers import LayerTransfer, transfer_layers
 
 PAIRS = ContrastSet.from_pairs(
     [

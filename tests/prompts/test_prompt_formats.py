@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import BatchEncoding, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from caa_lens.prompts.batches import check_fits, left_pad
-from caa_lens.prompts.formats import (
+from caa_lens.prompts.prompt_formats import (
     FORMATS,
     LLAMA2_BASE,
     LLAMA2_CHAT,

@@ -12,9 +12,9 @@ from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.measures.sweeps import sweep
 from caa_lens.measures.training_pairs import TrainingPairsWarning
 from caa_lens.models.loading.load import load_model
-from caa_lens.prompts.formats import default_format, encode_answer
+from caa_lens.prompts.prompt_formats import default_format, encode_answer
 from caa_lens.transfers import models as foreign_vectors
-from caa_lens.transfers.models import transfer_models
+from caa_lens.transfers.across_models import transfer_models
 from caa_lens.transfers.residual_map import fit_residual_map
 from caa_lens.vectors.extraction import extract
 from caa_lens.vectors.steering_vectors import SteeringVectors

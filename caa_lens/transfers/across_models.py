@@ -29,7 +29,7 @@ from caa_lens.measures.intervals import mean_with_interval
 from caa_lens.measures.training_pairs import warn_of_training_pairs
 from caa_lens.models.check import check_layers, check_model
 from caa_lens.plots.transfers import model_effects
-from caa_lens.prompts.formats import PromptFormat
+from caa_lens.prompts.prompt_formats import PromptFormat
 from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention
 from caa_lens.transfers.effects import check_measure, measured
