@@ -16,7 +16,7 @@ from timing import as_transformer_lens_loads_it, print_table, seconds
 
 import caa_lens as cl
 from caa_lens.engine import shared_prefix
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.prompts.prompt_formats import default_format, encode_answer, encode_letters
 from caa_lens.steering.interventions import Intervention
 
@@ -69,8 +69,10 @@ def main() -> None:
     grid = [(layer, m) for layer in range(30) for m in MULTIPLIERS]
     conditions = [(Intervention(vector=vectors[layer], multiplier=m),) for layer, m in grid]
 
-    result = score(model, pairs, conditions[:5], progress=False)  # warm up
-    engine = seconds(lambda: globals().__setitem__("RESULT", score(model, pairs, conditions, progress=False)), 2)
+    result = score_answers(model, pairs, conditions[:5], progress=False)  # warm up
+    engine = seconds(
+        lambda: globals().__setitem__("RESULT", score_answers(model, pairs, conditions, progress=False)), 2
+    )
     result = globals()["RESULT"]
     plain = seconds(lambda: [model(torch.tensor([p.tokens])) for p, _ in prompts], 2)
     prefill = seconds(
@@ -131,7 +133,7 @@ def main() -> None:
     )
     if options.transfer:
         matrix = [(Intervention(vector=v.at_layer(target)),) for v in vectors for target in range(30)]
-        time = seconds(lambda: score(model, pairs, matrix, progress=False))
+        time = seconds(lambda: score_answers(model, pairs, matrix, progress=False))
         print(
             f"\n{len(matrix)} conditions of a 30 x 30 layer-transfer matrix: {time:.3g} s, {time / engine:.2f} sweeps"
         )

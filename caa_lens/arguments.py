@@ -1,5 +1,7 @@
 """What may stand for a number: any number of Python, numpy or torch, and never a text, a truth value or NaN.
 
+Checks of numbers, lists, seeds and texts are here; a check of a pair, a prompt, a model or a vector is in its own room.
+
 `True` is 1 to Python, `"3"` is 3 to `int`, and a random generator takes -1 for 1: each would be a wrong number without
 a word.
 """

@@ -58,11 +58,7 @@ SLOW = [  # the real model; left to the last stage
     "tests/measures/test_answers.py::test_scores_on_the_real_model_equal_one_full_forward_a_condition",
 ]
 PROMPTS = [
-    [
-        "tests/prompts/test_prompt_formats.py",
-        "tests/prompts/test_chat_templates.py",
-        "tests/prompts/test_special_tokens.py",
-    ],
+    [f"tests/prompts/test_{name}.py" for name in ("prompt_formats", "chat_templates", "special_tokens")],
     ["tests/prompts/test_prompt_laws.py", "tests/steering/test_start_offset.py", "tests/models/test_bare_models.py"],
     ["tests/measures/test_answers.py", "tests/vectors/test_extraction.py"],
 ]

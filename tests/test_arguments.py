@@ -67,7 +67,7 @@ MISTAKES = {
     "cl.steer(model, cl.Intervention(vector=vectors[1]))": "start=0 steers every position",
     "vectors[1].hook()": "it is not said where steering starts, and a hook knows no prompt: give start=prompt.steer_st",
     "cl.Intervention(vector=vectors[1]).hook()": "start=0 for every position, or positions=...",
-    "cl.measures.score(model, pairs, [(cl.Intervention(vector=vectors[1], start=0),)])": "takes no start and no posit",
+    "cl.measures.score_answers(model, pairs, [(cl.Intervention(vector=vectors[1], start=0),)])": "takes no start",
     "cl.SteeringVector.from_direction([1.0, 2.0], 3)": "got a list, expected a tensor [d_model]",
     "cl.logit_lens(model, vectors, k='5')": "k must be a whole number, got the str '5'",
     "cl.ContrastSet.from_pairs([('q', 'a', 'b'), ('q', 'a', 'a')])": "pair 2, negative: found",

@@ -1,6 +1,6 @@
 from .sweeps import sweep as sweep
 from .sweeps import Sweep as Sweep
-from .answers import score as score
+from .answers import score_answers as score_answers
 from .answers import Scores as Scores
 from .intervals import mean_with_interval as mean_with_interval
 from .intervals import bootstrap_interval as bootstrap_interval

@@ -87,7 +87,7 @@ class _Item:
     whole: bool = False
 
 
-def score(
+def score_answers(
     model: Any,
     pairs: ContrastSet,
     conditions: Sequence[Condition],

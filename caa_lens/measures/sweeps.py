@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 from caa_lens.arguments import check_count, check_list
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
-from caa_lens.measures.answers import METRIC_LABEL, Condition, score
+from caa_lens.measures.answers import METRIC_LABEL, Condition, score_answers
 from caa_lens.measures.intervals import bootstrap_interval, mean_with_interval
 from caa_lens.measures.training_pairs import warn_of_training_pairs
 from caa_lens.models.check import check_layers, check_model
@@ -183,7 +183,7 @@ def sweep(
     layers = check_layers(model, vectors.layers if layers is None else layers)
     cells = [(layer, m) for layer in layers for m in multipliers]
     conditions: list[Condition] = [(Intervention(vector=vectors[layer], multiplier=m),) for layer, m in cells]
-    scores = score(
+    scores = score_answers(
         model,
         test,
         conditions,

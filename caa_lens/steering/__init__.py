@@ -1,6 +1,7 @@
 """Steering: vectors in a model, in your own code (`steer`) or as text (`generate`).
 
-May never be imported here: measures, or anything that asks what a vector did.
+What a user says of steering is an `Intervention`; the formula that it names is an operator of `engine.edits`. May never
+be imported here: measures, or anything that asks what a vector did.
 """
 
 from caa_lens.lazy_names import attach

@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 from caa_lens.arguments import as_multiplier, check_count, describe
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.interpretation.vector_cosines import cosines
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.measures.training_pairs import warn_of_training_pairs
 from caa_lens.models.check import check_layers, check_model
 from caa_lens.plots.transfers import grid_by_cosine, grid_heatmap
@@ -187,7 +187,7 @@ def _grid(
     frames, unsteered, tests = [], {}, {}
     settings = {"multiplier": f"{multiplier:g}"}
     for name, (test, how) in columns.items():
-        scores = score(
+        scores = score_answers(
             model,
             test,
             [(), *conditions],

@@ -23,7 +23,7 @@ from caa_lens.arguments import as_float, as_multiplier
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine.pair_reading import pair_activations
 from caa_lens.interpretation.vector_cosines import cosines
-from caa_lens.measures.answers import METRIC_LABEL, score
+from caa_lens.measures.answers import METRIC_LABEL, score_answers
 from caa_lens.measures.intervals import mean_with_interval
 from caa_lens.measures.training_pairs import warn_of_training_pairs
 from caa_lens.models.check import check_layers, check_model
@@ -192,7 +192,7 @@ def transfer_layers(
     norms = _wanted_norms(model, test, vectors, targets, size, prompt_format, system, progress)
     cells = [(source, target) for source in vectors.layers for target in targets]
     added = [_moved(vectors[source], target, norms) for source, target in cells]
-    scores = score(
+    scores = score_answers(
         model,
         test,
         [(), *((Intervention(vector=vector, multiplier=multiplier),) for vector in added)],

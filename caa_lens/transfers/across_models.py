@@ -24,7 +24,7 @@ import plotly.graph_objects as go
 from caa_lens.arguments import check_list
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.interpretation.vector_cosines import Cosines, cosines
-from caa_lens.measures.answers import METRIC_LABEL, score
+from caa_lens.measures.answers import METRIC_LABEL, score_answers
 from caa_lens.measures.intervals import mean_with_interval
 from caa_lens.measures.training_pairs import warn_of_training_pairs
 from caa_lens.models.check import check_layers, check_model
@@ -157,7 +157,7 @@ def transfer_models(
         vector = vectors[origin][layer]
         vector = vector.normalized(to=own[layer].norm) if (origin, size) == ("foreign", "own") else vector
         conditions.append((Intervention(vector=vector, multiplier=m),))
-    scores = score(
+    scores = score_answers(
         model,
         test,
         [(), *conditions],

@@ -1,7 +1,7 @@
-"""Steering vectors: extracted, combined, saved, exchanged with other tools.
+"""Steering vectors: extracted from activations, combined, saved, exchanged with other tools.
 
-`algebra/` is what vectors can be made of, `formats/` other tools' files. May never be imported here: anything that
-steers, measures or draws.
+Estimators are in `extraction`; `algebra/` computes with vectors that are there, `formats/` reads and writes other
+tools' files. May never be imported here: anything that steers, measures or draws.
 """
 
 from caa_lens.lazy_names import attach

@@ -4,5 +4,5 @@ What experiments share is here too: their data, scores and means, figures, and o
 imported here: `experiments.paper`, `experiments.own`, the catalogue. The machinery knows experiments as `Experiment`
 only, handed to it by its caller, and does not choose layers or read results for them. Lowest first: `settings`,
 `units`, `costs`, `rates`, `behavior_sets`, `beforehand`, `run_folder`, `context`, `experiment`, `identity`, `workers`,
-`runner`, `terminal`, `plan`, `measured`, `shown`; and `measures`, `comparison`, `figures` for the experiments alone.
+`runner`, `terminal`, `plan`, `first_units`, `shown`; and `scores`, `comparison`, `figures` for the experiments alone.
 """

@@ -38,10 +38,10 @@ def scored(
     """
     import pandas as pd
 
-    from caa_lens.measures.answers import score
+    from caa_lens.measures.answers import score_answers
 
     conditions = [condition for _, condition in cells]
-    scores = score(model, test, conditions, prompt_format=prompt_format, system=system, progress=False)
+    scores = score_answers(model, test, conditions, prompt_format=prompt_format, system=system, progress=False)
     parts = [
         pd.DataFrame({**labels, "question": range(len(test)), "metric": scores.metric, "score": scores.values[:, i]})
         for i, (labels, _) in enumerate(cells)

@@ -11,7 +11,7 @@ from caa_lens.engine.overflow import NotFiniteWarning, check_steps
 from caa_lens.interpretation.attribution import attribute_logits
 from caa_lens.interpretation.residual_stream import residual_lens
 from caa_lens.interpretation.similarity import token_similarity
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.measures.open_ended.text_measures import measure_texts
 from caa_lens.measures.sweeps import sweep
 from caa_lens.prompts.prompt_formats import Prompt
@@ -60,7 +60,7 @@ def test_every_use_of_a_multiplier_is_checked_before_the_model_runs(half, operat
     step = Intervention(vector=vectors[2], multiplier=1e6, operator=operator)
     prompt = Prompt.from_tokens([1, 2, 3])
     with pytest.raises(ValueError, match="more than float16 holds"):
-        score(half, PAIRS, [(step,)], progress=False)
+        score_answers(half, PAIRS, [(step,)], progress=False)
     with pytest.raises(ValueError, match="more than float16 holds"):
         generate(half, prompt, vectors=[step])
     with pytest.raises(ValueError, match="more than float16 holds"):
@@ -87,7 +87,7 @@ def test_conditions_whose_scores_are_nan_are_named_and_the_others_are_right(mass
 def test_scores_that_are_all_nan_are_an_error(massive):
     step = Intervention(vector=along_it(1), multiplier=20000.0)
     with pytest.raises(ValueError, match="every score of tiny-random-llama is NaN in float16, of 2 pairs under 1"):
-        score(massive, PAIRS, [(step,)], progress=False)
+        score_answers(massive, PAIRS, [(step,)], progress=False)
 
 
 def test_what_a_run_gives_that_is_not_finite_is_an_error(massive):

@@ -9,7 +9,7 @@ from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.edits import OPERATORS
 from caa_lens.engine.positions import Reach, check_positions, chosen
 from caa_lens.interpretation.residual_stream import residual_lens
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.prompts.batches import left_pad
 from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.generation import generate
@@ -136,7 +136,7 @@ def test_the_lens_of_the_stream_honours_positions_and_scores_refuse_them(tiny_ch
     assert lens.frame[lens.frame.steered]["probability"].iloc[-1] == pytest.approx(float(said), abs=1e-5)
     pairs = ContrastSet.from_pairs([("Is it?", "Yes.", "No.")])
     with pytest.raises(ValueError, match="takes no start and no positions: score the model's logits inside"):
-        score(tiny_chat, pairs, [(Intervention(vector=v, positions=(2, 3)),)], progress=False)
+        score_answers(tiny_chat, pairs, [(Intervention(vector=v, positions=(2, 3)),)], progress=False)
 
 
 def test_what_is_steered_is_told(tiny_chat, capsys):

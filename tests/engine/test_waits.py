@@ -10,7 +10,7 @@ from helpers.fake_gpu import fake_gpu, llama, over_two_cards
 import caa_lens as cl
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.staircase import Staircase, Staircases
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.measures.open_ended.text_measures import answer_logp
 from caa_lens.prompts.prompt_formats import default_format
 from caa_lens.transfers.across_behaviors import PromptSetting, transfer_behaviors, transfer_prompts
@@ -123,7 +123,7 @@ def with_a_hook(call):
 
 def operators(model):
     steps = [cl.Intervention(vector=v, operator=name) for v in VECTORS for name in ("add", "ablate", "set")]
-    return score(model, LETTERS, [(step,) for step in steps] + [(steps[0], steps[4])], progress=False)
+    return score_answers(model, LETTERS, [(step,) for step in steps] + [(steps[0], steps[4])], progress=False)
 
 
 def on_the_card(model):
@@ -131,7 +131,7 @@ def on_the_card(model):
     multiplier = torch.tensor(2.0, device="card")
     mixed = [(cl.Intervention(vector=vectors[1], multiplier=multiplier),), (cl.Intervention(vector=VECTORS[2]),)]
     cl.sweep(model, LETTERS, vectors, progress=False)
-    score(model, LETTERS, [*mixed, ()], progress=False)
+    score_answers(model, LETTERS, [*mixed, ()], progress=False)
     cl.generate(model, "Hello", vectors=[(vectors[1], multiplier)], max_new_tokens=2)
     cl.token_similarity(model, "Hello", vectors)
     cl.logit_lens(model, vectors)
@@ -237,7 +237,7 @@ def test_multipliers_on_the_card_are_read_in_one_go():
 
 
 def test_scoring_takes_as_many_waits_and_copies_for_twice_the_conditions(model):
-    some, twice = (counts(lambda n=n: score(model, LETTERS, conditions_of(n), progress=False)) for n in (6, 12))
+    some, twice = (counts(lambda n=n: score_answers(model, LETTERS, conditions_of(n), progress=False)) for n in (6, 12))
     assert some == twice
     assert some[0] == 1  # one batch of questions
 
@@ -246,7 +246,7 @@ def test_staircases_serve_every_batch(model, monkeypatch):
     by_batches = {}
     for n in (1, 2, 4):
         monkeypatch.setattr(shared_prefix, "prefix_budget", lambda model, length, n=n: 4 // n)
-        total, places = counted(lambda: score(model, LETTERS, conditions_of(8), progress=False))
+        total, places = counted(lambda: score_answers(model, LETTERS, conditions_of(8), progress=False))
         by_batches[n] = (of_module(places, "staircase"), *total)
     staircase, waits, uploads = zip(*by_batches.values(), strict=True)
     assert set(staircase) == {4}  # three copies, and one of the conditions' order

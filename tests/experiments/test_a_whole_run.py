@@ -155,7 +155,7 @@ def test_the_layer_sweep_has_the_same_numbers_at_the_chosen_layer(finished):
 
 
 def test_transfer_at_its_own_layer_is_the_sweep_and_elsewhere_the_moved_vector(finished):
-    from caa_lens.measures.answers import score
+    from caa_lens.measures.answers import score_answers
     from caa_lens.steering.interventions import Intervention
 
     config, folder, _ = finished
@@ -164,13 +164,13 @@ def test_transfer_at_its_own_layer_is_the_sweep_and_elsewhere_the_moved_vector(f
     vector = context.vectors("sentiment")[chosen_layer(context)]
     for layer in range(3):
         moved = Intervention(vector=vector.at_layer(layer), multiplier=-1.0)
-        expected = score(context.model, context.sets("sentiment").test, [(moved,)], progress=False).values[:, 0]
+        expected = score_answers(context.model, context.sets("sentiment").test, [(moved,)], progress=False).values[:, 0]
         cell = frame[(frame["layer"] == layer) & (frame["multiplier"] == -1)]
         np.testing.assert_allclose(cell["score"], expected, atol=2e-5)
 
 
 def test_each_side_is_scored_behind_its_own_system_prompt(finished):
-    from caa_lens.measures.answers import score
+    from caa_lens.measures.answers import score_answers
     from caa_lens.steering.interventions import Intervention
 
     config, folder, _ = finished
@@ -191,7 +191,7 @@ def test_each_side_is_scored_behind_its_own_system_prompt(finished):
         conditions = [(Intervention(vector=vector, multiplier=m),) if m else () for m in (-1.0, 0.0, 1.0)]
         system = prompts.get((unit["behavior"], unit["system"]))
         test = context.sets(unit["behavior"]).test
-        expected = score(context.model, test, conditions, system=system, progress=False).values
+        expected = score_answers(context.model, test, conditions, system=system, progress=False).values
         np.testing.assert_allclose(frame["score"], expected.T.flatten(), atol=2e-5)
         one = plain[Unit.of(behavior=unit["behavior"])]
         same = np.allclose(frame["score"], one[one["multiplier"].isin([-1, 0, 1])]["score"], atol=2e-5)
@@ -200,7 +200,7 @@ def test_each_side_is_scored_behind_its_own_system_prompt(finished):
 
 def test_base_vectors_come_from_the_base_model_and_steer_the_chat_model(finished):
     from caa_lens import extract
-    from caa_lens.measures.answers import score
+    from caa_lens.measures.answers import score_answers
     from caa_lens.steering.interventions import Intervention
     from caa_lens.vectors import normalize_across_behaviors
 
@@ -221,7 +221,7 @@ def test_base_vectors_come_from_the_base_model_and_steer_the_chat_model(finished
     for layer in range(3):
         cells = [(layer, m) for m in (-1.0, 1.0)]
         of_base, of_chat = (
-            score(
+            score_answers(
                 context.model,
                 context.sets("sentiment").test,
                 [(Intervention(vector=which[layer], multiplier=m),) for _, m in cells],

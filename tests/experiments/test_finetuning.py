@@ -204,7 +204,7 @@ def tables(folder, name):
 @pytest.mark.parametrize("side", ["positive", "negative"])
 def test_letters_and_texts_of_a_run_are_those_of_the_taught_model(finished, side):
     from caa_lens import generate
-    from caa_lens.measures.answers import score
+    from caa_lens.measures.answers import score_answers
 
     config, folder = finished
     context = Context(config, folder)
@@ -213,7 +213,7 @@ def test_letters_and_texts_of_a_run_are_those_of_the_taught_model(finished, side
     lessons = lessons_for(model, sets.generate, side)
     teach(model, [lessons[i] for i in np.random.default_rng(0).permutation(4)], rate=1e-4)
     frame = folder.load("finetuning", Unit.of(behavior="refusal", finetune=side))
-    expected = score(model, sets.test, [()], progress=False).values[:, 0]
+    expected = score_answers(model, sets.test, [()], progress=False).values[:, 0]
     np.testing.assert_allclose(frame[frame["multiplier"] == 0]["score"], expected, atol=1e-5)
     for m, vectors in ((-1.0, [(vector, -1.0)]), (0.0, []), (1.0, [(vector, 1.0)])):
         texts = folder.load("finetuned_text", Unit.of(behavior="refusal", finetune=side, multiplier=m))

@@ -211,7 +211,7 @@ def small(models):
 def estimate_of(experiments, config, tmp_path, monkeypatch):
     monkeypatch.setattr("caa_lens.models.loading.load.load_model", lambda *_, **__: "the model")
     costs = unit_costs(experiments, Context(config, RunFolder(tmp_path / "run")))
-    return costs, measured.measured(experiments, costs, config, device="cpu", console=Console(quiet=True))
+    return costs, first_units.measured(experiments, costs, config, device="cpu", console=Console(quiet=True))
 
 
 def test_units_take_as_many_times_the_measured_seconds_as_they_are_more_work(clock, small, tmp_path, monkeypatch):
@@ -297,7 +297,7 @@ def test_what_a_unit_needs_is_done_before_it_and_not_timed(clock, small, tmp_pat
 def test_units_of_one_kind_differ_in_the_behavior_or_are_as_much_work(tmp_path):
     config = RunConfig.of("demo", behaviors=("sentiment", "refusal", "sycophancy"))
     able = [BY_NAME[name] for name in ("contrast_pca", "system_prompts", "vector_words", "data_tables")]
-    firsts = measured.kinds(unit_costs(able, Context(config, RunFolder(tmp_path / "run"))))
+    firsts = first_units.kinds(unit_costs(able, Context(config, RunFolder(tmp_path / "run"))))
     of = {name: {key[1].name for key in firsts.values() if key[0] == name} for name in BY_NAME}
     assert of["contrast_pca"] == {"behavior=refusal,what=pca", "behavior=refusal,what=separability"}
     assert of["system_prompts"] == {"behavior=sentiment,system=positive"}
@@ -307,10 +307,10 @@ def test_units_of_one_kind_differ_in_the_behavior_or_are_as_much_work(tmp_path):
 
 def test_a_part_has_no_more_than_the_run_and_a_layer(models):
     config = RunConfig.of(str(models / "chat"), n_test=3, base_model="some/base")
-    part = measured.part_of(config, "refusal", 2)
+    part = first_units.part_of(config, "refusal", 2)
     assert (part.n_test, part.n_generate, part.n_prompts, part.behaviors) == (3, 8, 2, ("refusal",))
     assert (part.layer, part.base_model) == (n_layers(config.model, fetch=False) // 2, None)  # the base is not here
-    assert measured.part_of(config.model_copy(update={"layer": 0}), "refusal", 1).layer == 0
+    assert first_units.part_of(config.model_copy(update={"layer": 0}), "refusal", 1).layer == 0
 
 
 def test_a_plan_of_a_model_that_is_here_is_measured_and_leaves_nothing(models, tmp_path, monkeypatch, capsys):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import caa_lens as cl
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.measures.open_ended.text_measures import answer_logp
 from caa_lens.models.loading.demo_model import demo_model_path
 from caa_lens.models.loading.tokenizers import folder_tokenizer
@@ -100,7 +100,7 @@ def make_calls(model, folder):
             lambda **given: list(cl.engine.read_residuals(**given)),
             {"model": model, "prompts": [prompt], "layers": None, "batch_size": 8},
         ),
-        "score": (score, {"model": model, "pairs": texts, "conditions": [()], **scoring}),
+        "score": (score_answers, {"model": model, "pairs": texts, "conditions": [()], **scoring}),
         "sweep": (
             cl.sweep,
             {"model": model, "test": texts, "vectors": vectors, "multipliers": [1.0], "layers": None, **scoring},
@@ -287,8 +287,6 @@ def make_calls(model, folder):
                 "concurrency": 1,
                 "requests_per_minute": None,
                 "timeout": 1,
-                "backoff": 0,
-                "seed": 0,
             },
         ),
     }

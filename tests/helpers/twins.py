@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import caa_lens as cl
 from caa_lens.contrast.sets import ContrastSet
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.prompts.prompt_formats import Prompt, encode_answer, encode_letters, resolve_format
 from caa_lens.steering.generation import generate_tokens
 from caa_lens.steering.interventions import Intervention
@@ -107,7 +107,7 @@ def assert_everything_is_the_models_own(model, *, layers=(0, 2, 3)):
 
     for pairs in (LETTERS, TEXTS):
         conditions = [(), *[(Intervention(vector=vectors[layer]),) for layer in layers]]
-        values = score(model, pairs, conditions, progress=False).values
+        values = score_answers(model, pairs, conditions, progress=False).values
         steps = [[], *[[(layer, vectors[layer].direction)] for layer in layers]]
         assert_close(values, torch.stack([twin_score(model, pairs, s) for s in steps], dim=1), atol=2e-4, rtol=1e-3)
         swept = cl.sweep(model, pairs, vectors, layers=layers[1:], multipliers=[1], progress=False)
@@ -147,7 +147,7 @@ def run_with_one_vector_at_layer_1(entry, model):
     v = random_vectors(model)[1]
     match entry:
         case "score":
-            score(model, LETTERS, [(), (Intervention(vector=v),)], progress=False)
+            score_answers(model, LETTERS, [(), (Intervention(vector=v),)], progress=False)
         case "sweep":
             cl.sweep(model, TEXTS, random_vectors(model), layers=[1], multipliers=[1], progress=False)
         case "transfer":

@@ -36,7 +36,7 @@ from caa_lens.engine import shared_prefix
 from caa_lens.engine.pair_reading import pair_activations
 from caa_lens.engine.plain_runs import plain_runs
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.prompts.prompt_formats import Prompt, encode_answer, resolve_format
 from caa_lens.steering.generation import generate_tokens
 from caa_lens.steering.interventions import Intervention
@@ -230,10 +230,10 @@ def test_inside_the_context_manager_and_after_it(model):
     with model.saes([sae_at("blocks.2.hook_mlp_out", "topk"), sae_at(STREAM, "jumprelu")]):
         inner = twin_score(model, LETTERS, [])
         with pytest.warns(SharedPrefixWarning):
-            assert_close(score(model, LETTERS, [()], progress=False).values[:, 0], inner, atol=1e-5, rtol=1e-4)
+            assert_close(score_answers(model, LETTERS, [()], progress=False).values[:, 0], inner, atol=1e-5, rtol=1e-4)
     assert (inner - outer).abs().max() > 1e-3
     with pytest.warns(SharedPrefixWarning):
-        assert_close(score(model, LETTERS, [()], progress=False).values[:, 0], outer, atol=1e-5, rtol=1e-4)
+        assert_close(score_answers(model, LETTERS, [()], progress=False).values[:, 0], outer, atol=1e-5, rtol=1e-4)
 
 
 # ---- a vector at the very layer whose stream an autoencoder replaces ---------------------------------------------
@@ -278,7 +278,7 @@ def test_the_demo_model_with_an_autoencoder(demo_model):
     model.add_sae(sae_at("blocks.10.hook_resid_post", d_in=576, d_sae=256), use_error_term=False)
     assert "blocks.10.hook_resid_post is a _SAEWrapper" in shared_prefix.unsupported(model)
     found = cl.extract(model, pairs, layers=[5, 20], progress=False)
-    values = score(model, pairs, [(), (Intervention(vector=v, multiplier=2),)], progress=False).values
+    values = score_answers(model, pairs, [(), (Intervention(vector=v, multiplier=2),)], progress=False).values
     prompt = Prompt.of(model, "How was your day?")
     steps = generate_tokens(model, [prompt], vectors=[2 * v], max_new_tokens=3)
     text = torch.stack(list(steps), dim=1)[0].tolist()

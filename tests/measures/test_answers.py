@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.models.unembedding import token_logp
 from caa_lens.prompts.prompt_formats import (
     PromptFormat,
@@ -98,7 +98,7 @@ def grid(model, scale=1.0):
 @pytest.mark.parametrize("system", [None, "Answer as briefly as you can."])
 def test_scores_equal_one_full_forward_a_condition(tiny_chat, pairs, twin, system):
     conditions = grid(tiny_chat)
-    scores = score(tiny_chat, pairs, conditions, system=system, progress=False)
+    scores = score_answers(tiny_chat, pairs, conditions, system=system, progress=False)
     expected = torch.tensor([[twin(tiny_chat, pair, c, system) for c in conditions] for pair in pairs])
     assert_close(scores.values, expected, atol=1e-4, rtol=0)
     assert (expected - expected[:, :1]).abs().max() > 0.05  # so that the agreement is not vacuous
@@ -109,7 +109,7 @@ def test_scores_equal_one_full_forward_a_condition(tiny_chat, pairs, twin, syste
 )
 def test_scores_on_the_real_model_equal_one_full_forward_a_condition(demo_model, pairs, twin):
     conditions = grid(demo_model, scale=3.0)[:6]
-    scores = score(demo_model, pairs, conditions, progress=False)
+    scores = score_answers(demo_model, pairs, conditions, progress=False)
     expected = torch.tensor([[twin(demo_model, pair, c) for c in conditions] for pair in pairs])
     assert_close(scores.values, expected, atol=1e-4, rtol=0)
 
@@ -118,17 +118,17 @@ def test_scores_on_the_real_model_equal_one_full_forward_a_condition(demo_model,
 @pytest.mark.parametrize("max_tokens", [1, 30, 100])
 def test_a_small_budget_changes_nothing(tiny_chat, pairs, max_tokens):
     conditions = grid(tiny_chat)
-    at_once = score(tiny_chat, pairs, conditions, progress=False)
-    in_pieces = score(tiny_chat, pairs, conditions, progress=False, max_tokens=max_tokens)
+    at_once = score_answers(tiny_chat, pairs, conditions, progress=False)
+    in_pieces = score_answers(tiny_chat, pairs, conditions, progress=False, max_tokens=max_tokens)
     assert_close(in_pieces.values, at_once.values, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("pairs", [AB, TEXT], ids=["letters", "completions"])
 def test_the_order_of_questions_and_conditions_changes_nothing(tiny_chat, pairs):
     conditions = grid(tiny_chat)
-    forward = score(tiny_chat, pairs, conditions, progress=False).values
+    forward = score_answers(tiny_chat, pairs, conditions, progress=False).values
     turned = ContrastSet.from_pairs(list(pairs)[::-1], name="turned")
-    backward = score(tiny_chat, turned, conditions[::-1], progress=False).values
+    backward = score_answers(tiny_chat, turned, conditions[::-1], progress=False).values
     assert_close(backward.flip(0, 1), forward, atol=2e-5, rtol=0)
 
 
@@ -140,10 +140,10 @@ def test_hooks_of_the_caller_are_felt_and_the_slower_path_is_announced(tiny_chat
         return 2 * resid
 
     conditions = grid(tiny_chat)[:4]
-    plain = score(tiny_chat, pairs, conditions, progress=False)
+    plain = score_answers(tiny_chat, pairs, conditions, progress=False)
     with tiny_chat.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", double)]):
         with pytest.warns(SharedPrefixWarning, match="hooks of your own at blocks.0.hook_resid_pre"):
-            hooked = score(tiny_chat, pairs, conditions, progress=False)
+            hooked = score_answers(tiny_chat, pairs, conditions, progress=False)
         expected = torch.tensor([[twin(tiny_chat, pair, c) for c in conditions] for pair in pairs])
     assert_close(hooked.values, expected, atol=1e-4, rtol=0)
     assert (hooked.values - plain.values).abs().max() > 1e-3
@@ -152,13 +152,15 @@ def test_hooks_of_the_caller_are_felt_and_the_slower_path_is_announced(tiny_chat
 def test_multiplier_zero_scores_exactly_as_the_unsteered_model(tiny_chat):
     vectors = random_vectors(tiny_chat)
     conditions = [(), *[(Intervention(vector=vectors[layer], multiplier=0.0),) for layer in range(5)]]
-    values = score(tiny_chat, AB, conditions, progress=False).values
+    values = score_answers(tiny_chat, AB, conditions, progress=False).values
     assert torch.equal(values, values[:, :1].expand_as(values))
 
 
 def test_settings_say_what_scores_depend_on_beside_the_vectors(tiny_chat):
     pairs = ContrastSet.from_pairs([("How was it?", "Lovely.", "Awful.")], name="days")
-    told = score(tiny_chat, pairs, [()], prompt_format="llama2-base", system="Be brief.", progress=False).settings
+    told = score_answers(
+        tiny_chat, pairs, [()], prompt_format="llama2-base", system="Be brief.", progress=False
+    ).settings
     assert told == {
         "model": "tiny-random-llama",
         "dtype": "float32",
@@ -167,14 +169,14 @@ def test_settings_say_what_scores_depend_on_beside_the_vectors(tiny_chat):
         "prompt_format": "llama2-base",
         "system": "Be brief.",
     }
-    assert score(tiny_chat, pairs, [()], progress=False).settings["system"] == ""
+    assert score_answers(tiny_chat, pairs, [()], progress=False).settings["system"] == ""
 
 
 def test_swapping_the_sides_of_letters_gives_the_complement(tiny_chat):
     swapped = ContrastSet.from_pairs([(p.question, p.negative, p.positive) for p in AB], name="swapped")
     conditions = grid(tiny_chat)
-    one = score(tiny_chat, AB, conditions, progress=False).values
-    other = score(tiny_chat, swapped, conditions, progress=False).values
+    one = score_answers(tiny_chat, AB, conditions, progress=False).values
+    other = score_answers(tiny_chat, swapped, conditions, progress=False).values
     assert_close(one + other, torch.ones_like(one), atol=1e-6, rtol=0)
 
 
@@ -191,31 +193,31 @@ def test_token_logp_does_not_depend_on_the_chunk_size(tiny_chat):
 def test_vectors_of_another_width_are_refused(tiny_chat):
     wide = random_vectors(tiny_model(d_model=64))
     with pytest.raises(ValueError, match=r"vector has d_model=64, but 'tiny-random-llama' has d_model=32: extract it"):
-        score(tiny_chat, AB, [(Intervention(vector=wide[1]),)], progress=False)
+        score_answers(tiny_chat, AB, [(Intervention(vector=wide[1]),)], progress=False)
 
 
 def test_a_layer_the_model_does_not_have_is_refused(tiny_chat):
     deep = random_vectors(tiny_model(n_layers=9))
     with pytest.raises(ValueError, match="layer 7 is out of range: tiny-random-llama has layers 0 to 4"):
-        score(tiny_chat, AB, [(Intervention(vector=deep[7]),)], progress=False)
+        score_answers(tiny_chat, AB, [(Intervention(vector=deep[7]),)], progress=False)
 
 
 def test_several_multipliers_in_one_condition_are_refused(tiny_chat):
     step = Intervention(vector=random_vectors(tiny_chat)[1], multiplier=torch.tensor([1.0, 2.0]))
     with pytest.raises(ValueError, match="one condition of each multiplier"):
-        score(tiny_chat, AB, [(step,)], progress=False)
+        score_answers(tiny_chat, AB, [(step,)], progress=False)
 
 
 def test_no_conditions_are_refused(tiny_chat):
     with pytest.raises(ValueError, match="no conditions given"):
-        score(tiny_chat, AB, [], progress=False)
+        score_answers(tiny_chat, AB, [], progress=False)
 
 
 def test_a_question_longer_than_the_context_is_refused_before_anything_runs(tiny_chat, monkeypatch):
     long = ContrastSet.from_pairs([("word " * 600 + "?", "Yes, certainly.", "No, never.")], name="long")
     monkeypatch.setattr("caa_lens.engine.shared_prefix.prefill", lambda *a, **k: pytest.fail("ran"))
     with pytest.raises(ValueError, match="context is 512: shorten it"):
-        score(tiny_chat, long, [()], progress=False)
+        score_answers(tiny_chat, long, [()], progress=False)
 
 
 @pytest.mark.parametrize("pairs", [AB, TEXT], ids=["letters", "completions"])
@@ -233,7 +235,7 @@ def test_tokens_in_flight_stay_within_the_budget_whatever_the_number_of_question
     for n_copies in (1, 3):
         seen.clear()
         many = ContrastSet.from_pairs(list(pairs) * n_copies, name="many")
-        score(tiny_chat, many, grid(tiny_chat), progress=False)
+        score_answers(tiny_chat, many, grid(tiny_chat), progress=False)
         peaks.append(max(seen))
     assert max(peaks) <= 200
     assert peaks[1] <= peaks[0] * 2
@@ -249,7 +251,7 @@ def test_a_model_that_caps_its_logits_is_scored_by_the_capped_ones(tiny_chat):
     capped = tiny_model(d_vocab=tiny_chat.cfg.d_vocab, n_ctx=512, tokenizer=tiny_chat.tokenizer)
     capped.cfg.output_logits_soft_cap = 0.5
     for pairs, twin in ((AB, twin_p_matching), (TEXT, twin_margin)):
-        values = score(capped, pairs, [()], progress=False).values
+        values = score_answers(capped, pairs, [()], progress=False).values
         expected = torch.tensor([[twin(capped, pair, ())] for pair in pairs])
         assert_close(values, expected, atol=1e-5, rtol=0)
         uncapped = torch.tensor([[twin(tiny_chat, pair, ())] for pair in pairs])
@@ -305,16 +307,16 @@ def test_an_answer_that_merges_with_the_prompt_is_scored_by_the_texts_own_tokens
         assert merging
         pairs = ContrastSet.from_pairs(triples, name="merging")
         with pytest.warns(SharedPrefixWarning, match=r"of \d answers begin before the first steered token"):
-            found = score(tiny_chat, pairs, conditions, prompt_format=chosen, progress=False)
+            found = score_answers(tiny_chat, pairs, conditions, prompt_format=chosen, progress=False)
         assert_close(found.values, torch.stack(expected), atol=1e-4, rtol=0)
 
 
 def test_a_merging_pair_changes_nothing_for_the_others(tiny_chat):
     conditions = grid(tiny_chat)[:6]
-    alone = score(tiny_chat, TEXT, conditions, progress=False)
+    alone = score_answers(tiny_chat, TEXT, conditions, progress=False)
     mixed = ContrastSet.from_pairs([MERGING, *TEXT, MERGING], name="mixed")
     with pytest.warns(SharedPrefixWarning, match=f"because 2 of {len(TEXT) + 2} answers begin before"):
-        together = score(tiny_chat, mixed, conditions, progress=False)
+        together = score_answers(tiny_chat, mixed, conditions, progress=False)
     assert_close(together.values[1:-1], alone.values, atol=2e-5, rtol=0)
     assert torch.equal(together.values[0], together.values[-1])
 
@@ -326,14 +328,14 @@ def test_an_answer_that_nothing_predicts_is_refused_by_name_before_anything_runs
     with pytest.raises(
         ValueError, match="pair 1: with its answer 'derful' the text has other tokens from its first on"
     ):
-        score(tiny_chat, pairs, [()], prompt_format=bare, progress=False)
+        score_answers(tiny_chat, pairs, [()], prompt_format=bare, progress=False)
 
 
 def test_both_sides_log_probabilities_are_told(tiny_chat):
-    letters = score(tiny_chat, AB, [()], progress=False)
+    letters = score_answers(tiny_chat, AB, [()], progress=False)
     assert_close(letters.positive.exp() + letters.negative.exp(), torch.ones(len(AB), 1), atol=1e-6, rtol=0)
     assert_close(letters.values, letters.positive.exp(), atol=0, rtol=0)
-    texts = score(tiny_chat, TEXT, [()], progress=False)
+    texts = score_answers(tiny_chat, TEXT, [()], progress=False)
     for side in ("positive", "negative"):
         expected = [
             twin_of_own_tokens(tiny_chat, default_format(tiny_chat), pair.question, getattr(pair, side))[0]

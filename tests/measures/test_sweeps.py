@@ -8,7 +8,7 @@ import pytest
 from helpers.models import random_vectors
 
 from caa_lens.contrast.sets import ContrastSet
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.measures.sweeps import Sweep, sweep
 from caa_lens.measures.training_pairs import TrainingPairsWarning, count_training_pairs
@@ -59,7 +59,7 @@ def test_every_cell_of_the_frame_is_the_score_of_its_layer_multiplier_and_questi
     for layer in (1, 4):
         for m in (2.0, 0.0, -1.0):
             step = Intervention(vector=vectors[layer], multiplier=m)
-            expected = score(tiny_chat, PAIRS, [(step,)], progress=False).values[:, 0]
+            expected = score_answers(tiny_chat, PAIRS, [(step,)], progress=False).values[:, 0]
             cell = result.frame.query("layer == @layer and multiplier == @m").sort_values("question")
             np.testing.assert_allclose(cell["p_matching"], expected.numpy(), atol=2e-5)
             np.testing.assert_allclose(np.exp(cell["logp_positive"]), cell["p_matching"], rtol=1e-5)
@@ -140,7 +140,9 @@ def test_prompt_format_and_system_prompt_reach_the_scores_and_are_told(tiny_chat
     vectors = random_vectors(tiny_chat, layers=(1, 3), behavior="joy")
     how = {"prompt_format": "llama2-base", "system": "Be brief."}
     result = sweep(tiny_chat, PAIRS, vectors, multipliers=[-1, 1], **how, progress=False)
-    expected = score(tiny_chat, PAIRS, [(Intervention(vector=vectors[3], multiplier=-1),)], **how, progress=False)
+    expected = score_answers(
+        tiny_chat, PAIRS, [(Intervention(vector=vectors[3], multiplier=-1),)], **how, progress=False
+    )
     cell = result.frame.query("layer == 3 and multiplier == -1")
     np.testing.assert_allclose(cell["p_matching"], expected.values[:, 0], atol=2e-5)
     np.testing.assert_allclose(cell["logp_negative"], expected.negative[:, 0], atol=2e-5)
@@ -188,7 +190,7 @@ def test_the_budget_and_the_default_multipliers_are_those_of_the_signature(tiny_
 
     def recorded(*given, max_tokens, **how):
         budgets.append(max_tokens)
-        return score(*given, max_tokens=max_tokens, **how)
+        return score_answers(*given, max_tokens=max_tokens, **how)
 
     monkeypatch.setattr(sweeps, "score", recorded)
     result = sweep(tiny_chat, PAIRS, random_vectors(tiny_chat, layers=[2]), max_tokens=17, progress=False)

@@ -8,7 +8,7 @@ from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
 from caa_lens.interpretation.residual_stream import residual_lens
 from caa_lens.interpretation.similarity import token_similarity
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.measures.open_ended.text_measures import measure_texts
 from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.generation import generate, generate_stream, generate_tokens
@@ -53,7 +53,7 @@ def test_what_needs_a_tokenizer_says_so_before_the_model_runs(tiny, monkeypatch)
         lambda: generate(tiny, PROMPT),
         lambda: list(generate_stream(tiny, PROMPT)),
         lambda: extract(tiny, PAIRS, progress=False),
-        lambda: score(tiny, PAIRS, [()], progress=False),
+        lambda: score_answers(tiny, PAIRS, [()], progress=False),
         lambda: measure_texts(tiny, [("How are you?", "Well.")]),
         lambda: Prompt.of(tiny, "How are you?"),
     ):

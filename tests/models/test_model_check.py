@@ -30,7 +30,7 @@ CALLS = {
     "pair_activations": lambda model: cl.engine.pair_activations(model, PAIRS, **QUIET),
     "read_residuals": lambda model: list(cl.engine.read_residuals(model, [PROMPT])),
     "residual_lens": lambda model: cl.residual_lens(model, PROMPT),
-    "score": lambda model: cl.measures.score(model, PAIRS, [()], **QUIET),
+    "score": lambda model: cl.measures.score_answers(model, PAIRS, [()], **QUIET),
     "steer": lambda model: cl.steer(model, VECTORS[1], start=0).__enter__(),
     "sweep": lambda model: cl.sweep(model, PAIRS, VECTORS, **QUIET),
     "token_similarity": lambda model: cl.token_similarity(model, PROMPT, VECTORS),

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 import caa_lens as cl
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.interpretation.lens import lens_scores
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.models.unembedding import final_logits, token_logits, token_logp
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import Prompt, encode_letters, resolve_format
@@ -100,8 +100,8 @@ def test_probabilities_in_half_precision_are_no_further_from_float32_than_plain_
     for steps in ((), (vector,)):
         conditions = [tuple(Intervention(vector=v) for v in steps)]
         reference = plain_probabilities(exact, steps)
-        assert_close(score(exact, PAIRS, conditions, progress=False).values[:, 0], reference, atol=1e-5, rtol=0)
-        found = score(half, PAIRS, conditions, progress=False).values[:, 0]
+        assert_close(score_answers(exact, PAIRS, conditions, progress=False).values[:, 0], reference, atol=1e-5, rtol=0)
+        found = score_answers(half, PAIRS, conditions, progress=False).values[:, 0]
         own.append(found)
         scored.append((found - reference).abs().mean())
         rounded.append((plain_probabilities(half, steps) - reference).abs().mean())

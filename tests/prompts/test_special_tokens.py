@@ -9,7 +9,7 @@ from helpers.models import random_vectors
 
 from caa_lens import extract, generate, sweep
 from caa_lens.contrast.sets import ContrastSet
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import (
     LLAMA2_CHAT,
@@ -131,7 +131,7 @@ def test_a_contrast_set_is_told_of_once_with_its_counts(tiny_chat):
     vectors = random_vectors(tiny_chat)
     for run in (
         lambda: extract(tiny_chat, pairs, progress=False),
-        lambda: score(tiny_chat, pairs, [()], progress=False),
+        lambda: score_answers(tiny_chat, pairs, [()], progress=False),
         lambda: sweep(tiny_chat, pairs, vectors, layers=[1], multipliers=[0.0, 1.0], progress=False),
     ):
         with warnings.catch_warnings(record=True) as record:
@@ -142,7 +142,7 @@ def test_a_contrast_set_is_told_of_once_with_its_counts(tiny_chat):
     as_text = replace(default_format(tiny_chat), special_tokens_as_text=True)
     kept = extract(tiny_chat, pairs, prompt_format=as_text, progress=False)  # warnings are errors here
     assert kept.provenance.prompt_format == "chat-template [special tokens as text]"
-    score(tiny_chat, pairs, [()], prompt_format=as_text, progress=False)
+    score_answers(tiny_chat, pairs, [()], prompt_format=as_text, progress=False)
     generate(tiny_chat, "What is <|endoftext|>?", prompt_format=as_text, max_new_tokens=2)
     for pair, prompts in zip(pairs, encode_pairs(tiny_chat, pairs, as_text), strict=True):
         for answer, prompt in zip((pair.positive, pair.negative), prompts, strict=True):

@@ -9,7 +9,7 @@ from helpers.steering import LOGITS, adding, logits_of, some_tokens
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.interpretation.residual_stream import residual_lens
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.prompts.batches import left_pad
 from caa_lens.prompts.prompt_formats import Prompt, encode_letters, resolve_format
 from caa_lens.steering.generation import generate
@@ -78,7 +78,7 @@ def test_without_a_start_the_lens_of_the_stream_steers_from_the_instructions_end
 
 def test_without_a_start_answers_are_scored_from_the_instructions_end(tiny_chat):
     order, fmt = loud(tiny_chat), resolve_format(tiny_chat, None)
-    found = score(tiny_chat, LETTERS, [(order,)], progress=False)
+    found = score_answers(tiny_chat, LETTERS, [(order,)], progress=False)
     for row, pair in enumerate(LETTERS):
         prompt, ids = encode_letters(
             fmt, tiny_chat.tokenizer, pair.question, (pair.positive[1], pair.negative[1]), warn=False
@@ -115,7 +115,7 @@ def test_scores_refuse_an_order_with_a_place_of_its_own(tiny_chat, said):
     with pytest.raises(
         ValueError, match="takes no start and no positions: score the model's logits inside `with steer"
     ):
-        score(tiny_chat, LETTERS, [(), (loud(tiny_chat, **said),)], progress=False)
+        score_answers(tiny_chat, LETTERS, [(), (loud(tiny_chat, **said),)], progress=False)
 
 
 # ---- start=0 is every position --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from caa_lens import extract, generate, residual_lens, steer
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
 from caa_lens.interpretation import attribute_logits
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.prompts.prompt_formats import default_format, encode_answer, encode_letters
 from caa_lens.steering.interventions import Intervention
 from caa_lens.steering.steered_runs import NothingSteeredWarning
@@ -66,18 +66,18 @@ def test_scores_are_those_of_plain_hooks_one_token_later(pairs, hooked, tiny_cha
             tiny_chat.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", lambda x, hook: x)]),
             pytest.warns(SharedPrefixWarning),
         ):
-            found = score(tiny_chat, pairs, conditions, prompt_format=later, progress=False)
+            found = score_answers(tiny_chat, pairs, conditions, prompt_format=later, progress=False)
     else:
         # The engine's suffixes are steered throughout: an answer whose first token is predicted before them runs whole.
         told = pytest.warns(SharedPrefixWarning, match="begin before the first steered token")
         with nullcontext() if pairs is AB else told:
-            found = score(tiny_chat, pairs, conditions, prompt_format=later, progress=False)
+            found = score_answers(tiny_chat, pairs, conditions, prompt_format=later, progress=False)
     expected = [[plain_score(tiny_chat, later, pair, vectors[layer], m) for layer, m in cells] for pair in pairs]
     assert_close(found.values, torch.tensor(expected), atol=1e-4, rtol=0)
     assert found.settings["prompt_format"] == "chat-template [start_offset=1]"
     merges = pairs is TEXT
     with pytest.warns(SharedPrefixWarning) if merges else nullcontext():
-        usual = score(tiny_chat, pairs, conditions, progress=False)
+        usual = score_answers(tiny_chat, pairs, conditions, progress=False)
     assert (usual.values - found.values).abs().max() > 1e-3  # so that the agreement is not vacuous
 
 

@@ -11,7 +11,7 @@ from helpers.steering import LOGITS, adding, hook_counts, logits_of
 
 from caa_lens.prompts.batches import left_pad
 from caa_lens.prompts.prompt_formats import chat_template_format
-from caa_lens.steering import block as steering
+from caa_lens.steering import steered_block as steering
 from caa_lens.steering.generation import generate
 from caa_lens.steering.interventions import as_interventions
 from caa_lens.steering.steered_block import steer

@@ -5,11 +5,11 @@ import pytest
 from helpers.models import random_vectors
 
 from caa_lens.contrast.sets import ContrastSet
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.measures.training_pairs import TrainingPairsWarning
 from caa_lens.steering.interventions import Intervention
-from caa_lens.transfers import grids as transfer_grid
+from caa_lens.transfers import across_behaviors
 from caa_lens.transfers.across_behaviors import PromptSetting, transfer_behaviors, transfer_prompts
 from caa_lens.vectors.extraction import extract
 
@@ -37,7 +37,7 @@ def test_every_cell_is_the_change_of_the_margin_under_that_vector(tiny_chat):
     for source, each in vectors.items():
         for target, test in TESTS.items():
             conditions = [(), (Intervention(vector=each[3], multiplier=-2),)]
-            one = score(tiny_chat, test, conditions, progress=False)
+            one = score_answers(tiny_chat, test, conditions, progress=False)
             margins = (one.positive - one.negative).numpy()
             frame = result.frame
             cell = frame[(frame["source"] == source) & (frame["target"] == target)].sort_values("question")
@@ -86,7 +86,7 @@ def test_vectors_cross_between_prompt_formats_and_system_prompts(tiny_chat):
     assert list(result.table().index) == list(result.table().columns) == list(settings)
     of_gloomy = extract(tiny_chat, LETTERS, layers=[2], system="You are gloomy.", progress=False)
     assert of_gloomy.provenance.details["system"] == "You are gloomy."
-    one = score(
+    one = score_answers(
         tiny_chat,
         TEXTS,
         [(), (Intervention(vector=of_gloomy[2]),)],
@@ -141,7 +141,9 @@ def test_a_setting_reaches_every_score_and_stands_beside_it(tiny_chat):
     result = transfer_behaviors(tiny_chat, TESTS, vectors, layer=2, multiplier=0.5, setting=how, progress=False)
     for target, test in TESTS.items():
         conditions = [(), (Intervention(vector=vectors["days"][2], multiplier=0.5),)]
-        one = score(tiny_chat, test, conditions, prompt_format="llama2-base", system="Be brief.", progress=False)
+        one = score_answers(
+            tiny_chat, test, conditions, prompt_format="llama2-base", system="Be brief.", progress=False
+        )
         margins = (one.positive - one.negative).numpy()
         cell = result.frame.query("source == 'days' and target == @target").sort_values("question")
         np.testing.assert_allclose(cell["margin"], margins[:, 1], atol=2e-5)
@@ -174,9 +176,9 @@ def test_the_budget_and_one_multiplier_are_those_of_the_signature(tiny_chat, mon
 
     def recorded(*given, max_tokens, **how):
         budgets.append(max_tokens)
-        return score(*given, max_tokens=max_tokens, **how)
+        return score_answers(*given, max_tokens=max_tokens, **how)
 
-    monkeypatch.setattr(transfer_grid, "score", recorded)
+    monkeypatch.setattr(across_behaviors, "score", recorded)
     vectors, how = sets_for(tiny_chat), {"layer": 2, "max_tokens": 17, "progress": False}
     assert transfer_behaviors(tiny_chat, {"days": TEXTS}, vectors, **how).settings["multiplier"] == "1"
     settings = {"plain": PromptSetting()}

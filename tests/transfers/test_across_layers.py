@@ -7,11 +7,11 @@ from helpers.models import random_vectors
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.pair_reading import pair_activations
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.measures.sweeps import sweep
 from caa_lens.provenance import Provenance
-from caa_lens.transfers import layers as layer_transfer
+from caa_lens.transfers import across_layers
 from caa_lens.transfers.across_layers import LayerTransfer, transfer_layers
 
 PAIRS = ContrastSet.from_pairs(
@@ -239,8 +239,8 @@ def test_the_budget_reaches_the_scores(tiny_chat, monkeypatch):
 
     def recorded(*given, max_tokens, **how):
         budgets.append(max_tokens)
-        return score(*given, max_tokens=max_tokens, **how)
+        return score_answers(*given, max_tokens=max_tokens, **how)
 
-    monkeypatch.setattr(layer_transfer, "score", recorded)
+    monkeypatch.setattr(across_layers, "score", recorded)
     transfer_layers(tiny_chat, PAIRS, random_vectors(tiny_chat, layers=[2]), max_tokens=17, progress=False)
     assert budgets == [17]

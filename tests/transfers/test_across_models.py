@@ -7,13 +7,13 @@ from helpers.models import random_vectors, tiny_model
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.pair_reading import PairActivations, pair_activations
-from caa_lens.measures.answers import score
+from caa_lens.measures.answers import score_answers
 from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.measures.sweeps import sweep
 from caa_lens.measures.training_pairs import TrainingPairsWarning
 from caa_lens.models.loading.load import load_model
 from caa_lens.prompts.prompt_formats import default_format, encode_answer
-from caa_lens.transfers import models as foreign_vectors
+from caa_lens.transfers import across_models
 from caa_lens.transfers.across_models import transfer_models
 from caa_lens.transfers.residual_map import fit_residual_map
 from caa_lens.vectors.extraction import extract
@@ -200,9 +200,9 @@ def test_the_budget_and_the_default_multipliers_are_those_of_the_signature(tiny_
 
     def recorded(*given, max_tokens, **how):
         budgets.append(max_tokens)
-        return score(*given, max_tokens=max_tokens, **how)
+        return score_answers(*given, max_tokens=max_tokens, **how)
 
-    monkeypatch.setattr(foreign_vectors, "score", recorded)
+    monkeypatch.setattr(across_models, "score", recorded)
     vectors = random_vectors(tiny_chat, layers=[2])
     result = transfer_models(tiny_chat, TEXTS, vectors, vectors, max_tokens=17, progress=False)
     assert budgets == [17]

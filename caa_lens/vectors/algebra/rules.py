@@ -1,4 +1,4 @@
-"""Which vectors may meet, and in what numbers they are computed: the rules under `caa_lens.vectors.algebra.arithmetic`."""
+"""Which vectors may meet, and in what numbers they are computed: the rules under `arithmetic`."""
 
 import math
 from collections.abc import Sequence
