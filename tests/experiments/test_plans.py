@@ -16,6 +16,7 @@ from caa_lens.paper.numbers import DATASET_SIZES
 from caa_lens.paper.sources import NAMES
 from experiments.__main__ import main
 from experiments.catalogue import EXPERIMENTS
+from experiments.running import first_units
 from experiments.running.beforehand import n_layers, n_parameters, place_of
 from experiments.running.behavior_sets import behavior_sets, missing_sets
 from experiments.running.context import Context
@@ -178,7 +179,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(measured, "time", clock)
+    monkeypatch.setattr(first_units, "time", clock)
     return clock
 
 
@@ -273,7 +274,7 @@ def test_adapters_are_not_merged_for_a_plan(clock, small, tmp_path, monkeypatch)
 
 
 def test_measuring_ends_with_the_patience(clock, small, tmp_path, monkeypatch):
-    monkeypatch.setattr(measured, "PATIENCE", 0.07)  # the first part of all takes 0.08 s
+    monkeypatch.setattr(first_units, "PATIENCE", 0.07)  # the first part of all takes 0.08 s
     slow = [made_up(clock, name, rate=0.02) for name in ("first", "second", "third")]
     _, estimate = estimate_of(slow, small, tmp_path, monkeypatch)
     assert estimate.how == {"first": "measured in part", "second": "as the others", "third": "as the others"}
@@ -316,7 +317,7 @@ def test_a_part_has_no_more_than_the_run_and_a_layer(models):
 def test_a_plan_of_a_model_that_is_here_is_measured_and_leaves_nothing(models, tmp_path, monkeypatch, capsys):
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    monkeypatch.setattr(measured, "LONG_ENOUGH", 0.0)
+    monkeypatch.setattr(first_units, "LONG_ENOUGH", 0.0)
     monkeypatch.chdir(tmp_path)
     settings = {"model": str(models / "chat"), "behaviors": "refusal", "max_new_tokens": 4, "n_generate": 8}
     names = ["multipliers", "open_ended", "finetuned_text", "base_transfer"]

@@ -28,6 +28,7 @@ from experiments.paper import table_3_system_prompts as system_prompts
 from experiments.paper import tables_4_10_13_finetuning as finetuning
 from experiments.paper import tables_5_12_knowledge as knowledge
 from experiments.paper.figure_4_multipliers import rise
+from experiments.running import scores as scoring
 from experiments.running.settings import RunConfig
 from experiments.running.units import Unit
 
@@ -204,7 +205,7 @@ def test_means_and_effects_are_over_questions_in_the_order_of_the_behaviors():
         Unit.of(behavior="z"): scores_of(levels, ["layer", "multiplier"]),
         Unit.of(behavior="a"): scores_of(levels, ["layer", "multiplier"], "p_matching"),
     }
-    means = scores.means(frames, ["layer", "multiplier"])
+    means = scoring.means(frames, ["layer", "multiplier"])
     assert list(means) == ["behavior", "metric", "layer", "multiplier", "mean", "low", "high"]
     assert list(dict.fromkeys(zip(means["behavior"], means["metric"], strict=True))) == [
         ("z", "margin"),
@@ -214,8 +215,8 @@ def test_means_and_effects_are_over_questions_in_the_order_of_the_behaviors():
     row = means[(means["behavior"] == "a") & (means["layer"] == 2) & (means["multiplier"] == 2)].iloc[0]
     expected = with_interval(values_of(frame, layer=2, multiplier=2.0))
     assert row[["mean", "low", "high"]].tolist() == pytest.approx(expected)
-    assert scores.means(frames, ["layer", "multiplier"], value="question")["mean"].unique() == pytest.approx([4])
-    each = scores.effects(frames, ["layer"], multiplier=2.0)
+    assert scoring.means(frames, ["layer", "multiplier"], value="question")["mean"].unique() == pytest.approx([4])
+    each = scoring.effects(frames, ["layer"], multiplier=2.0)
     assert list(each) == ["behavior", "metric", "layer", "question", "effect"]
     assert list(dict.fromkeys(each["behavior"])) == ["z", "a"]
     cell = each[(each["behavior"] == "a") & (each["layer"] == 5)]

@@ -192,7 +192,7 @@ def test_the_budget_and_the_default_multipliers_are_those_of_the_signature(tiny_
         budgets.append(max_tokens)
         return score_answers(*given, max_tokens=max_tokens, **how)
 
-    monkeypatch.setattr(sweeps, "score", recorded)
+    monkeypatch.setattr(sweeps, "score_answers", recorded)
     result = sweep(tiny_chat, PAIRS, random_vectors(tiny_chat, layers=[2]), max_tokens=17, progress=False)
     assert budgets == [17]
     assert result.frame["multiplier"].unique().tolist() == [-1, 0, 1]

@@ -178,7 +178,7 @@ def test_the_budget_and_one_multiplier_are_those_of_the_signature(tiny_chat, mon
         budgets.append(max_tokens)
         return score_answers(*given, max_tokens=max_tokens, **how)
 
-    monkeypatch.setattr(across_behaviors, "score", recorded)
+    monkeypatch.setattr(across_behaviors, "score_answers", recorded)
     vectors, how = sets_for(tiny_chat), {"layer": 2, "max_tokens": 17, "progress": False}
     assert transfer_behaviors(tiny_chat, {"days": TEXTS}, vectors, **how).settings["multiplier"] == "1"
     settings = {"plain": PromptSetting()}

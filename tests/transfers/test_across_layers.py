@@ -241,6 +241,6 @@ def test_the_budget_reaches_the_scores(tiny_chat, monkeypatch):
         budgets.append(max_tokens)
         return score_answers(*given, max_tokens=max_tokens, **how)
 
-    monkeypatch.setattr(across_layers, "score", recorded)
+    monkeypatch.setattr(across_layers, "score_answers", recorded)
     transfer_layers(tiny_chat, PAIRS, random_vectors(tiny_chat, layers=[2]), max_tokens=17, progress=False)
     assert budgets == [17]

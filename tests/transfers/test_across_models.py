@@ -202,7 +202,7 @@ def test_the_budget_and_the_default_multipliers_are_those_of_the_signature(tiny_
         budgets.append(max_tokens)
         return score_answers(*given, max_tokens=max_tokens, **how)
 
-    monkeypatch.setattr(across_models, "score", recorded)
+    monkeypatch.setattr(across_models, "score_answers", recorded)
     vectors = random_vectors(tiny_chat, layers=[2])
     result = transfer_models(tiny_chat, TEXTS, vectors, vectors, max_tokens=17, progress=False)
     assert budgets == [17]
