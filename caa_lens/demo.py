@@ -22,7 +22,7 @@ from rich.table import Table
 from caa_lens.atomic_files import write_atomically
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.measures.answers import METRIC_LABEL
-from caa_lens.models.check import check_layers
+from caa_lens.models.checks import check_layers
 from caa_lens.models.loading.fingerprint import file_digest, model_fingerprint
 from caa_lens.vectors.steering_vectors import SteeringVectors
 

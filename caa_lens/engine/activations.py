@@ -17,7 +17,7 @@ from torch import Tensor
 from caa_lens.arguments import check_count
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.plain_runs import plain_runs
-from caa_lens.models.check import check_layers, check_model
+from caa_lens.models.checks import check_layers, check_model
 from caa_lens.prompts.batches import left_pad, n_common
 from caa_lens.prompts.checks import check_prompt
 from caa_lens.prompts.prompt_formats import Prompt

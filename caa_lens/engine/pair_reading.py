@@ -19,7 +19,7 @@ from caa_lens.arguments import check_count
 from caa_lens.atomic_files import write_atomically
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine.activations import read_norms, read_pairs
-from caa_lens.models.check import check_layers, check_model
+from caa_lens.models.checks import check_layers, check_model
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
 from caa_lens.provenance import Provenance, layer_ranges

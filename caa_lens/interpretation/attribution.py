@@ -39,7 +39,7 @@ from caa_lens.engine.activations import reading
 from caa_lens.engine.overflow import check_finite
 from caa_lens.engine.plain_runs import plain_runs
 from caa_lens.measures.intervals import bootstrap_interval
-from caa_lens.models.check import check_model
+from caa_lens.models.checks import check_model
 from caa_lens.models.structure import rounding
 from caa_lens.models.unembedding import token_logits
 from caa_lens.plots.attribution import contribution_bars

@@ -44,7 +44,7 @@ from caa_lens.engine.overflow import check_finite
 from caa_lens.interpretation.labels import name_of
 from caa_lens.interpretation.lens_in_context import read_in_context
 from caa_lens.interpretation.words import check_words, show_token, word_tokens
-from caa_lens.models.check import check_layers, check_model
+from caa_lens.models.checks import check_layers, check_model
 from caa_lens.models.unembedding import centred, normalised, unembed_linear
 from caa_lens.plots.lens import rank_curves, token_heatmaps
 from caa_lens.prompts.pair_prompts import encode_pairs

@@ -23,7 +23,7 @@ from caa_lens.engine.edits import Edit
 from caa_lens.engine.overflow import check_finite
 from caa_lens.engine.positions import Reach
 from caa_lens.interpretation.words import show_token
-from caa_lens.models.check import check_layers, check_model
+from caa_lens.models.checks import check_layers, check_model
 from caa_lens.models.unembedding import device_behind, final_logits
 from caa_lens.plots.lens import residual_heatmaps
 from caa_lens.prompts.batches import check_fits, check_steered

@@ -37,7 +37,7 @@ from caa_lens.atomic_files import write_atomically
 from caa_lens.engine.activations import reading
 from caa_lens.engine.overflow import check_finite
 from caa_lens.interpretation.words import show_token
-from caa_lens.models.check import check_layers, check_model
+from caa_lens.models.checks import check_layers, check_model
 from caa_lens.plots.attribution import similarity_heatmap
 from caa_lens.prompts.batches import check_fits
 from caa_lens.prompts.checks import check_prompt

@@ -1,6 +1,6 @@
 """Models: loading one, and what it must offer to the library.
 
-`loading/` turns files into a `HookedTransformer`. `check` says which models are taken, `structure` what one is made of
+`loading/` turns files into a `HookedTransformer`. `checks` says which models are taken, `structure` what one is made of
 and what somebody has changed about it, `unembedding` goes from its stream to logits. May never be imported here:
 prompts, vectors, or anything that steers.
 """

@@ -23,7 +23,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from caa_lens.arguments import check_count, check_list
-from caa_lens.models.check import check_model
+from caa_lens.models.checks import check_model
 from caa_lens.prompts.chat_templates import (
     is_llama2_template,
     llama2_base,

@@ -23,7 +23,7 @@ from caa_lens.engine.edits import Edit
 from caa_lens.engine.overflow import check_finite
 from caa_lens.engine.plain_runs import agrees, new_cache, plain_runs
 from caa_lens.engine.positions import of_row
-from caa_lens.models.check import check_model
+from caa_lens.models.checks import check_model
 from caa_lens.models.structure import structure_of
 from caa_lens.models.unembedding import final_logits
 from caa_lens.prompts.batches import PromptBatch, left_pad

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from caa_lens.engine.edits import Edit
-from caa_lens.models.check import check_hook_points
+from caa_lens.models.checks import check_hook_points
 from caa_lens.prompts.batches import PromptBatch
 from caa_lens.steering.steered_runs import SteeredRuns
 

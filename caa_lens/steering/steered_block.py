@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from caa_lens.engine.positions import Positions, Reach, check_positions, chosen
-from caa_lens.models.check import check_model
+from caa_lens.models.checks import check_model
 from caa_lens.prompts.batches import PromptBatch, left_pad
 from caa_lens.prompts.checks import as_prompt
 from caa_lens.prompts.prompt_formats import Prompt, explain

@@ -22,7 +22,7 @@ from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.interpretation.vector_cosines import cosines
 from caa_lens.measures.answers import score_answers
 from caa_lens.measures.training_pairs import warn_of_training_pairs
-from caa_lens.models.check import check_layers, check_model
+from caa_lens.models.checks import check_layers, check_model
 from caa_lens.plots.transfers import grid_by_cosine, grid_heatmap
 from caa_lens.prompts.prompt_formats import PromptFormat, resolve_format
 from caa_lens.results import Result

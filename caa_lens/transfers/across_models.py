@@ -27,7 +27,7 @@ from caa_lens.interpretation.vector_cosines import Cosines, cosines
 from caa_lens.measures.answers import METRIC_LABEL, score_answers
 from caa_lens.measures.intervals import mean_with_interval
 from caa_lens.measures.training_pairs import warn_of_training_pairs
-from caa_lens.models.check import check_layers, check_model
+from caa_lens.models.checks import check_layers, check_model
 from caa_lens.plots.transfers import model_effects
 from caa_lens.prompts.prompt_formats import PromptFormat
 from caa_lens.results import Result

@@ -3,7 +3,7 @@
 from typing import Any
 
 from caa_lens.arguments import describe
-from caa_lens.models.check import check_hook_points, check_layers
+from caa_lens.models.checks import check_hook_points, check_layers
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 
 

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from caa_lens.arguments import check_count, describe
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine.activations import read_pairs
-from caa_lens.models.check import check_layers, check_model
+from caa_lens.models.checks import check_layers, check_model
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import PromptFormat, resolve_format
 from caa_lens.provenance import PAIR_HASHES, Provenance, layer_ranges

@@ -52,7 +52,7 @@ def asked(monkeypatch):
         places = torch.arange(len(conditions)) + torch.arange(len(test))[:, None] / 1000
         return SimpleNamespace(metric="margin", values=places, settings={"model": model, "test": test.name})
 
-    monkeypatch.setattr("caa_lens.measures.answers.score", score)
+    monkeypatch.setattr("caa_lens.measures.answers.score_answers", score)
     return calls
 
 

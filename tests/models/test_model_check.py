@@ -10,7 +10,7 @@ from helpers.models import random_vectors, tiny_model
 
 import caa_lens as cl
 from caa_lens.measures.open_ended.text_measures import answer_logp
-from caa_lens.models.check import check_model
+from caa_lens.models.checks import check_model
 from caa_lens.models.loading.demo_model import demo_model_path
 from caa_lens.vectors.steering_vectors import SteeringVector
 
@@ -30,7 +30,7 @@ CALLS = {
     "pair_activations": lambda model: cl.engine.pair_activations(model, PAIRS, **QUIET),
     "read_residuals": lambda model: list(cl.engine.read_residuals(model, [PROMPT])),
     "residual_lens": lambda model: cl.residual_lens(model, PROMPT),
-    "score": lambda model: cl.measures.score_answers(model, PAIRS, [()], **QUIET),
+    "score_answers": lambda model: cl.measures.score_answers(model, PAIRS, [()], **QUIET),
     "steer": lambda model: cl.steer(model, VECTORS[1], start=0).__enter__(),
     "sweep": lambda model: cl.sweep(model, PAIRS, VECTORS, **QUIET),
     "token_similarity": lambda model: cl.token_similarity(model, PROMPT, VECTORS),

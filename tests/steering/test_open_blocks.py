@@ -12,7 +12,7 @@ from helpers.steering import LOGITS
 from helpers.steering import logits_of as logits_of_tokens
 
 from caa_lens.engine.activations import read_residuals
-from caa_lens.models.check import check_model
+from caa_lens.models.checks import check_model
 from caa_lens.steering import open_blocks
 from caa_lens.steering.generation import generate
 from caa_lens.steering.steered_block import OverlappingBlocksWarning, steer

@@ -29,7 +29,7 @@ from caa_lens.arguments import check_count
 from caa_lens.engine.overflow import check_finite
 from caa_lens.engine.plain_runs import plain_runs
 from caa_lens.measures.open_ended.items import answers_frame
-from caa_lens.models.check import check_model
+from caa_lens.models.checks import check_model
 from caa_lens.models.unembedding import token_logp
 from caa_lens.prompts.batches import left_pad
 from caa_lens.prompts.checks import check_prompt
