@@ -85,6 +85,30 @@ def _owner_and_name(model: str) -> tuple[str, str]:
     return (parts[0], parts[1]) if is_hub_id else ("", parts[-1] if parts else "")
 
 
+def name_of(provenance: Provenance) -> str:
+    """What vectors are called in titles and messages."""
+    return provenance.expression or provenance.behavior
+
+
+def label(provenance: Provenance, other: Provenance | None = None) -> str:
+    """`sentiment of SmolLM2`, or of two: `sentiment and refusal of SmolLM2`, `sentiment of Llama and Llama-chat`."""
+    name, model = name_of(provenance), provenance.model
+    if other is None or provenance == other:
+        return f"{name} of {model}"
+    if model == other.model:
+        return f"{name} and {name_of(other)} of {model}"
+    if name == name_of(other):
+        return f"{name} of {model} and {other.model}"
+    return f"{name} of {model} and {label(other)}"
+
+
+def what_differs(provenance: Provenance, other: Provenance) -> tuple[str, str]:
+    """What tells two sets apart: their models, or else their names."""
+    if provenance.model != other.model:
+        return provenance.model, other.model
+    return name_of(provenance), name_of(other)
+
+
 def hook_name_of(layer: int) -> str:
     """Full TransformerLens name of the hook point of a layer's vector."""
     return f"blocks.{layer}.{HOOK_POINT}"

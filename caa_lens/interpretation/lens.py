@@ -41,7 +41,6 @@ from torch import Tensor
 from caa_lens.arguments import as_float, as_seed, check_count
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine.overflow import check_finite
-from caa_lens.interpretation.labels import name_of
 from caa_lens.interpretation.lens_in_context import read_in_context
 from caa_lens.interpretation.words import check_words, show_token, word_tokens
 from caa_lens.models.checks import check_layers, check_model
@@ -49,6 +48,7 @@ from caa_lens.models.unembedding import centred, normalised, unembed_linear
 from caa_lens.plots.lens import rank_curves, token_heatmaps
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import PromptFormat, resolve_format
+from caa_lens.provenance import name_of
 from caa_lens.results import Result
 from caa_lens.vectors.checks import as_vector_set, check_width
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors

@@ -22,9 +22,9 @@ from tqdm.auto import tqdm
 
 from caa_lens.arguments import as_float, as_seed, check_count, check_list, describe
 from caa_lens.engine.pair_reading import PairActivations
-from caa_lens.interpretation.labels import label
 from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.plots.geometry import norm_curves, pca_panels, separability_curves
+from caa_lens.provenance import label
 from caa_lens.results import Result
 from caa_lens.vectors.checks import check_vector_set
 from caa_lens.vectors.steering_vectors import SteeringVectors

@@ -17,9 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa_lens.arguments import check_count, describe
-from caa_lens.interpretation.labels import label, what_differs
 from caa_lens.plots.geometry import behavior_heatmap, cosine_curve, cosine_heatmap
-from caa_lens.provenance import Provenance
+from caa_lens.provenance import Provenance, label, what_differs
 from caa_lens.results import Result
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 

@@ -17,7 +17,7 @@ from caa_lens.measures.answers import METRIC_LABEL, Condition, score_answers
 from caa_lens.measures.intervals import bootstrap_interval, mean_with_interval
 from caa_lens.measures.training_pairs import warn_of_training_pairs
 from caa_lens.models.checks import check_layers, check_model
-from caa_lens.plots.sweeps import dose_response, sweep_heatmap
+from caa_lens.plots.measures import dose_response, sweep_heatmap
 from caa_lens.prompts.prompt_formats import PromptFormat
 from caa_lens.provenance import layer_ranges
 from caa_lens.results import Result

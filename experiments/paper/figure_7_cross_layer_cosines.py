@@ -54,9 +54,8 @@ def decay(cosines: "pd.DataFrame") -> "pd.DataFrame":
 def section(frames: Frames, config: "RunConfig") -> "Section":
     import pandas as pd
 
-    from caa_lens.interpretation.labels import label
     from caa_lens.plots.geometry import cosine_heatmap
-    from caa_lens.provenance import Provenance
+    from caa_lens.provenance import Provenance, label
     from caa_lens.report.page import Section
 
     tables = {unit["behavior"]: decay(frame) for unit, frame in frames.items()}

@@ -26,7 +26,7 @@ from caa_lens.measures.open_ended.items import answers_frame
 from caa_lens.measures.open_ended.judge_endpoint import Endpoint, Request
 from caa_lens.measures.open_ended.judge_file import Reply, ReplyFile
 from caa_lens.measures.open_ended.rubrics import Rubric, find_rubric
-from caa_lens.plots.judgements import score_histogram
+from caa_lens.plots.measures import score_histogram
 from caa_lens.results import Result
 
 SETTINGS = {"temperature": 0, "max_tokens": 16}

@@ -1,7 +1,4 @@
-"""Figures of a sweep: the heat map of layers by multipliers, one layer's dose-response curve.
-
-Both take a sweep's summary: one row a `layer` and `multiplier`, with `mean, low, high`.
-"""
+"""Figures of measures: a sweep as a heat map, one layer's dose-response curve, a judge's scores."""
 
 import math
 from html import escape
@@ -73,3 +70,25 @@ def dose_response(summary: pd.DataFrame, layer: int, *, behavior: str, label: st
         x="multiplier",
         y=label,
     )
+
+
+def score_histogram(frame: pd.DataFrame, *, behavior: str, judge: str) -> go.Figure:
+    """How many answers got which score, from 0 to 10 in steps of a half.
+
+    Args:
+        frame: column `score`, NaN where there is none.
+    """
+    scores = frame["score"].dropna()
+    figure = go.Figure(
+        go.Histogram(
+            x=scores,
+            xbins={"start": -0.25, "end": 10.25, "size": 0.5},
+            marker={"color": BLUE},
+            hovertemplate="score %{x}<br>%{y} answers<extra></extra>",
+        )
+    )
+    figure.update_xaxes(range=[-0.5, 10.5], dtick=1)
+    n_failed = len(frame) - len(scores)
+    failed = f", {n_failed} without a score" if n_failed else ""
+    title = f"{escape(behavior)}: {len(scores)} answers by judge {escape(judge)}{failed}"
+    return styled(figure, title=title, x="score (0 to 10)", y="answers")
