@@ -84,6 +84,7 @@ class Result:
             "provenance": _plain("provenance", self.provenance, Mapping[str, Provenance]),
             "special": {name: _plain(name, getattr(self, name), hint) for name, hint in _special(type(self)).items()},
         }
+        about["checksum"] = _checksum(about)
         try:
             files[ABOUT] = json.dumps(about, indent=2, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -130,6 +131,10 @@ class Result:
             raise ValueError(f"{beside} is not what a {cls.__name__} is saved with: {error} is missing") from None
         except (*_UNFIT, AttributeError) as error:
             raise ValueError(f"{beside} is not what a {cls.__name__} is saved with: {_one_line(error)}") from None
+        if about.pop("checksum", None) != _checksum(about):
+            raise ValueError(
+                f"{beside} is damaged, or was edited: its checksum is not that of its contents; save it again"
+            )
         return cls(**parts)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
@@ -162,6 +167,11 @@ def _refuse_others(path: Path, ending: str) -> None:
         raise ValueError(
             f"{file} is there and is no saved result's: choose another name than {path.name}, or delete it"
         )
+
+
+def _checksum(about: Mapping[str, Any]) -> str:
+    """Of all that the JSON says beside it, so that a number that was changed there is told of."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _fields(kind: type[Result]) -> dict[str, Any]:

@@ -333,6 +333,21 @@ def test_json_that_no_result_wrote_is_said_to_be(sweep, tmp_path, data):
         Sweep.load(path)
 
 
+def test_a_text_or_number_changed_in_the_json_is_found(result, tmp_path):
+    path = result.save(tmp_path / "r.parquet")
+    wrong = [lambda about: about["settings"].update(model="another"), lambda about: about.pop("checksum")]
+    special = json.loads((tmp_path / "r.json").read_text())["special"]
+    for name in [name for name, value in special.items() if type(value) in (int, float)]:
+        wrong.append(lambda about, name=name: about["special"].update({name: special[name] + 1}))
+    for change in wrong:
+        result.save(path)
+        edit_json(tmp_path / "r.json", change)
+        with pytest.raises(
+            ValueError, match=r"r\.json is damaged, or was edited: its checksum is not that of its contents"
+        ):
+            type(result).load(path)
+
+
 def test_a_newer_format_asks_for_a_newer_library(sweep, tmp_path):
     path = sweep.save(tmp_path / "r.parquet")
     edit_json(tmp_path / "r.json", lambda about: about.update(caa_lens_result=2))
