@@ -204,6 +204,7 @@ def _sweep(model: Any, test: ContrastSet, vectors: SteeringVectors, config: Demo
     if kept.reuse(SWEEP, made_from, SWEEP_ABOUT):
         return Sweep.load(kept.path(SWEEP))
     result = sweep(model, test, vectors, layers=layers, multipliers=config.multipliers)
+    kept.path(SWEEP).unlink(missing_ok=True)  # this folder's own, whatever it was
     result.save(kept.path(SWEEP))
     kept.record(SWEEP, made_from, SWEEP_ABOUT)
     return result

@@ -86,10 +86,11 @@ class Result:
         }
         about["checksum"] = _checksum(about)
         try:
-            files[ABOUT] = json.dumps(about, indent=2, ensure_ascii=False).encode()
+            text = json.dumps(about, indent=2, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"a text of this result is not valid Unicode ({error}): mend it, then save") from None
-        for ending, data in files.items():
+        # The JSON first: whatever breaks off then, the other files are not those that it speaks of.
+        for ending, data in {ABOUT: text, **files}.items():
             write_atomically(path.with_suffix(ending), partial(Path.write_bytes, data=data))
         return path
 
@@ -146,13 +147,14 @@ def check_result_path(path: str | Path) -> Path:
     """Where a result is to be saved, looked at before the work is done.
 
     Raises:
-        ValueError: for another ending than `.parquet`, or a JSON file beside it that is no result's.
+        ValueError: for another ending than `.parquet`, or files of these names that are no result's.
         OSError: if a file cannot be made there.
     """
     path = _parquet_path(path)
     check_writable(path)
     check_writable(path.with_suffix(ABOUT))
     _refuse_others(path, ABOUT)
+    _refuse_others(path, FRAME)
     return path
 
 
@@ -165,7 +167,8 @@ def _refuse_others(path: Path, ending: str) -> None:
         ours = False
     if not ours:
         raise ValueError(
-            f"{file} is there and is no saved result's: choose another name than {path.name}, or delete it"
+            f"{file} was not written by a result's save, and stays as it is: choose another name than {path.name}, or "
+            "delete it"
         )
 
 

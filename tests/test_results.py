@@ -228,19 +228,31 @@ def test_a_file_that_is_no_results_is_never_written_over(sweep, tmp_path):
     for text in ("[]", "{}", '{"question": "q"}\n{"question": "r"}', "", "\xff"):
         pairs.write_text(text, encoding="latin-1")
         for refused in (sweep.save, check_result_path):
-            with pytest.raises(ValueError, match=r"mine\.json is there and is no saved result's: choose another name"):
+            with pytest.raises(
+                ValueError,
+                match=r"mine\.json was not written by a result's save, and stays as it is",
+            ):
                 refused(tmp_path / "mine.parquet")
         assert list(files_in(tmp_path)) == ["mine.json"]
     pairs.unlink()
     vectors.write_bytes(b"vectors")
-    with pytest.raises(ValueError, match=r"mine\.safetensors is there and is no saved result's"):
+    with pytest.raises(ValueError, match=r"mine\.safetensors was not written by a result's save"):
         made_up()["ResidualMap"].save(tmp_path / "mine.parquet")
     assert files_in(tmp_path) == {"mine.safetensors": b"vectors"}
     sweep.save(tmp_path / "mine.parquet")  # has no tensors to save
-    with pytest.raises(ValueError, match=r"mine\.safetensors is there"):
+    with pytest.raises(ValueError, match=r"mine\.safetensors was not written"):
         made_up()["ResidualMap"].save(tmp_path / "mine.parquet")
     assert vectors.read_bytes() == b"vectors"
     assert Sweep.load(tmp_path / "mine.parquet").metric == "margin"
+
+
+def test_a_frame_that_somebody_saved_is_never_written_over(result, tmp_path):
+    path = tmp_path / "mine.parquet"
+    pd.DataFrame({"a": [1]}).to_parquet(path)
+    before = files_in(tmp_path)
+    with pytest.raises(ValueError, match=r"mine\.parquet was not written by a result's save, and stays as it is"):
+        result.save(path)
+    assert files_in(tmp_path) == before
 
 
 def test_where_no_file_can_be_made_nothing_is(sweep, tmp_path):
@@ -256,7 +268,7 @@ def test_a_write_that_breaks_off_is_never_read_as_a_result(sweep, tmp_path, monk
     write = Path.write_bytes
 
     def full(file, data):
-        if file.suffix == ".json":
+        if file.suffix == ".parquet":
             raise OSError("no space left")
         return write(file, data)
 

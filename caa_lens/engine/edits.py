@@ -98,8 +98,8 @@ def said(start: int | Tensor | None, positions: Positions | None) -> Positions:
         return start, None
     if positions is None:
         raise ValueError(
-            "it is not said where steering starts, and a hook knows no prompt: give start=prompt.steer_start (the end "
-            "of the instruction), start=0 for every position, or positions=..."
+            "it is not said where steering starts, and a hook knows no prompt: give start=0 for every "
+            "position, start=Prompt.of(model, question).steer_start for the end of the instruction, or positions=..."
         )
     return positions
 

@@ -32,6 +32,7 @@ from caa_lens.prompts.prompt_formats import Prompt, PromptFormat
 from caa_lens.provenance import Provenance
 from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention, Steering, as_interventions
+from caa_lens.steering.steered_runs import warn_past_the_end
 
 STATES_AT_ONCE = 64  # rows of logits in memory: 64 x d_vocab x 4 bytes
 LAST_POSITIONS = 12
@@ -163,15 +164,17 @@ def residual_lens(
     where = _check_positions(prompt, positions)
     if isinstance(vectors, Sequence) and vectors:
         check_steered(prompt)
-    interventions = as_interventions(model, vectors, start=prompt.steer_start)
+    interventions = as_interventions(model, vectors)
+    edits = [one.edit(prompt.steer_start) for one in interventions]
     for one in interventions:
         for name, value in (("multiplier", one.multiplier), ("start", one.start)):
             if value is not None and torch.as_tensor(value).numel() != 1:
                 raise ValueError(f"{name} must be one number, got {value}: call once for each")
 
+    warn_past_the_end(edits, len(prompt), stacklevel=3)
     runs = {False: _run(model, prompt, (), where)}
     if interventions:
-        runs[True] = _run(model, prompt, [one.edit() for one in interventions], where)
+        runs[True] = _run(model, prompt, edits, where)
     for resid in runs.values():
         check_finite(model, resid, "residuals")
     # What each run says in the end, [pos]; the last layer is read for this even if it is not among `layers`.
@@ -209,7 +212,7 @@ def residual_lens(
         provenance=_by_words(interventions),
         prompt=prompt,
         steered_layers=tuple(sorted({one.vector.layer for one in interventions})),
-        steer_start=min((at for one in interventions if (at := Reach.of(one.where).first) is not None), default=None),
+        steer_start=min((at for edit in edits if (at := Reach.of(edit.positions).first) is not None), default=None),
     )
 
 
@@ -242,7 +245,8 @@ def _by_words(interventions: Sequence[Intervention]) -> dict[str, Provenance]:
 def _in_words(intervention: Intervention) -> str:
     vector = intervention.vector
     text = vector.provenance.expression or f"{vector.provenance.behavior}[{vector.layer}]"
-    return f"{intervention.operator} {float(intervention.multiplier):g} * {text} at layer {vector.layer}"
+    at = "" if intervention.where is None else f", {Reach.of(intervention.where)}"
+    return f"{intervention.operator} {float(intervention.multiplier):g} * {text} at layer {vector.layer}{at}"
 
 
 def _run(

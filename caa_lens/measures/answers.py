@@ -119,7 +119,10 @@ def score_answers(
         raise ValueError("no conditions given: expected at least one; () is the unsteered model")
     for condition in conditions:
         if not isinstance(condition, tuple | list) or not all(isinstance(step, Intervention) for step in condition):
-            raise TypeError(f"expected tuples of Interventions as conditions, got {describe(condition)} among them")
+            raise TypeError(
+                "expected tuples of Interventions as conditions, as in [(), (intervention,)], got "
+                f"{describe(condition)} among them"
+            )
         for intervention in condition:
             check_vector(model, intervention.vector)
             if isinstance(intervention.multiplier, Tensor) and intervention.multiplier.ndim:

@@ -30,6 +30,7 @@ from caa_lens.prompts.batches import PromptBatch, left_pad
 from caa_lens.prompts.checks import as_prompt, check_prompt
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat
 from caa_lens.steering.interventions import Steering, as_interventions
+from caa_lens.steering.steered_runs import warn_past_the_end
 
 WHOLE_TEXT = "text is generated through the model's own forward, the whole text for every token,"
 
@@ -140,9 +141,13 @@ def generate_tokens(
         check_prompt(model, prompt)
     device = model.W_E.device
     batch = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=device, room=max_new_tokens)
-    edits = [one.edit(batch.steer_start) for one in as_interventions(model, vectors)]
+    interventions = as_interventions(model, vectors)
+    edits = [one.edit(batch.steer_start) for one in interventions]
     for edit in edits:
         _check_rows(edit, len(prompts))
+    # The end of a prompt is in every run; only what the caller said can lie behind it.
+    said = [edit for edit, one in zip(edits, interventions, strict=True) if one.where is not None]
+    warn_past_the_end(said, batch.tokens.shape[1] + max_new_tokens - 1, stacklevel=3)
     forward = _chosen_forward(model, batch, edits, max_new_tokens, use_cache)
     eos = getattr(model.tokenizer, "eos_token_id", None)
     # Drawn on the CPU, so that a seed gives the same text on every device.

@@ -77,10 +77,11 @@ def steer(
     if start is not None and (prompt is not None or positions is not None):
         other = "prompt" if prompt is not None else "positions"
         raise ValueError(f"say where steering starts: either {other}=..., or start=..., not both")
-    if prompt is None and start is None and positions is None:
+    all_say = bool(vectors) and all(isinstance(one, Intervention) and one.where is not None for one in vectors)
+    if prompt is None and start is None and positions is None and not all_say:
         raise ValueError(
             "say where steering starts: either prompt=..., or start=... (start=0 steers every position), or "
-            "positions=..."
+            "positions=...; or in every vector, as an Intervention"
         )
     if prompt is not None:
         given = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
@@ -94,9 +95,11 @@ def steer(
                 _show(explain(some, model.tokenizer) if where is None else _explain(some, model, where, batch, row))
     elif positions is not None:
         where = check_positions(positions)
-    if prompt is None and explain_positions:
-        _show(f"every position from {start} on is steered" if where is None else f"steered {Reach.of(where)}")
     made = as_interventions(model, vectors, multiplier=multiplier, start=start, positions=where)
+    if prompt is None and explain_positions:
+        places = sorted({str(Reach.of(one.where)) for one in made}) if start is None else []
+        for line in [f"steered {place}" for place in places] or [f"every position from {start} on is steered"]:
+            _show(line)
     return SteeredBlock(model, made, batch)
 
 

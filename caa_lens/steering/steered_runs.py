@@ -6,6 +6,7 @@ cache, or start at the layer where an earlier one stopped, are one run with it.
 """
 
 import threading
+import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,20 @@ from caa_lens.prompts.batches import PromptBatch
 
 
 class NothingSteeredWarning(UserWarning):
-    """`steer` without a `with` block, or a run in a block that a vector was not added to."""
+    """`steer` without a `with` block, or a run that a vector was not added to."""
+
+
+def warn_past_the_end(edits: Sequence[Edit], n_pos: int, *, stacklevel: int) -> None:
+    """Warns of edits at no position of the first `n_pos`, of which there are all in a run."""
+    for edit in edits:
+        reach = Reach.of(edit.positions)
+        if not reach.meets(0, n_pos):
+            warnings.warn(
+                f"the vector at layer {edit.layer} was not added: it acts {reach}, and the run has positions 0 to "
+                f"{n_pos - 1}",
+                NothingSteeredWarning,
+                stacklevel=stacklevel + 1,
+            )
 
 
 class OtherPromptWarning(UserWarning):

@@ -10,3 +10,4 @@ from .algebra.combinations import normalize_across_behaviors as normalize_across
 from .interchange import read_vectors as read_vectors
 from .interchange import write_vectors as write_vectors
 from .extraction import ZeroVectorWarning as ZeroVectorWarning
+from .interchange import VectorFileError as VectorFileError

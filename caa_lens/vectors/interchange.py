@@ -17,7 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-from caa_lens.file_kinds import VectorFileError, expanded, look
+from caa_lens.file_kinds import VectorFileError as VectorFileError
+from caa_lens.file_kinds import expanded, look
 from caa_lens.provenance import UNKNOWN, Provenance, layer_ranges, one_model
 from caa_lens.vectors.formats.caa_files import is_caa_name, read_caa, write_caa
 from caa_lens.vectors.formats.control_vectors import read_control_vector, write_control_vector

@@ -502,8 +502,8 @@ def test_a_wrong_number_of_rows_is_refused(tiny, n):
 def test_a_hook_that_does_not_say_where_it_acts_is_refused_with_the_remedy():
     v = SteeringVector(direction=torch.ones(4), layer=2)
     remedy = (
-        r"not said where steering starts, and a hook knows no prompt: give start=prompt.steer_start \(the end of the "
-        r"instruction\), start=0 for every position, or positions="
+        r"not said where steering starts, and a hook knows no prompt: give start=0 for every position, "
+        r"start=Prompt.of\(model, question\).steer_start for the end of the instruction, or positions="
     )
     for given in ({}, {"multiplier": 2.0}, {"start": None, "positions": None}):
         with pytest.raises(ValueError, match=remedy):

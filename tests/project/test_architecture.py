@@ -125,3 +125,25 @@ def test_a_name_that_is_mistyped_is_answered_with_the_nearest():
         _ = caa_lens.logit_lense
     with pytest.raises(AttributeError, match="try 'pair_pca'"):
         _ = caa_lens.interpretation.pair_pcas
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        ("vector_norms", "it is caa_lens.interpretation.vector_norms"),
+        ("Sweep", "it is caa_lens.measures.Sweep"),
+        ("explain", "it is caa_lens.prompts.explain"),
+        ("norms", "try caa_lens.interpretation.vector_norms"),
+        ("pca", "try caa_lens.interpretation.pair_pca"),
+        ("judge", "try caa_lens.measures.judge_texts"),
+        ("measures.extract", "it is caa_lens.vectors.extract"),
+        ("measures.judge", "try 'judge_texts'"),
+        ("nothing_like_it", "no attribute 'nothing_like_it'$"),
+    ],
+)
+def test_a_name_in_another_room_is_told_where_it_is(asked, answer):
+    import caa_lens
+
+    room, _, name = asked.rpartition(".")
+    with pytest.raises(AttributeError, match=answer):
+        getattr(getattr(caa_lens, room) if room else caa_lens, name)

@@ -8,6 +8,7 @@ from helpers.models import random_vectors
 from helpers.steering import LOGITS, adding, logits_of, some_tokens
 
 from caa_lens.contrast.sets import ContrastSet
+from caa_lens.engine.positions import Reach
 from caa_lens.interpretation.residual_stream import residual_lens
 from caa_lens.measures.answers import score_answers
 from caa_lens.prompts.batches import left_pad
@@ -15,6 +16,7 @@ from caa_lens.prompts.prompt_formats import Prompt, encode_letters, resolve_form
 from caa_lens.steering.generation import generate
 from caa_lens.steering.interventions import Intervention, as_interventions
 from caa_lens.steering.steered_block import steer
+from caa_lens.steering.steered_runs import NothingSteeredWarning
 from caa_lens.vectors.steering_vectors import SteeringVector
 
 QUESTIONS = ["How was your day?", "Is it right to lie to a friend who asks for the truth?"]
@@ -93,8 +95,8 @@ def test_without_a_start_answers_are_scored_from_the_instructions_end(tiny_chat)
 def test_without_a_start_a_hook_is_refused_with_the_remedy(tiny):
     order = loud(tiny)
     remedy = (
-        r"not said where steering starts, and a hook knows no prompt: give start=prompt.steer_start \(the end of the "
-        r"instruction\), start=0 for every position, or positions="
+        r"not said where steering starts, and a hook knows no prompt: give start=0 for every position, "
+        r"start=Prompt.of\(model, question\).steer_start for the end of the instruction, or positions="
     )
     for asked in (order.hook, order.edit, order.vector.hook):
         with pytest.raises(ValueError, match=remedy):
@@ -108,6 +110,35 @@ def test_without_a_start_a_block_of_no_prompt_is_refused_with_the_remedy(tiny):
         ValueError, match=r"either prompt=..., or start=... \(start=0 steers every position\), or posit"
     ):
         steer(tiny, loud(tiny))
+
+
+@pytest.mark.parametrize("said", [{"start": 0}, {"start": 3}, {"positions": (3, 5)}])
+def test_a_block_takes_orders_that_all_say_where_and_no_mixture(tiny, said, capsys):
+    tokens, order = some_tokens(), loud(tiny, **said)
+    with steer(tiny, order, explain_positions=True):
+        steered = logits_of(tiny, tokens)
+    assert torch.equal(steered, logits_of(tiny, tokens, [order.hook()]))
+    assert capsys.readouterr().out == f"steered {Reach.of(order.where)}\n"
+    with pytest.raises(ValueError, match="or in every vector, as an Intervention"):
+        steer(tiny, order, loud(tiny))
+    with pytest.raises(ValueError, match="say where steering starts"):
+        steer(tiny)
+
+
+def test_an_order_behind_the_end_is_told_of(tiny_chat, prompts):
+    prompt, late = prompts[0], loud(tiny_chat, start=5000)
+    plain = generate(tiny_chat, prompt, max_new_tokens=2)
+    with pytest.warns(
+        NothingSteeredWarning, match=r"layer 2 was not added: it acts from position 5000 on, and the run"
+    ) as told:
+        assert generate(tiny_chat, prompt, vectors=[late], max_new_tokens=2) == plain
+    assert len(told) == 1
+    last = len(prompt)  # the position of the first generated token, the last one that is run again
+    generate(tiny_chat, prompt, vectors=[loud(tiny_chat, start=last)], max_new_tokens=2)
+    with pytest.warns(NothingSteeredWarning, match=f"has positions 0 to {last - 1}"):
+        generate(tiny_chat, prompt, vectors=[loud(tiny_chat, start=last)], max_new_tokens=1)
+    with pytest.warns(NothingSteeredWarning, match=f"has positions 0 to {last - 1}"):
+        residual_lens(tiny_chat, prompt, vectors=[late])
 
 
 @pytest.mark.parametrize("said", [{"start": 0}, {"start": 3}, {"positions": (3, 5)}, {"positions": (0, None)}])
