@@ -112,9 +112,7 @@ class Reach:
     columns: tuple[bool, ...] | None = None
 
     @classmethod
-    def of(cls, positions: Positions | None) -> "Reach":
-        if positions is None:
-            return cls(0, None)
+    def of(cls, positions: Positions) -> "Reach":
         if isinstance(positions, Tensor):
             columns = tuple(positions.any(0).tolist())
             where = [column for column, any_row in enumerate(columns) if any_row]

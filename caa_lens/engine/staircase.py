@@ -21,7 +21,7 @@ from torch import Tensor
 
 from caa_lens.engine.edits import OPERATORS, Edit
 
-Condition = tuple[Edit, ...]
+EditedCondition = tuple[Edit, ...]
 
 
 class Staircases:
@@ -32,7 +32,9 @@ class Staircases:
     few different ones.
     """
 
-    def __init__(self, conditions: Sequence[Condition], n_branches: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, conditions: Sequence[EditedCondition], n_branches: int, device: torch.device | str = "cpu"
+    ) -> None:
         self.conditions = _with_plain_numbers(conditions)
         self.n_branches = n_branches
         self.device = device
@@ -70,7 +72,9 @@ class Staircase:
             a branch is one of a question's suffixes.
     """
 
-    def __init__(self, conditions: Sequence[Condition], n_branches: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, conditions: Sequence[EditedCondition], n_branches: int, device: torch.device | str = "cpu"
+    ) -> None:
         self.n_branches = n_branches
         self.groups: list[list[int]] = [list(range(len(conditions)))]
         active = [tuple(step for step in condition if _acts(step)) for condition in _with_plain_numbers(conditions)]
@@ -97,13 +101,13 @@ class Staircase:
             )
             first = stop
 
-    def _split(self, conditions: Sequence[Condition], layer: int) -> tuple[list[int], list[Condition]]:
+    def _split(self, conditions: Sequence[EditedCondition], layer: int) -> tuple[list[int], list[EditedCondition]]:
         """Split the groups at a layer: which group each one comes from, and what is done to the new ones, the last."""
         kept: list[tuple[int, list[int]]] = []  # (the group it comes from, its conditions)
         new: list[tuple[int, list[int]]] = []
-        actions: list[Condition] = []
+        actions: list[EditedCondition] = []
         for source, members in enumerate(self.groups):
-            alike: dict[tuple, tuple[Condition, list[int]]] = {}
+            alike: dict[tuple, tuple[EditedCondition, list[int]]] = {}
             for index in members:
                 action = tuple(step for step in conditions[index] if step.layer == layer)
                 alike.setdefault(tuple(map(_identity, action)), (action, []))[1].append(index)
@@ -153,7 +157,7 @@ class _Step:
     multipliers: Float[Tensor, " operator"]
 
 
-def _with_plain_numbers(conditions: Sequence[Condition]) -> list[Condition]:
+def _with_plain_numbers(conditions: Sequence[EditedCondition]) -> list[EditedCondition]:
     """The conditions with plain numbers as multipliers; those that are tensors are read once from every device."""
     tensors: dict[torch.device, dict[int, Tensor]] = {}
     for condition in conditions:

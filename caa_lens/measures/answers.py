@@ -25,8 +25,7 @@ from caa_lens.arguments import check_count, describe
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.overflow import check_scores, check_steps
-from caa_lens.engine.staircase import Condition as EditedCondition
-from caa_lens.engine.staircase import Staircases
+from caa_lens.engine.staircase import EditedCondition, Staircases
 from caa_lens.models.checks import check_model
 from caa_lens.models.unembedding import device_behind, token_logits, token_logp
 from caa_lens.prompts.batches import check_fits, n_common

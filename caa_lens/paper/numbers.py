@@ -24,6 +24,8 @@ import json
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from caa_lens.contrast.files import PAPER_SETS
+
 if TYPE_CHECKING:
     import pandas
 
@@ -34,7 +36,7 @@ TABLES: tuple[str, ...] = tuple(_NUMBERS["tables"])
 SYSTEM_PROMPTS: dict[str, dict[str, str]] = _NUMBERS["system_prompts"]
 """Of every behavior, the system prompts that ask for it (`positive`) and against it (`negative`); Table 14."""
 
-BEHAVIORS: tuple[str, ...] = tuple(SYSTEM_PROMPTS)
+BEHAVIORS: tuple[str, ...] = PAPER_SETS
 """The paper's seven behaviors, by the names of the authors' folders."""
 
 DATASET_SIZES: dict[str, dict[str, int]] = {

@@ -97,7 +97,7 @@ def steer(
         where = check_positions(positions)
     made = as_interventions(model, vectors, multiplier=multiplier, start=start, positions=where)
     if prompt is None and explain_positions:
-        places = sorted({str(Reach.of(one.where)) for one in made}) if start is None else []
+        places = sorted({str(Reach.of(one.edit().positions)) for one in made}) if start is None else []
         for line in [f"steered {place}" for place in places] or [f"every position from {start} on is steered"]:
             _show(line)
     return SteeredBlock(model, made, batch)
@@ -169,7 +169,7 @@ class SteeredBlock:
 
     def __repr__(self) -> str:
         vectors = ", ".join(f"{one.multiplier} * {one.vector!r}" for one in self.interventions)
-        places = sorted({str(Reach.of(one.where)) for one in self.interventions}) or ["nowhere"]
+        places = sorted({str(Reach.of(edit.positions)) for edit in self._edits}) or ["nowhere"]
         return f"steers {vectors or 'nothing'} {' or '.join(places)}, inside `with cl.steer(...):`"
 
 

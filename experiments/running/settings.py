@@ -7,16 +7,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from caa_lens.contrast.files import PAPER_SETS
+
 BUNDLED = ("sentiment", "formality", "refusal", "sycophancy")
-PAPER = (
-    "coordinate-other-ais",
-    "corrigible-neutral-HHH",
-    "hallucination",
-    "myopic-reward",
-    "survival-instinct",
-    "sycophancy",
-    "refusal",
-)
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number, in each of the formats
 PAPER_LAYER = {"Llama-2-7b-chat-hf": 13, "Llama-2-13b-chat-hf": 14}
 SIZES: dict[str, dict[str, Any]] = {
@@ -150,7 +143,7 @@ class RunConfig(BaseModel):
         if chosen["base_model"] == "none":
             chosen["base_model"] = None
         if "behaviors" not in chosen:
-            chosen["behaviors"] = PAPER if chosen.get("data") == "paper" else BUNDLED
+            chosen["behaviors"] = PAPER_SETS if chosen.get("data") == "paper" else BUNDLED
         return cls.checked(chosen)
 
     @classmethod

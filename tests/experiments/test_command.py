@@ -9,10 +9,11 @@ import typer
 from helpers.experiments_command import command
 from helpers.models import random_llama
 
+from caa_lens.contrast.files import PAPER_SETS
 from experiments.__main__ import main
 from experiments.running.beforehand import n_layers
 from experiments.running.run_folder import OtherRunError
-from experiments.running.settings import PAPER, SIZES, RunConfig
+from experiments.running.settings import SIZES, RunConfig
 
 LLAMA = "meta-llama/Llama-2-7b-chat-hf"
 
@@ -32,7 +33,7 @@ def model(tmp_path_factory):
 def test_for_llama_2_chat_nothing_need_be_said_to_do_as_the_paper_did(size):
     config = RunConfig.of(f"meta-llama/Llama-2-{size}-chat-hf")
     assert config == RunConfig.of(
-        config.model, "paper", base_model=f"meta-llama/Llama-2-{size}-hf", data="paper", behaviors=PAPER
+        config.model, "paper", base_model=f"meta-llama/Llama-2-{size}-hf", data="paper", behaviors=PAPER_SETS
     )
     assert (config.n_test, config.layer_step, config.max_new_tokens) == (50, 1, 100)
     assert (config.n_generate, config.n_prompts, config.n_questions) == (None, None, None)

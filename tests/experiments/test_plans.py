@@ -11,6 +11,7 @@ import pytest
 from helpers.experiments_command import command
 from rich.console import Console
 
+from caa_lens.contrast.files import PAPER_SETS
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.paper.numbers import DATASET_SIZES
 from caa_lens.paper.sources import NAMES
@@ -26,7 +27,7 @@ from experiments.running.plan import memory_bytes, rates_elsewhere, unit_costs
 from experiments.running.rates import GPUS, Rates, gpu_rates, smallest_gpu, stated_rates
 from experiments.running.run_folder import RunFolder
 from experiments.running.runner import skip_reasons
-from experiments.running.settings import PAPER, RunConfig
+from experiments.running.settings import RunConfig
 from experiments.running.terminal import show_duration, show_number
 from experiments.running.units import Unit
 
@@ -66,7 +67,7 @@ def test_stand_ins_are_as_many_as_the_paper_says_and_no_setting_of_the_run(no_da
     config = RunConfig.of(LLAMA)
     assert set(missing_sets(config)) == set(NAMES)
     planned = config.model_copy(update={"stand_ins": missing_sets(config)})
-    for behavior in PAPER:
+    for behavior in PAPER_SETS:
         sets = behavior_sets(planned, behavior)
         assert len(sets.generate) == DATASET_SIZES[behavior]["generate"]
         assert (len(sets.test), len(sets.open_ended)) == (50, 50)

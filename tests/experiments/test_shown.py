@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from caa_lens.contrast.files import PAPER_SETS
 from caa_lens.report.page import Section
 from caa_lens.report.runs import save_section
 from experiments.paper.figure_5_open_ended import section as open_ended_section
@@ -17,7 +18,7 @@ from experiments.running.experiment import Experiment
 from experiments.running.figures import curves_by_metric
 from experiments.running.run_folder import RunFolder
 from experiments.running.runner import Outcome
-from experiments.running.settings import PAPER, RunConfig
+from experiments.running.settings import RunConfig
 from experiments.running.shown import LONGEST, show_outcome
 from experiments.running.terminal import LOG_WIDTH, UnitProgress, make_console, show_table
 from experiments.running.units import Unit
@@ -226,7 +227,7 @@ def test_answers_too_short_to_be_measured_are_told_in_words():
 def test_sizes_stand_beside_the_papers_without_an_interval():
     from experiments.paper.table_14_data_tables import section
 
-    sizes = pd.DataFrame({"behavior": PAPER, "split": "test", "pairs": 50})
+    sizes = pd.DataFrame({"behavior": PAPER_SETS, "split": "test", "pairs": 50})
     prompts = pd.DataFrame({"behavior": ["a"], "side": ["positive"], "system prompt": ["x"]})
     config = RunConfig.of("meta-llama/Llama-2-7b-chat-hf")
     made = section({Unit.of(table="sizes"): sizes, Unit.of(table="prompts"): prompts}, config)
