@@ -24,6 +24,7 @@ from caa_lens.contrast.sets import ContrastSet
 from caa_lens.measures.answers import METRIC_LABEL
 from caa_lens.models.checks import check_layers
 from caa_lens.models.loading.fingerprint import file_digest, model_fingerprint
+from caa_lens.models.placement import device_of_tokens, dtype_of
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def run_demo(config: DemoConfig, folder: str | Path, console: Console | None = N
     write_atomically(folder / SETTINGS, lambda file: file.write_text(text, encoding="utf-8"))
     console.print(
         f"[bold]{model.cfg.model_name}[/]: {model.cfg.n_layers} layers, d_model {model.cfg.d_model}, "
-        f"on {model.W_E.device}. Behavior [bold]{config.behavior}[/]: {len(train)} pairs to extract from, "
+        f"on {device_of_tokens(model)}. Behavior [bold]{config.behavior}[/]: {len(train)} pairs to extract from, "
         f"{len(test)} held out."
     )
     kept = _Kept(folder, console, _about_model(model, config))
@@ -175,8 +176,8 @@ def _about_model(model: Any, config: DemoConfig) -> dict[str, Any]:
 
     return {
         "model": model_fingerprint(config.model),
-        "dtype": str(model.cfg.dtype),
-        "device": model.W_E.device.type,
+        "dtype": str(dtype_of(model)),
+        "device": device_of_tokens(model).type,
         "prompt_format": resolve_format(model, None).name,
         "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
     }
