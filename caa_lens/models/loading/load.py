@@ -9,7 +9,7 @@ memory, and `loading.weights` fills it with Hugging Face's values, unfolded; `lo
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Backend = Literal["hooked", "bridge"]
+BACKENDS = ("hooked", "bridge")
 DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -63,7 +63,7 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     revision: str | None = None,
-    backend: Backend | None = None,
+    backend: str | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     hf_model: "PreTrainedModel | None" = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
@@ -197,7 +197,7 @@ class _Options(NamedTuple):
 
 def _check_options(options: _Options, *, dtype: Any, device: Any, hf_model: Any) -> None:
     backend, device_map = options.backend, options.wanted.device_map
-    if backend not in (None, *get_args(Backend)):
+    if backend not in (None, *BACKENDS):
         raise ValueError(f"got backend={backend!r}, expected 'hooked', 'bridge', or None to choose by the model")
     if device is not None and device_map is not None:
         raise ValueError(
