@@ -28,10 +28,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/caa-lens demo $(ARGS)
 
-# All tests with TransformerLens 3.9, then with 4 what runs on a bridge. ARGS are for both.
+# All tests with TransformerLens 3.9, then with 4 what runs on a bridge. ARGS are for both; 5 says that none was chosen.
 test: $(READY) $(TL4)/.ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
-	PYTHONPATH=$(abspath $(TL4)) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m bridge $(ARGS)
+	PYTHONPATH=$(abspath $(TL4)) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m bridge $(ARGS) || [ $$? -eq 5 ]
 
 $(TL4)/.ready: $(READY) requirements-tl4.txt
 	rm -rf $(TL4)

@@ -1,7 +1,7 @@
 """What `make newest` has to know of the packages that it found. Run with their folder on PYTHONPATH.
 
-    python .ci/newest.py asks       what transformers asks of the packages that are released together with it
-    python .ci/newest.py versions   which versions are imported
+python .ci/newest.py asks       what transformers asks of the packages that are released together with it
+python .ci/newest.py versions   which versions are imported
 """
 
 import sys

@@ -82,7 +82,8 @@ def demo(
         given = [part for part in (behavior, layers) if part not in ("sentiment", "coarse")]
         out = Path("runs") / "-".join(["demo", *given]).replace(",", "_").replace("/", "_")
     chosen: Any = layers if layers in ("coarse", "all") else parse_layers(layers)
-    run_demo(DemoConfig(model=model, dtype=dtype, device=device, backend=backend, behavior=behavior, layers=chosen), out)
+    config = DemoConfig(model=model, dtype=dtype, device=device, backend=backend, behavior=behavior, layers=chosen)
+    run_demo(config, out)
 
 
 @app.command()

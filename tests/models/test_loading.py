@@ -144,7 +144,10 @@ def test_llama_2_7b_has_the_published_number_of_parameters():
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"model_type": "mistral"}, "model_type='mistral', expected 'llama': only models of the Llama architecture become"),
+        (
+            {"model_type": "mistral"},
+            "model_type='mistral', expected 'llama': only models of the Llama architecture become",
+        ),
         ({"attention_bias": True}, "attention_bias=True, expected False: biases in the attention"),
         ({"mlp_bias": True}, "mlp_bias=True, expected False: biases in the MLP"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu', expected 'silu'"),

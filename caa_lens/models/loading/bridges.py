@@ -1,14 +1,13 @@
 """Load a model of transformers whole, and put a `TransformerBridge` of TransformerLens over it.
 
 Booting changes the module of transformers in place: TransformerLens sets its own modules into it, and its attention
-becomes transformers' "eager" one, the only one that gives attention patterns. It changes a tokenizer too, to put a BOS
-in front of every text. So TransformerLens gets a copy of the tokenizer, which is thrown away, and the model keeps the
-checkpoint's own.
+becomes transformers' "eager" one, the only one that gives attention patterns. A tokenizer it changes too, to put a BOS
+in front of every text, or loads it anew by its name. So it is given another one, which is thrown away afterwards, and
+the model gets the checkpoint's own.
 
 Whether the adapter computes what the untouched module does is asked before and after: see `load_model`, `check`.
 """
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,7 +155,7 @@ def boot(
     bridge = TransformerBridge.boot_transformers(
         kind,  # a name, which is looked at for old spellings of hub ids, and not looked up
         hf_model=hf_model,
-        tokenizer=_empty_tokenizer() if tokenizer is None else copy.deepcopy(tokenizer),
+        tokenizer=_stand_in_tokenizer(),
         dtype=embedding.dtype,
         device=str(device),
     )
@@ -192,7 +191,7 @@ def _log_probabilities(
 
 
 def _give_tokenizer(bridge: Any, tokenizer: "PreTrainedTokenizerBase | None", name: str) -> None:
-    """The checkpoint's own tokenizer in the place of the one that TransformerLens changed."""
+    """The checkpoint's own tokenizer in the place of the stand-in."""
     bridge._tokenizer = None  # a second tokenizer would be changed on its way in
     if driver := getattr(bridge, "driver", None):  # of TransformerLens 4
         driver.tokenizer = tokenizer
@@ -204,10 +203,11 @@ def _give_tokenizer(bridge: Any, tokenizer: "PreTrainedTokenizerBase | None", na
     bridge.cfg.tokenizer_appends_eos = len(ids) > 1 and eos is not None and ids[-1] == eos
 
 
-def _empty_tokenizer() -> "PreTrainedTokenizerBase":
+def _stand_in_tokenizer() -> "PreTrainedTokenizerBase":
     """One of a single token: without any, TransformerLens would look for one of its own."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<unk>", eos_token="<unk>", pad_token="<unk>")
+    # Without a BOS, which TransformerLens would load a tokenizer by its name for.
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<unk>", pad_token="<unk>")
