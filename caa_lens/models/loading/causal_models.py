@@ -44,12 +44,23 @@ def causal_config(config: Mapping[str, Any]) -> "PreTrainedConfig":
             f"{needs_code}, expected a causal language model: {remedy}"
         )
     try:
-        found = CONFIG_MAPPING[kind].from_dict(dict(config))
+        found = CONFIG_MAPPING[kind].from_dict(_with_floats(dict(config)))
     except Exception as error:  # each family checks its entries in its own way
         said = str(error) or type(error).__name__
         raise ValueError(f"config.json is not the configuration of a complete {kind!r} ({said})") from None
     check_causal(found)
     return found
+
+
+def _with_floats(found: Any) -> Any:
+    """transformers writes infinity, which JSON has no word for, as {"__float__": "Infinity"}."""
+    if isinstance(found, list):
+        return [_with_floats(one) for one in found]
+    if not isinstance(found, dict):
+        return found
+    if found.keys() == {"__float__"}:
+        return float(found["__float__"])
+    return {name: _with_floats(one) for name, one in found.items()}
 
 
 def check_causal(config: "PreTrainedConfig", class_name: str | None = None) -> None:

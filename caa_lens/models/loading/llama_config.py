@@ -138,11 +138,6 @@ def _rotary_options(config: Config) -> dict[str, Any]:
     )
 
 
-def _as_float(found: dict[str, Any]) -> Any:
-    """transformers writes infinity, which JSON has no word for, as {"__float__": "Infinity"}."""
-    return float(found["__float__"]) if found.keys() == {"__float__"} else found
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """The ``config.json`` of a folder.
 
@@ -151,7 +146,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: it is not a JSON object.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"), object_hook=_as_float)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{folder} has no config.json: expected a folder with config.json and safetensors, as"
