@@ -7,7 +7,7 @@ import types
 
 import pytest
 import torch
-from helpers.models import edited, random_llama, write_gguf
+from helpers.models import edited, known_as, random_llama, write_gguf
 from safetensors.torch import load_file, save_file
 
 from caa_lens.models.loading import bridges
@@ -256,6 +256,26 @@ def test_a_hub_model_is_loaded_from_its_snapshot(folder, monkeypatch):
     assert asked == [("owner/tiny", "v1", False), ("owner/tiny", "v1", True)]
 
 
+def test_a_hub_model_that_cannot_be_taken_is_refused_before_its_weights_are_downloaded(folder, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def snapshot_download(repo, *, revision, allow_patterns):
+        assert not any("safetensors" in pattern for pattern in allow_patterns)
+        return str(edited(folder, tmp_path, model_type="ctrl"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(ValueError, match="has no adapter for a CTRLLMHeadModel"):
+        load_model("owner/tiny", device="cpu")
+
+
+def test_a_copy_of_a_checkpoint_is_known_by_the_hub_id_that_it_has(folder, tmp_path):
+    edited(folder, tmp_path)
+    save_tokenizer(tmp_path, bos=False)
+    known_as(tmp_path, "owner/known")
+    model = load_model(tmp_path, device="cpu")
+    assert (model.cfg.model_name, model.cfg.tokenizer_name) == (tmp_path.name, "owner/known")
+
+
 def test_a_folders_old_spelling_of_a_hub_id_is_only_a_name(tmp_path, caplog):
     """TransformerLens takes "gpt2-small" for an old name, and warns of it."""
     random_model(tmp_path / "gpt2-small", "gpt2")
@@ -335,7 +355,9 @@ def test_a_loaded_model_is_taken_as_it_is(folder):
     hf, reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16), untouched(folder)
     reference.to(torch.bfloat16)
     hf.train()
+    hf.config.architectures = ["LlamaForCausalLM"]  # whatever its file says, the adapter is that of its class
     model = load_model(folder, hf_model=hf)
+    assert model.cfg.architecture == "Qwen2ForCausalLM"
     assert model.original_model is hf
     assert (model.cfg.dtype, model.cfg.device, model.cfg.model_name) == (torch.bfloat16, "cpu", "tiny-qwen")
     assert not hf.training
