@@ -178,9 +178,9 @@ def _about_model(model: Any, config: DemoConfig) -> dict[str, Any]:
         "model": model_fingerprint(config.model),
         "dtype": str(model.cfg.dtype),
         "device": model.W_E.device.type,
-        "kind": type(model).__name__,
         "prompt_format": resolve_format(model, None).name,
         "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
+        "kind": type(model).__name__,
     }
 
 
