@@ -48,7 +48,7 @@ def random_model(folder, family="qwen2", *, dtype=torch.float32, seed=0, **optio
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **TOKENS, **FAMILIES[family], **options)
+    config = AutoConfig.for_model(family, **(TOKENS | FAMILIES[family] | options))
     hf = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     for name, parameter in hf.named_parameters():
         if parameter.ndim > 1:
@@ -423,6 +423,16 @@ def test_the_bridge_is_compared_with_the_untouched_module_and_that_is_told_once(
     load_model(folder, device="cpu", check=False)
     assert len(compared) == 1
     assert "the bridge has" not in capsys.readouterr().err
+
+
+def test_the_comparison_is_without_dropout_and_without_padding(tmp_path, compared):
+    """Else the untouched model's numbers would be other ones each time, or those behind a padding token."""
+    hf = random_model(tmp_path, "gpt2", pad_token_id=20, attn_pdrop=0.5, resid_pdrop=0.5)  # 20 would be the first
+    load_model("my model", hf_model=hf.train(), tokenizer=save_tokenizer(tmp_path, bos=False))
+    ((_, tokens, logp),) = compared
+    assert tokens[0].tolist() == [21, 60, 100, 140, 180, 220, 260, 300]
+    with torch.no_grad():
+        torch.testing.assert_close(logp, untouched(tmp_path)(tokens).logits[0].log_softmax(-1), atol=1e-5, rtol=0)
 
 
 def test_an_adapter_that_computes_something_else_is_refused(folder, monkeypatch):
