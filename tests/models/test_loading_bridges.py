@@ -320,12 +320,14 @@ def test_a_folder_without_tokenizer_gives_a_model_without_one(tmp_path):
 
 def test_a_tokenizer_that_is_given_is_used_as_it_is_and_not_changed(folder, tmp_path):
     tokenizer = save_tokenizer(tmp_path, bos=True)
+    tokenizer.padding_side = "left"
     before = (tokenizer("hello")["input_ids"], tokenizer.pad_token, tokenizer.padding_side, len(tokenizer))
     given = load_model(folder, device="cpu", tokenizer=tokenizer)
     assert (
         given.tokenizer("hello")["input_ids"] == before[0] == [1, *load_model(folder).tokenizer("hello")["input_ids"]]
     )
     assert given.to_tokens("hello")[0].tolist() == before[0]
+    assert given.tokenizer.padding_side == "right"  # on the left TransformerLens would guess a mask
     assert (tokenizer("hello")["input_ids"], tokenizer.pad_token, tokenizer.padding_side, len(tokenizer)) == before
 
 

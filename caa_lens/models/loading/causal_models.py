@@ -78,7 +78,7 @@ def check_causal(config: "PreTrainedConfig", class_name: str | None = None) -> N
     kind = config.model_type
     causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     masked = auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(kind)
-    if getattr(config, "is_encoder_decoder", False) or kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+    if getattr(config, "is_encoder_decoder", False):
         what = "an encoder-decoder, whose prompt and answer are two streams"
     elif masked and not (causal and getattr(config, "is_decoder", False)):
         what = "an encoder, which reads in both directions and writes no text"
