@@ -46,6 +46,7 @@ class DemoConfig(BaseModel):
     model: str = "demo"
     dtype: str | None = None
     device: str | None = None
+    backend: str | None = None
     behavior: str = "sentiment"
     n_test: int | None = Field(default=None, ge=2)
     """Pairs to hold out; by default 20, or a third of a small set."""
@@ -88,7 +89,7 @@ def run_demo(config: DemoConfig, folder: str | Path, console: Console | None = N
     from caa_lens.models.loading.load import load_model
 
     with console.status("loading the model"):
-        model = load_model(config.model, dtype=config.dtype, device=config.device)
+        model = load_model(config.model, dtype=config.dtype, device=config.device, backend=config.backend)
     if not isinstance(config.layers, str):
         check_layers(model, config.layers)
     text = json.dumps(settings, indent=2)
@@ -119,8 +120,8 @@ def _refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
         present = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         present = {}
-    if present != settings:
-        changed = sorted(key for key in {*present, *settings} if present.get(key) != settings.get(key))
+    # A setting that an older run did not have yet is None.
+    if changed := sorted(key for key in {*present, *settings} if present.get(key) != settings.get(key)):
         raise ValueError(
             f"{folder} holds a run with other settings ({', '.join(changed)}): choose another folder with --out, "
             "or delete it"
@@ -180,6 +181,7 @@ def _about_model(model: Any, config: DemoConfig) -> dict[str, Any]:
         "device": device_of_tokens(model).type,
         "prompt_format": resolve_format(model, None).name,
         "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
+        "kind": type(model).__name__,
     }
 
 
