@@ -1,7 +1,7 @@
 from .lens import logit_lens as logit_lens
-from .lens import LogitLens as LogitLens
+from .lens_results import LogitLens as LogitLens
 from .lens import word_ranks as word_ranks
-from .lens import WordRanks as WordRanks
+from .lens_results import WordRanks as WordRanks
 from .residual_stream import residual_lens as residual_lens
 from .residual_stream import ResidualLens as ResidualLens
 from .similarity import token_similarity as token_similarity

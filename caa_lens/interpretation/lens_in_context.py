@@ -8,7 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa_lens.engine.activations import read_pairs
+from caa_lens.interpretation.lens_controls import Controlled, controlled_sums
 from caa_lens.interpretation.residual_stream import STATES_AT_ONCE
+from caa_lens.models.loading.device_memory import free_memory
 from caa_lens.models.unembedding import (
     centred,
     final_logits,
@@ -22,54 +24,84 @@ from caa_lens.prompts.prompt_formats import Prompt
 
 def read_in_context(
     model: Any,
-    steps: Float[Tensor, "layer d_model"],
+    steps: Float[Tensor, "layer direction d_model"],
     layers: Sequence[int],
     prompts: Sequence[tuple[Prompt, Prompt]],
     *,
     background: int,
     seed: int,
-    with_probabilities: bool,
-) -> tuple[Float[Tensor, "layer d_vocab"], Float[Tensor, "layer d_vocab"] | None]:
-    """Centred mean changes of the lens' logits, and if asked for of its probabilities, when a step is added.
+    tokens: Sequence[int] = (),
+    with_probabilities: bool = False,
+) -> tuple[list[Controlled], Float[Tensor, "layer d_vocab"] | None]:
+    """Centred mean changes of the lens' logits when a step is added, and if asked for of its probabilities.
 
     Args:
-        steps: the vectors times the multiplier, one a layer.
+        steps: direction 0 of each layer is the vector times the multiplier, the others are controls.
         background: number of random directions whose mean is subtracted, each with its negative.
+        tokens: whose ranks under the controls are wanted.
 
     Raises:
         ValueError: for a background where logits are not linear behind the final norm.
     """
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(background, model.cfg.d_model, generator=generator)
-    units = (random / random.norm(dim=-1, keepdim=True)).to(steps.device)
     linear = is_linear_behind_the_norm(model)
     if background and not linear:
         raise ValueError(
             f"the logits of {model.cfg.model_name!r} are not linear in the normalised stream, which the background is "
             "computed from (a soft cap, or hooks of your own behind the blocks): use background=0"
         )
-    shift = torch.zeros_like(steps)  # of the normalised stream, where all else is linear
-    shifts = torch.zeros(len(layers), model.cfg.d_vocab, device=steps.device)  # of the logits, where it is not
-    change = torch.zeros_like(shifts) if with_probabilities else None
-    for sides, _ in read_pairs(model, prompts, layers=layers):
-        states = sides.flatten(0, 1).to(steps.device)  # [state layer d_model]
-        for i, step in enumerate(steps):
-            resid = states[:, i]
-            if linear:
-                shift[i] += (normalised(model, resid + step) - normalised(model, resid)).sum(0)
-            if background:
-                shift[i] -= _background(model, resid, step.norm() * units)
-            if change is None and linear:
-                continue
-            for some in resid.split(STATES_AT_ONCE // 2):  # half, for two tables of logits stand side by side
-                after, before = final_logits(model, some + step), final_logits(model, some)
-                if change is not None:
-                    change[i] += (after.softmax(-1) - before.softmax(-1)).sum(0)
-                if not linear:
-                    shifts[i] += (after - before).sum(0)
-    n_states = 2 * len(prompts)
-    scores = unembed_linear(model, shift / n_states) if linear else shifts / n_states
-    return scores - scores.mean(-1, keepdim=True), None if change is None else change / n_states
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.randn(background, model.cfg.d_model, generator=generator)
+    units = (random / random.norm(dim=-1, keepdim=True)).to(steps.device)
+    bytes_of_layer = steps.shape[1] * 2 * model.cfg.d_vocab * 4
+    at_once = len(layers) if linear else max(1, free_memory(steps.device) // 4 // bytes_of_layer)
+    found: list[Controlled] = []
+    changes: list[Tensor] = []
+    for first in range(0, len(layers), at_once):
+        some = slice(first, first + at_once)
+        sums, change = _sums(model, steps[some], layers[some], prompts, units, linear, with_probabilities)
+        counts = 2 * ((len(prompts) + 1) // 2), 2 * (len(prompts) // 2)
+        found += [controlled_sums(model, each, counts, tokens, odd=False) for each in sums]
+        changes.append(change / (2 * len(prompts)))
+    return found, torch.cat(changes) if with_probabilities else None
+
+
+def _sums(
+    model: Any,
+    steps: Float[Tensor, "layer direction d_model"],
+    layers: Sequence[int],
+    prompts: Sequence[tuple[Prompt, Prompt]],
+    units: Float[Tensor, "random d_model"],
+    linear: bool,
+    with_probabilities: bool,
+) -> tuple[Float[Tensor, "layer direction half width"], Float[Tensor, "layer d_vocab"]]:
+    """Sums over the states of either half of the pairs: of the normalised stream, or of logits; of probabilities."""
+    n_layers, n_directions, d_vocab = *steps.shape[:2], model.cfg.d_vocab
+    sums = torch.zeros(n_layers, n_directions, 2, model.cfg.d_model if linear else d_vocab, device=steps.device)
+    change = torch.zeros(n_layers, d_vocab, device=steps.device)
+    for sides, indices in read_pairs(model, prompts, layers=layers):
+        states = sides.to(steps.device)  # [pair side layer d_model]
+        odd_ones = torch.tensor([i % 2 for i in indices], device=steps.device, dtype=torch.bool)
+        for half in (0, 1):
+            of_half = states[odd_ones == bool(half)].flatten(0, 1)  # [state layer d_model]
+            for i, directions in enumerate(steps if len(of_half) else ()):
+                resid = of_half[:, i]
+                if linear:
+                    before = normalised(model, resid).sum(0)
+                    for j, step in enumerate(directions):
+                        sums[i, j, half] += normalised(model, resid + step).sum(0) - before
+                if len(units):
+                    sums[i, :, half] -= _background(model, resid, directions[0].norm() * units)
+                if linear and not with_probabilities:
+                    continue
+                for some in resid.split(STATES_AT_ONCE // 2):  # half, for two tables of logits stand side by side
+                    before = final_logits(model, some)
+                    for j, step in enumerate(directions[:1] if linear else directions):
+                        after = final_logits(model, some + step)
+                        if not linear:
+                            sums[i, j, half] += (after - before).sum(0)
+                        if with_probabilities and j == 0:
+                            change[i] += (after.softmax(-1) - before.softmax(-1)).sum(0)
+    return sums, change
 
 
 def _background(

@@ -134,6 +134,22 @@ def normalised(model: Any, states: Float[Tensor, "*state d_model"]) -> Float[Ten
     return _normalised(model, states, final_norm(model))
 
 
+def normalised_change(
+    model: Any, states: Float[Tensor, "*#state d_model"], changes: Float[Tensor, "*state d_model"]
+) -> Float[Tensor, "*state d_model"]:
+    """The derivative of `normalised` at the states along the changes: (c - n mean(n c)) / s, in float32.
+
+    n is the normalised state, s what the norm divides by, c the change (less its mean for LayerNorm).
+    """
+    norm = final_norm(model)
+    changes = _centred(model, changes, norm)
+    if norm is None:
+        return changes
+    normed = _normalised(model, states, norm)
+    along = (normed * changes).mean(-1, keepdim=True)
+    return (changes - normed * along) / norm_scale(model, states)[..., None]
+
+
 def norm_scale(model: Any, states: Float[Tensor, "*state d_model"]) -> Float[Tensor, "*state"]:
     """What the final norm divides by: rms of what `centred` gives; 1 without a norm."""
     norm = final_norm(model)

@@ -13,10 +13,15 @@ READING_LABEL = {
     "direct": "score, direct (logits per unit of 1 / rms)",
     "normed": "score, normed (logits)",
     "in_context": "mean change of logit",
+    "causal": "response of the logit, to first order",
+    "effect": "change of log p (nats)",
 }
+CHANGES = ("in_context", "causal", "effect")  # whose probability is a mean change
+READABLE = "readable"
 # Legible on white and on black, and apart for most colour-blind readers.
 LINES = ("#3b7dd8", "#e07b39", "#2e9e6b", "#c0509f", "#c9a227", "#7a6ff0", "#d6455d", "#17a2b8")
 DASHES = ("solid", "dash", "dot")
+BAND = "rgba(128, 128, 128, 0.18)"
 ROW = 22  # pixels a layer
 PANEL = 390  # pixels a panel has in a page of 1000
 LETTER = 6.2  # pixels, about
@@ -26,23 +31,24 @@ def token_heatmaps(frame: pd.DataFrame, k: int, *, vectors: str, reading: str) -
     """The first `k` promoted and suppressed tokens side by side, layer x rank; white is a score of 0.
 
     Args:
-        frame: columns `layer, side, rank, token, score, probability`.
+        frame: columns `layer, side, rank, token, score, probability`, and perhaps `verdict`: a layer with another one
+            than "readable" stands in brackets.
         vectors: what they are called.
-        reading: "direct", "normed" or "in_context".
+        reading: "direct", "normed", "in_context", "causal" or "effect".
     """
     frame = frame[frame["rank"] <= k]
     k = int(frame["rank"].max())
     figure = make_subplots(
         cols=2, shared_yaxes=True, horizontal_spacing=0.02, subplot_titles=["promoted", "suppressed"]
     )
-    label = "mean change of probability" if reading == "in_context" else "probability"
+    label = "mean change of probability" if reading in CHANGES else "probability"
     for col, side in enumerate(("promoted", "suppressed"), start=1):
         rows = frame[frame["side"] == side]
         figure.add_trace(
             go.Heatmap(
                 z=_grid(rows, "rank", "score"),
                 x=[str(rank) for rank in range(1, k + 1)],
-                y=_layers(rows),
+                y=_judged_layers(rows),
                 text=_short(rows, "rank", "token"),
                 customdata=_together(_escaped(rows, "rank", "token"), _grid(rows, "rank", "probability")),
                 coloraxis="coloraxis",
@@ -59,7 +65,8 @@ def token_heatmaps(frame: pd.DataFrame, k: int, *, vectors: str, reading: str) -
     reach = max(float(frame["score"].abs().max()), 1e-9)
     styled(
         figure,
-        title=f"{escaped(vectors)}: the vector in tokens, by layer",
+        title=f"{escaped(vectors)}: the vector in tokens, by layer"
+        + (" (in brackets: nothing to read here)" if _unreadable(frame) else ""),
         x="rank (1 is the extreme)",
         y="layer (0-based block)",
         height=_height(frame["layer"].nunique()),
@@ -67,16 +74,30 @@ def token_heatmaps(frame: pd.DataFrame, k: int, *, vectors: str, reading: str) -
     return _two_panels(figure, {"colorscale": "RdBu", "cmin": -reach, "cmax": reach}, READING_LABEL[reading])
 
 
-def rank_curves(frame: pd.DataFrame, *, vectors: str, reading: str, d_vocab: int) -> go.Figure:
+def rank_curves(
+    frame: pd.DataFrame, *, vectors: str, reading: str, d_vocab: int, controls: pd.DataFrame | None = None
+) -> go.Figure:
     """Rank of each word by layer, most promoted on top.
 
     Args:
         frame: columns `layer, word, token, pieces, rank, score`.
         vectors: what they are called.
-        reading: "direct", "normed" or "in_context".
+        reading: "direct", "normed", "in_context", "causal" or "effect".
         d_vocab: the rank of the most suppressed token.
+        controls: columns `layer, control_low, control_high`, the band of the words' median rank under the controls.
     """
     figure = go.Figure()
+    if controls is not None:
+        figure.add_scatter(
+            x=[*controls["layer"], *controls["layer"][::-1]],
+            y=[*controls["control_high"], *controls["control_low"][::-1]],
+            mode="lines",
+            fill="toself",
+            fillcolor=BAND,
+            line={"width": 0},
+            hoverinfo="skip",
+            name="median word under random directions, 5 to 95 %",
+        )
     for i, (word, rows) in enumerate(frame.groupby("word", sort=False)):
         rows = rows.sort_values("layer")
         # A line between two layers that are not neighbours would tell of layers that were never read.
@@ -246,6 +267,15 @@ def _short(rows: pd.DataFrame, across: str, value: str) -> list[list[str]]:
 def _together(*tables: list[list]) -> list[list[tuple]]:
     """Several tables' values of each cell."""
     return [list(zip(*rows, strict=True)) for rows in zip(*tables, strict=True)]
+
+
+def _unreadable(rows: pd.DataFrame) -> set[int]:
+    return set(rows.loc[rows["verdict"] != READABLE, "layer"]) if "verdict" in rows else set()
+
+
+def _judged_layers(rows: pd.DataFrame) -> list[str]:
+    unreadable = _unreadable(rows)
+    return [f"({layer})" if layer in unreadable else str(layer) for layer in sorted(set(rows["layer"]))]
 
 
 def _layers(rows: pd.DataFrame) -> list[str]:
