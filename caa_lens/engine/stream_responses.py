@@ -23,7 +23,7 @@ precision such a step would drown in rounding, so it is refused.
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -205,6 +205,19 @@ def _no_inference() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def tangents() -> Iterator[None]:
+    """A level of forward mode. Attention runs as matrix products and a softmax, since fused kernels have no tangents."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with warnings.catch_warnings():
+        # Torch makes rules of its own when forward mode is first used, and warns of how it makes them.
+        warnings.simplefilter("ignore", FutureWarning)
+        import torch._decomp.decompositions_for_jvp  # noqa: F401
+    with _no_inference(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+        yield
+
+
 def _edit(row: Tensor, layer: int, multiplier: float = 1.0) -> Edit:
     return Edit(direction=row, layer=layer, positions=(0, None), multiplier=multiplier)
 
@@ -243,7 +256,7 @@ class _Run:
 
     def forward_mode(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for chunk in self._chunks():
-            with _no_inference(), _plain_attention(), forward_ad.dual_level():
+            with tangents():
                 # Nothing is added; only the tangent is.
                 edits: list[EditedCondition] = [
                     (_edit(forward_ad.make_dual(torch.zeros_like(self.rows[i]), self.rows[i]), self.layers[i]),)
@@ -308,16 +321,6 @@ class _Run:
 
 def _wide(resid: Tensor) -> Tensor:
     return resid if resid.dtype == torch.float64 else resid.float()
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention as matrix products and a softmax, which have a forward mode; fused kernels have none."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
 
 
 def _budget(model: Any, prompts: Sequence[ReadPrompt], max_tokens: int | None) -> int:

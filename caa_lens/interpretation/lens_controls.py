@@ -5,18 +5,19 @@ answers to any push. So a reading stands beside n random directions u_j with the
 
 Of a direction's scores over the vocabulary, read on two halves A and B of the prompts (every other one), ::
 
-    agreement = 1/4 sum over (A, B) and (B, A) of
-                    [ mean of z_B over the k tokens that A promotes most
-                      - mean of z_B over the k that A suppresses most ],      z = scores / their standard deviation
+    agreement = mean over the vocabulary of z_A^2 z_B^2,      z = (scores - mean) / standard deviation
 
-k = 10. It is large only if the top tokens stand far out of all others, and are the same ones on other prompts. With one
-prompt both halves are that prompt, and it measures the first alone. Its p-value is that of a permutation test, ::
+a kurtosis that both halves share: 1 if the halves have nothing to do with each other, 3 for scores of a bell shape that
+are the same on both, and more only if some tokens stand far out of all others, and are the same ones on other prompts.
+It does not depend on the scores' size. With one prompt both halves are that prompt, and it is the plain kurtosis. Its
+p-value is that of a permutation test, ::
 
     p = ( 1 + number of controls with at least the vector's agreement ) / ( n + 1 )
 
 For a vector that is itself a random direction all n + 1 orders are equally likely, so p is uniform on 1 / (n + 1), ...,
 1, whatever the network. With fewer than 19 controls it cannot be as small as 0.05, and the table says so. One layer in
 twenty falls below 0.05 by chance: a lone readable layer among many says little.
+It is a test of the top tokens as such; the rank of words that were chosen beforehand (`word_ranks`) is a sharper one.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,6 @@ from caa_lens.models.unembedding import is_linear_behind_the_norm, unembed_linea
 
 CONTROLS = 19
 CERTAIN = 0.05
-TOP = 10
 READABLE, NOTHING, TOO_FEW, UNCONTROLLED = "readable", "nothing to read here", "too few controls to say", "no controls"
 
 
@@ -125,13 +125,7 @@ def agreement(halves: Float[Tensor, "direction half d_vocab"]) -> Float[Tensor, 
     """See the module's formula; on the CPU."""
     centred = halves - halves.mean(-1, keepdim=True)
     z = centred / centred.std(-1, keepdim=True).clamp_min(1e-30)
-    k = min(TOP, z.shape[-1])
-    total = torch.zeros(len(halves), device=halves.device)
-    for one, other in ((0, 1), (1, 0)):
-        for sign in (1, -1):
-            best = (sign * z[:, one]).topk(k, dim=-1).indices
-            total += sign * z[:, other].gather(-1, best).mean(-1)
-    return (total / 4).cpu()
+    return (z[:, 0] ** 2 * z[:, 1] ** 2).mean(-1).cpu()
 
 
 def p_value(values: Float[Tensor, " direction"]) -> float:

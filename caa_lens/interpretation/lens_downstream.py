@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa_lens.engine.overflow import check_finite
-from caa_lens.engine.stream_responses import ReadPrompt, Response, responses
+from caa_lens.engine.stream_responses import ReadPrompt, Response, responses, tangents
 from caa_lens.interpretation.lens_controls import Controlled, controlled_sums
 from caa_lens.models.loading.device_memory import free_memory
 from caa_lens.models.unembedding import (
@@ -124,7 +124,7 @@ class _Sums:
             return logits, final_logits(self.model, after) - logits
         if self.linear:
             return logits, unembed_linear(self.model, normalised_change(self.model, before, after))
-        with torch.inference_mode(False), torch.no_grad(), forward_ad.dual_level():
+        with tangents():
             told = final_logits(self.model, forward_ad.make_dual(before.clone(), after.clone()))
             change = forward_ad.unpack_dual(told).tangent
             if change is None:
