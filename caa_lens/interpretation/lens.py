@@ -20,8 +20,9 @@ below the last third of the depth that is most of what a vector does. `causal` a
 added from the steering start on as in all steering, and ask what comes out: to first order, or at this multiplier.
 `causal` is the exact derivative of the logits at the prompt's own unsteered state, final norm included (not the norm of
 the response). At the last layer it is that of `lens` itself. It is linear in v; `effect` is what steering really does,
-and its `linearity` tells how far the two are apart. Both read each prompt at the position behind which the answer
-begins, or, with place="answer", at those that predict the tokens of an answer.
+and its `linearity` tells how far the two are apart. Both read each prompt at the positions that predict the first
+tokens of the answer, or at the one behind which it begins. A position's response sums over all pushed positions up to
+it, and the positions of a prompt, and then the prompts, are averaged.
 
 `in_context` reads h over each prompt's `read` span, at both answers of each pair: the letter of an A/B pair; of a
 completion of several tokens the *averaged* residual, one state a prompt. Where unembedding is linear (no soft cap), the
@@ -96,8 +97,9 @@ def logit_lens(
         pairs: whose answers give the real residuals of `in_context`, and whose questions are the prompts of `causal`
             and `effect`, if no prompts are given; the other readings do not look at them.
         prompts: questions or `Prompt`s of `causal` and `effect`; without them and pairs, eight bundled open-ended ones.
-        place: where `causal` and `effect` read them: "instruction", the position behind which the answer begins (the
-            default), or "answer", the positions that predict a `Prompt`'s answer, or the model's own greedy one.
+        place: where `causal` and `effect` read them: "answer" (the default), the positions that predict the answer that
+            a `Prompt` has, or the first three tokens of the model's own greedy one; or "instruction", only the position
+            behind which the answer begins.
         multiplier: the vector is read times this; `normed` keeps its sign only.
         background: number of random directions whose mean is subtracted, each with its negative; `in_context` only.
         controls: number of random directions of the same norm that `in_context`, `causal` and `effect` are compared

@@ -32,6 +32,7 @@ from caa_lens.models.unembedding import (
 )
 
 
+@torch.no_grad()
 def read_downstream(
     model: Any,
     steps: Float[Tensor, "layer direction d_model"],
@@ -69,6 +70,25 @@ def read_downstream(
         found += sums.controlled(tokens)
         probabilities.append(sums.probabilities)
     return found, torch.cat(probabilities) if with_probabilities else None
+
+
+@torch.no_grad()
+def carried_down(
+    model: Any,
+    states: Float[Tensor, "layer state d_model"],
+    layers: Sequence[int],
+    prompts: Sequence[ReadPrompt],
+    *,
+    progress: bool = True,
+) -> Float[Tensor, "layer state d_model"]:
+    """J_l h of each state h, with J_l the mean over prompts, and each prompt's positions, as in `residual_stream`."""
+    carried, n_states = torch.zeros_like(states), states.shape[1]
+    what = "states carried to the last block"
+    for one in responses(model, prompts, states, layers, to_first_order=True, what=what, progress=progress):
+        check_finite(model, one.after, "responses")
+        steps = one.steps.to(states.device)
+        carried[steps // n_states, steps % n_states] += one.after.mean(1).to(states) / len(prompts)
+    return carried
 
 
 class _Sums:

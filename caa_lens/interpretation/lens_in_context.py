@@ -9,7 +9,6 @@ from torch import Tensor
 
 from caa_lens.engine.activations import read_pairs
 from caa_lens.interpretation.lens_controls import Controlled, controlled_sums
-from caa_lens.interpretation.residual_stream import STATES_AT_ONCE
 from caa_lens.models.loading.device_memory import free_memory
 from caa_lens.models.unembedding import (
     centred,
@@ -20,6 +19,8 @@ from caa_lens.models.unembedding import (
     unembed_linear,
 )
 from caa_lens.prompts.prompt_formats import Prompt
+
+STATES_AT_ONCE = 32  # two tables of logits stand side by side: 2 x 32 x d_vocab x 4 bytes
 
 
 def read_in_context(
@@ -93,7 +94,7 @@ def _sums(
                     sums[i, :, half] -= _background(model, resid, directions[0].norm() * units)
                 if linear and not with_probabilities:
                     continue
-                for some in resid.split(STATES_AT_ONCE // 2):  # half, for two tables of logits stand side by side
+                for some in resid.split(STATES_AT_ONCE):
                     before = final_logits(model, some)
                     for j, step in enumerate(directions[:1] if linear else directions):
                         after = final_logits(model, some + step)

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 from caa_lens.arguments import as_float, as_seed, check_count
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.interpretation.lens_controls import CONTROLS
-from caa_lens.interpretation.lens_prompts import PLACES
+from caa_lens.interpretation.lens_prompts import DEFAULT_PLACE, PLACES
 from caa_lens.models.placement import dtype_name
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
 
 READINGS = ("direct", "normed", "in_context", "causal", "effect")
 CONTROLLED = ("in_context", "causal", "effect")
 DOWNSTREAM = ("causal", "effect")
-DEFAULT_PLACE = "instruction"
 
 
 class LensOptions(NamedTuple):

@@ -15,7 +15,8 @@ from caa_lens.prompts.users_words import warn_of_words
 from caa_lens.steering.generation import generate_tokens
 
 PLACES = ("instruction", "answer")
-ANSWER_TOKENS = 12
+ANSWER_TOKENS = 3
+DEFAULT_PLACE = "answer"  # reads best on words and questions that are not reported on: docs/interpretation.md
 BUNDLED_PROMPTS = 8
 
 

@@ -5,6 +5,15 @@
 the logits that the model would give if h were the last block's output, with the model's own final norm and soft cap
 (see `unembedding`). At the last layer this is the model itself. The lens is computed in float32; a model in half
 precision rounds its own logits. Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
+
+That says what a state looks like. With reading="causal" it is what the state disposes the model to say::
+
+    lens( J_l h ),      J_l = mean over prompts, and over read positions p, of sum over t <= p of dF_l(p) / dh_l(t)
+
+with F_l the last block's output as a function of layer l's stream, and t from the steering start on. J_l is of other
+prompts than the one that is read: at the prompt itself it would say next to nothing, since what a block with a norm in
+front writes does not change when its whole input grows. No matrix is fitted: only the products J_l h are computed, one
+row of a staircase each. At the last layer J_l is the identity.
 """
 
 from collections.abc import Sequence
@@ -22,6 +31,8 @@ from caa_lens.engine.edits import Edit
 from caa_lens.engine.overflow import check_finite
 from caa_lens.engine.positions import Reach
 from caa_lens.engine.streams import editing, last_residual, reading
+from caa_lens.interpretation.lens_downstream import carried_down
+from caa_lens.interpretation.lens_prompts import DEFAULT_PLACE, prompts_to_read
 from caa_lens.interpretation.words import show_token
 from caa_lens.models.checks import check_layers, check_model
 from caa_lens.models.placement import device_behind, device_of_tokens, dtype_name
@@ -52,7 +63,7 @@ class ResidualLens(Result):
         prompt: what was run.
         steered_layers: the layers that are steered, ascending.
         steer_start: the first steered position; None without vectors.
-        settings: model, dtype.
+        settings: model, dtype, and the reading if it is "causal".
         provenance: of each intervention's vector, by the intervention in words.
     """
 
@@ -143,6 +154,10 @@ def residual_lens(
     positions: Sequence[int] | None = None,
     prompt_format: PromptFormat | str | None = None,
     system: str | None = None,
+    reading: str = "logit",
+    reference: Sequence[str | Prompt] | None = None,
+    place: str = DEFAULT_PLACE,
+    progress: bool = True,
 ) -> ResidualLens:
     """Read the stream through the logit lens, at every layer and position, in one run without and one with steering.
 
@@ -153,6 +168,9 @@ def residual_lens(
         layers: 0-based blocks; all by default.
         positions: counted from the prompt's first token; the last 12 by default.
         prompt_format, system: how a question becomes a prompt.
+        reading: "logit", what a state looks like, or "causal", what it disposes the model to say.
+        reference: questions or `Prompt`s over which "causal" averages; eight bundled ones by default.
+        place: where these are read, as in `logit_lens`.
 
     Raises:
         TypeError: for vectors that are not in a list, or a question without a tokenizer.
@@ -173,6 +191,10 @@ def residual_lens(
                 raise ValueError(f"{name} must be one number, got {value}: call once for each")
 
     warn_past_the_end(edits, len(prompt), stacklevel=3)
+    if reading not in ("logit", "causal"):
+        raise ValueError(f"unknown reading {reading!r}: expected logit or causal")
+    if reading == "logit" and reference is not None:
+        raise ValueError("reference=... is of reading='causal'; the logit lens looks at no other prompt: leave it out")
     runs = {False: _run(model, prompt, (), where)}
     if interventions:
         runs[True] = _run(model, prompt, edits, where)
@@ -182,9 +204,17 @@ def residual_lens(
     answers = {steered: _first_choice(model, resid[-1]) for steered, resid in runs.items()}
     name_of = {steered: "steered_answer" if steered else "unsteered_answer" for steered in runs}
 
+    states_of = {steered: resid[list(layers)] for steered, resid in runs.items()}
+    if reading == "causal":
+        read = prompts_to_read(
+            model, reference, pairs=None, behavior="sentiment", place=place, prompt_format=prompt_format
+        )
+        carried = carried_down(model, torch.cat(list(states_of.values()), dim=1), layers, read, progress=progress)
+        states_of = dict(zip(states_of, carried.split(len(where), dim=1), strict=True))
+
     frames = []
-    for steered, resid in runs.items():
-        states = resid[list(layers)].flatten(0, 1)  # [layer * pos, d_model], positions fastest
+    for steered in runs:
+        states = states_of[steered].flatten(0, 1)  # [layer * pos, d_model], positions fastest
         wanted = torch.stack([answer.repeat(len(layers)) for answer in answers.values()], dim=1)
         top, probability, chosen, rank = _read_states(model, states, wanted)
         frame = pd.DataFrame(
@@ -209,7 +239,8 @@ def residual_lens(
         settings={
             "model": str(model.cfg.model_name),
             "dtype": dtype_name(model),
-        },
+        }
+        | ({"reading": reading, "place": place} if reading == "causal" else {}),
         provenance=_by_words(interventions),
         prompt=prompt,
         steered_layers=tuple(sorted({one.vector.layer for one in interventions})),
