@@ -28,13 +28,14 @@ from caa_lens.models.placement import device_of_tokens, dtype_of
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
 if TYPE_CHECKING:
-    import pandas as pd
-
+    from caa_lens.interpretation.lens_results import LogitLens, WordRanks
     from caa_lens.measures.sweeps import Sweep
 
 SETTINGS, MADE_FROM = "config.json", "made_from.json"
 VECTORS, TEXTS = "vectors.safetensors", "texts.json"
 SWEEP, SWEEP_ABOUT = "sweep.parquet", "sweep.json"  # one result in two files
+LENS, LENS_ABOUT = "lens.parquet", "lens.json"
+LENS_QUESTIONS = 8
 LIBRARIES = ("caa-lens", "torch", "transformer-lens", "transformers")
 
 
@@ -72,8 +73,8 @@ class DemoConfig(BaseModel):
 def run_demo(config: DemoConfig, folder: str | Path, console: Console | None = None) -> Path:
     """Run (or finish) the demo in a folder and return the path of its report.
 
-    Writes `config.json`, `made_from.json`, `vectors.safetensors`, `sweep.parquet` and `sweep.json`, `texts.json` and
-    `report.html`.
+    Writes `config.json`, `made_from.json`, `vectors.safetensors`, `sweep.parquet` and `sweep.json`, `texts.json`,
+    `lens.parquet` and `lens.json`, and `report.html`.
 
     Raises:
         ValueError: if the folder holds a run with other settings.
@@ -105,8 +106,10 @@ def run_demo(config: DemoConfig, folder: str | Path, console: Console | None = N
     _show_sweep(sweep, console)
     texts = _texts(model, vectors, sweep.best_layer, config, kept)
     _show_texts(texts, sweep.best_layer, console)
-    lens = _show_lens(model, vectors, sweep.best_layer, console)
-    report = _write_report(model, config, sweep, texts, lens, folder)
+    lens = _lens(model, vectors, test, sweep.best_layer, kept)
+    words = _words(model, vectors, test, config.behavior)
+    _show_lens(lens, words, console)
+    report = _write_report(model, config, sweep, texts, lens, words, folder)
     console.print(f"\nFinished in {time.perf_counter() - began:.0f} s. Vectors, sweep and texts are in {folder}.")
     console.print(f"Open this file: {report.resolve()}", soft_wrap=True, highlight=False)
     return report
@@ -278,19 +281,64 @@ def _plain(text: str) -> Any:
     return Text(text)
 
 
-def _show_lens(model: Any, vectors: SteeringVectors, best: int, console: Console) -> "pd.DataFrame":
+def _lens(model: Any, vectors: SteeringVectors, test: ContrastSet, best: int, kept: _Kept) -> "LogitLens":
+    """What the model answers the vectors of some layers, beside random directions, at held-out questions."""
     from caa_lens.interpretation.lens import logit_lens
+    from caa_lens.interpretation.lens_results import LogitLens
 
     n = model.cfg.n_layers
-    layers = sorted({n // 3, best, (2 * n) // 3, n - 4, n - 1})
-    frame = logit_lens(model, vectors, layers=layers, k=8).summary().reset_index()
-    table = Table(title="logit lens of the vectors (read through the final norm)", title_justify="left")
+    layers = sorted({n // 6, n // 3, n // 2, best, (2 * n) // 3, n - 4, n - 1})
+    questions = [pair.question for pair in test][:LENS_QUESTIONS]
+    made_from = {"vectors": kept.digest(VECTORS), "pairs": test.content_hash, "layers": layers}
+    if kept.reuse(LENS, made_from, LENS_ABOUT):
+        return LogitLens.load(kept.path(LENS))
+    found = logit_lens(model, vectors, layers=layers, k=8, reading="causal", prompts=questions)
+    kept.path(LENS).unlink(missing_ok=True)
+    found.save(kept.path(LENS))
+    kept.record(LENS, made_from, LENS_ABOUT)
+    return found
+
+
+def _words(model: Any, vectors: SteeringVectors, test: ContrastSet, behavior: str) -> "WordRanks | None":
+    """Ranks of the words that were written down for a bundled behavior; nothing for other behaviors."""
+    from caa_lens.interpretation.lens import word_ranks
+    from caa_lens.interpretation.words import behavior_words
+
+    words = behavior_words(behavior)
+    if not words:
+        return None
+    questions = [pair.question for pair in test][:LENS_QUESTIONS]
+    layers = range(model.cfg.n_layers)[2::3]
+    return word_ranks(model, vectors, words, layers=layers, reading="causal", prompts=questions)
+
+
+def _show_lens(lens: "LogitLens", words: "WordRanks | None", console: Console) -> None:
+    frame = lens.summary(8).reset_index()
+    table = Table(title="what the model answers the vectors (causal lens, to first order)", title_justify="left")
     for column in frame.columns:
         table.add_column(column, justify="right" if column == "layer" else "left")
     for row in frame.itertuples(index=False):
         table.add_row(*(_plain(str(cell)) for cell in row))
     console.print(table)
-    return frame
+    if words is not None:
+        console.print(_depth(words))
+
+
+def _depth(words: "WordRanks") -> str:
+    """From which depth on words of the behavior can be read."""
+    from caa_lens.interpretation.lens_controls import READABLE
+
+    medians = words.medians()
+    readable = medians[medians["verdict"] == READABLE]
+    n = words.frame["word"].nunique()
+    if readable.empty:
+        return f"Words of the behavior: at no layer read do {n} of them rank above those of random directions."
+    first, best = readable.iloc[0], medians.sort_values("median").iloc[0]
+    return (
+        f"Words of the behavior become readable at layer {first['layer']:.0f}: the median rank of {n} of them among "
+        f"{words.d_vocab:,} tokens is {first['median']:,.0f}, of random directions {first['control_low']:,.0f} to "
+        f"{first['control_high']:,.0f}. Best at layer {best['layer']:.0f}, with {best['median']:,.0f}."
+    )
 
 
 def _write_report(
@@ -298,7 +346,8 @@ def _write_report(
     config: DemoConfig,
     sweep: "Sweep",
     texts: dict[str, dict[str, str]],
-    lens: "pd.DataFrame",
+    lens: "LogitLens",
+    words: "WordRanks | None",
     folder: Path,
 ) -> Path:
     from caa_lens.report.page import Section, write_report
@@ -329,9 +378,12 @@ def _write_report(
             ),
             Section(
                 title="What the vectors say",
-                text="Tokens each layer's vector promotes and suppresses most, through the final norm and the "
-                "unembedding.",
-                tables=[lens],
+                text="The model's answer to a small push along each layer's vector, to first order, at the first words "
+                "of its answers to held-out questions: the tokens that become more and less likely. Where the verdict "
+                "is 'nothing to read here', random directions of the same size give tokens that stand out as much.",
+                found=[] if words is None else [_depth(words)],
+                figures=[] if words is None else [words.plot()],
+                tables=[lens.summary(8).reset_index()],
             ),
         ],
         settings={**sweep.settings, **config.model_dump(), "vectors": sweep.provenance["vectors"].method},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from caa_lens.cli.data import data_app
+from caa_lens.cli.lens_command import lens
 from caa_lens.cli.options import (
     BackendOption,
     DataArgument,
@@ -19,16 +20,17 @@ from caa_lens.cli.options import (
     ModelOption,
     ScoredOption,
     VectorsArgument,
+    note_other_model,
     parse_layers,
     parse_numbers,
 )
 from caa_lens.cli.vectors import vectors_app
-from caa_lens.provenance import layer_ranges, one_model
+from caa_lens.provenance import layer_ranges
 
 if TYPE_CHECKING:
     from caa_lens.contrast.sets import ContrastSet
     from caa_lens.results import Result
-    from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
+    from caa_lens.vectors.steering_vectors import SteeringVectors
 
 app = typer.Typer(
     name="caa-lens",
@@ -149,7 +151,7 @@ def sweep(
     numbers = parse_numbers("multipliers", multipliers)
     chosen = parse_layers(layers) if layers else None
     loaded = load_model(model, dtype=dtype, device=device, backend=backend)
-    _note_other_model(of_each, loaded)
+    note_other_model(of_each, loaded)
     result = run_sweep(loaded, pairs, of_each, multipliers=numbers, layers=chosen)
     typer.echo(f"{result!r}\nmean {METRIC_LABEL[result.metric]}\n{result.table().round(4).to_string()}")
     if result.paired_multipliers:
@@ -189,7 +191,7 @@ def transfer(
     sources = sources.at(parse_layers(layers)) if layers else sources
     chosen = parse_layers(targets) if targets else None
     loaded = load_model(model, dtype=dtype, device=device, backend=backend)
-    _note_other_model(sources, loaded)
+    note_other_model(sources, loaded)
     result = run_transfer(
         loaded,
         pairs,
@@ -205,35 +207,7 @@ def transfer(
     _write_result_and_figure(result, out)
 
 
-@app.command()
-def lens(
-    vectors: VectorsArgument,
-    model: ModelOption = "demo",
-    layers: LayersOption = None,
-    k: Annotated[int, typer.Option(help="Tokens on each side.")] = 8,
-    reading: Annotated[str, typer.Option(help="'normed', 'direct' or 'in_context'.")] = "normed",
-    pairs: Annotated[Optional[str], typer.Option(help="For in_context: a contrast set to read in.")] = None,  # noqa: UP045
-    backend: BackendOption = None,
-) -> None:
-    """Show which tokens each layer's vector promotes and suppresses.
-
-    Example: `caa-lens lens sentiment.safetensors --layers 20-29`
-    """
-    from caa_lens import ContrastSet, load_model, logit_lens, read_vectors
-
-    if reading == "in_context" and pairs is None:
-        raise ValueError("the in_context reading needs real residuals: add --pairs, e.g. --pairs sentiment")
-    if reading != "in_context" and pairs is not None:
-        raise ValueError(
-            f"the {reading} reading does not look at pairs: add --reading in_context, or leave out --pairs"
-        )
-    of_each = read_vectors(vectors)
-    chosen = parse_layers(layers) if layers else None
-    read_in = None if pairs is None else ContrastSet.load(pairs)
-    loaded = load_model(model, backend=backend)
-    _note_other_model(of_each, loaded)
-    result = logit_lens(loaded, of_each, layers=chosen, k=k, reading=reading, pairs=read_in)
-    typer.echo(result.summary(k).to_string())
+app.command()(lens)
 
 
 @app.command()
@@ -265,7 +239,7 @@ def generate(
         raise ValueError("nothing to steer with: --layer and --multiplier need a file of vectors, add --vectors FILE")
     loaded = load_model(model, dtype=dtype, device=device, backend=backend)
     for vector, _ in steering:
-        _note_other_model(vector, loaded)
+        note_other_model(vector, loaded)
     for piece in generate_stream(loaded, prompt, vectors=steering, max_new_tokens=max_new_tokens):
         typer.echo(piece, nl=False)
     typer.echo()
@@ -294,7 +268,7 @@ def similarity(
     chosen = read_vectors(vectors)
     chosen = chosen.at(parse_layers(layers)) if layers else chosen
     loaded = load_model(model, backend=backend)
-    _note_other_model(chosen, loaded)
+    note_other_model(chosen, loaded)
     result = token_similarity(loaded, text, chosen, answer=answer, raw_text=raw)
     result.show().save(out)
     typer.echo(f"written to {out}")
@@ -362,12 +336,6 @@ def _held_out(pairs: "ContrastSet", test: int, vectors: "SteeringVectors") -> "C
         )
         warnings.simplefilter("ignore", TrainingPairsWarning)
     return scored
-
-
-def _note_other_model(vectors: "SteeringVector | SteeringVectors", model: Any) -> None:
-    ours, other = str(model.cfg.model_name), vectors.provenance.model
-    if one_model((ours, other)) is None:
-        typer.echo(f"note: the vectors are of {other}, the model is {ours}", err=True)
 
 
 def main() -> None:

@@ -2,9 +2,14 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+
+from caa_lens.provenance import one_model
+
+if TYPE_CHECKING:
+    from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="'demo', a hub id, a folder with safetensors, or a GGUF file.")
@@ -43,3 +48,10 @@ def parse_numbers(name: str, text: str) -> tuple[float, ...]:
         return found
     except ValueError:
         raise ValueError(f"{name} {text!r} are not understood: expected numbers, e.g. -1,0,1") from None
+
+
+def note_other_model(vectors: "SteeringVector | SteeringVectors", model: Any) -> None:
+    """Says so if vectors are of another model than the one loaded."""
+    ours, other = str(model.cfg.model_name), vectors.provenance.model
+    if one_model((ours, other)) is None:
+        typer.echo(f"note: the vectors are of {other}, the model is {ours}", err=True)

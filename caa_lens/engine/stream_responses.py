@@ -207,7 +207,7 @@ def _no_inference() -> Iterator[None]:
 
 @contextmanager
 def tangents() -> Iterator[None]:
-    """A level of forward mode. Attention runs as matrix products and a softmax, since fused kernels have no tangents."""
+    """A level of forward mode. Attention runs as matrix products and a softmax: fused kernels have no tangents."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with warnings.catch_warnings():
@@ -237,9 +237,7 @@ class _Run:
     ) -> None:
         self.model, self.prompts, self.rows, self.layers, self.shared = model, prompts, rows, layers, shared
         self.starts = [one.prompt.steer_start for one in prompts]
-        self.suffixes = [
-            [one.prompt.tokens[start : one.stop]] for one, start in zip(prompts, self.starts, strict=True)
-        ]
+        self.suffixes = [[one.prompt.tokens[start : one.stop]] for one, start in zip(prompts, self.starts, strict=True)]
         n_pos = max(len(rows[0]) for rows in self.suffixes)
         self.at_once = max(1, _budget(model, prompts, budget) // (n_pos * len(prompts)))
         with _no_inference():
@@ -298,9 +296,9 @@ class _Run:
             for one, start in zip(self.prompts, self.starts, strict=True):
                 tokens = torch.tensor([one.prompt.tokens[: one.stop]], device=device_of_tokens(model))
                 of_prompt = [
-                    last_residual(
-                        model, tokens, edits=[replace(edit, positions=(start, None)) for edit in condition]
-                    )[0, start:]
+                    last_residual(model, tokens, edits=[replace(edit, positions=(start, None)) for edit in condition])[
+                        0, start:
+                    ]
                     for condition in edits
                 ]
                 found.append(torch.stack(of_prompt))

@@ -237,7 +237,7 @@ def _read(
     with_probabilities: bool,
     progress: bool,
 ) -> tuple[list[Controlled], Float[Tensor, "layer d_vocab"] | None]:
-    """Every layer's scores and controls, and if asked for the mean changes of probabilities, where a reading has any."""
+    """Every layer's scores and controls; if asked for, mean changes of probabilities, where a reading has any."""
     check_width(model, vectors)
     if zero := [layer for layer in layers if not vectors[layer].direction.any()]:
         raise ValueError(f"zero vectors promote no token over another: leave out the layers {zero}, as in layers=[...]")

@@ -163,9 +163,7 @@ class _Sums:
         ]
 
 
-def linearity(
-    effect: Float[Tensor, " d_vocab"], causal: Float[Tensor, " d_vocab"]
-) -> tuple[float, float]:
+def linearity(effect: Float[Tensor, " d_vocab"], causal: Float[Tensor, " d_vocab"]) -> tuple[float, float]:
     """How far the finite change is from the linear one: their cosine over the vocabulary, and their ratio of sizes.
 
     Both centred. (1, 1) is a linear answer; a ratio below 1, one that saturates.

@@ -16,7 +16,6 @@ from caa_lens.models.unembedding import (
     final_norm,
     is_linear_behind_the_norm,
     normalised,
-    unembed_linear,
 )
 from caa_lens.prompts.prompt_formats import Prompt
 

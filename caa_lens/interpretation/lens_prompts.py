@@ -107,7 +107,9 @@ def _answered(model: Any, prompts: Sequence[Prompt]) -> list[Prompt]:
         check_fits(one, model.cfg.n_ctx, ANSWER_TOKENS)
     if not alone:
         return list(prompts)
-    rows = list(zip(*[step.tolist() for step in generate_tokens(model, alone, max_new_tokens=ANSWER_TOKENS)], strict=True))
+    rows = list(
+        zip(*[step.tolist() for step in generate_tokens(model, alone, max_new_tokens=ANSWER_TOKENS)], strict=True)
+    )
     end = getattr(model.tokenizer, "eos_token_id", None)
     answers = iter(rows)
     found = []

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -37,7 +38,7 @@ class LogitLens(Result):
     reading: str
 
     def summary(self, k: int = 8) -> pd.DataFrame:
-        """One row a layer: the first `k` promoted and suppressed tokens, joined for reading; `verdict` with controls."""
+        """One row a layer: the first `k` promoted and suppressed tokens, joined for reading; a verdict with controls."""
         top = self.frame[self.frame["rank"] <= k]
         joined = top.groupby(["layer", "side"])["token"].agg("  ".join).unstack("side")[["promoted", "suppressed"]]
         if "verdict" in self.frame:
@@ -107,10 +108,10 @@ class WordRanks(Result):
         controls. `p_value` is one-sided: 1 + the number of controls under which the words stand at least as high, by 1
         + the number of controls.
         """
-        rows = []
+        rows: list[dict[str, Any]] = []
         by_layer = self.frame.groupby("layer")["rank"].agg(lambda ranks: median(ranks.tolist()))
-        for layer, of_words in by_layer.items():
-            rows.append({"layer": int(layer), "median": float(of_words)})
+        for layer, of_words in zip(by_layer.index.tolist(), by_layer.tolist(), strict=True):
+            rows.append({"layer": layer, "median": float(of_words)})
         for row, controls in zip(rows, self.control_medians, strict=False):
             low, high = percentile_range(controls)
             p = (1 + sum(each <= row["median"] for each in controls)) / (1 + len(controls))

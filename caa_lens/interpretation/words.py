@@ -1,6 +1,8 @@
 """A word as the tokens that stand for it in a vocabulary."""
 
+import json
 from collections.abc import Iterable
+from importlib.resources import files
 from typing import Any
 
 from caa_lens.arguments import describe, is_unicode
@@ -42,6 +44,13 @@ def check_words(words: object) -> list[str]:
         if not word.strip() or not is_unicode(word):
             raise ValueError(f"got {word!r} among the words, expected some text")
     return list(dict.fromkeys(found))
+
+
+def behavior_words(behavior: str) -> list[str]:
+    """Twenty words of a bundled behavior's positive side, which no code was tuned on; none for other behaviors."""
+    text = (files("caa_lens.interpretation") / "data" / "behavior_words.json").read_text(encoding="utf-8")
+    of_behavior = json.loads(text).get(behavior)
+    return list(of_behavior["held_out"]) if isinstance(of_behavior, dict) else []
 
 
 def show_token(tokenizer: Any, token: int) -> str:

@@ -165,7 +165,7 @@ def test_what_has_no_forward_mode_is_differentiated_by_differences():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_differences_in_half_precision_are_refused_with_the_reading_to_use(dtype):
     model = with_a_custom_function(tiny_model(dtype=dtype))
-    with pytest.raises(NoDerivativeError, match="would drown in rounding.*reading='effect'"):
+    with pytest.raises(NoDerivativeError, match=r"would drown in rounding.*reading='effect'"):
         next(responses(model, PROMPTS, some_steps(model), LAYERS, to_first_order=True, progress=False))
 
 

@@ -132,8 +132,10 @@ def test_a_small_multiplier_is_answered_linearly_and_a_huge_one_is_not():
         logit_lens(model, vector, reading="effect", prompts=PROMPTS, multiplier=m, **PLAIN).by_layer().iloc[0]
         for m in (1e-2, 30.0)
     )
-    assert small["linearity"] > 0.999 and small["size_ratio"] == pytest.approx(1, abs=0.02)
-    assert huge["linearity"] < 0.95 and huge["size_ratio"] < 0.5
+    assert small["linearity"] > 0.999
+    assert small["size_ratio"] == pytest.approx(1, abs=0.02)
+    assert huge["linearity"] < 0.95
+    assert huge["size_ratio"] < 0.5
 
 
 def test_with_answers_every_position_that_predicts_one_counts_alike_within_its_prompt():
@@ -221,7 +223,10 @@ def test_questions_of_pairs_are_the_prompts_and_else_the_bundled_ones(tiny_chat)
     of_pairs = logit_lens(tiny_chat, v, reading="causal", pairs=pairs, **PLAIN)
     said = logit_lens(tiny_chat, v, reading="causal", prompts=["How was it?", "And you?"], **PLAIN)
     assert_close(
-        torch.tensor(of_pairs.frame["score"].to_numpy()), torch.tensor(said.frame["score"].to_numpy()), atol=1e-5, rtol=0
+        torch.tensor(of_pairs.frame["score"].to_numpy()),
+        torch.tensor(said.frame["score"].to_numpy()),
+        atol=1e-5,
+        rtol=0,
     )
     assert of_pairs.settings["pairs_hash"] == pairs.content_hash
     bundled = logit_lens(tiny_chat, v, reading="causal", **PLAIN)
@@ -235,11 +240,11 @@ def test_questions_of_pairs_are_the_prompts_and_else_the_bundled_ones(tiny_chat)
 def test_the_fitted_jacobian_lens_carries_a_vector_where_ours_does(tmp_path):
     jacobian = pytest.importorskip("transformer_lens.tools.analysis.jacobian_lens")
     from helpers.models import random_llama
+    from transformer_lens.model_bridge import TransformerBridge
 
     from caa_lens.engine.stream_responses import ReadPrompt
     from caa_lens.interpretation.lens_downstream import carried_down
     from caa_lens.models.loading.demo_model import demo_model_path
-    from transformer_lens.model_bridge import TransformerBridge
 
     skip, texts = 4, {"a": list(range(3, 15)), "b": [7, 50, 3, 9, 22, 41, 5, 2, 60]}
     hf = random_llama(tmp_path)
@@ -271,7 +276,10 @@ def test_the_causal_lens_of_a_run_is_the_model_itself_at_the_last_layer():
     model = tiny_model()
     plain, causal = (
         cl.residual_lens(model, PROMPTS[0], vectors=[random_vectors(model)[1]], reading=reading, **options)
-        for reading, options in (("logit", {}), ("causal", {"reference": PROMPTS[1:], "place": "instruction", "progress": False}))
+        for reading, options in (
+            ("logit", {}),
+            ("causal", {"reference": PROMPTS[1:], "place": "instruction", "progress": False}),
+        )
     )
     last = plain.frame["layer"] == 4
     assert_close(

@@ -45,19 +45,16 @@ def test_agreement_is_one_for_halves_that_have_nothing_to_do_with_each_other_and
 def test_p_is_uniform_for_vectors_that_are_random_directions(reading):
     model = tiny_model(d_vocab=256, n_layers=2)
     n_controls, n_vectors = 9, 60
-    prompts = prompts_to_read(
-        model, PROMPTS, pairs=None, behavior="", place="instruction", prompt_format=None
-    )
+    prompts = prompts_to_read(model, PROMPTS, pairs=None, behavior="", place="instruction", prompt_format=None)
     drawn = torch.randn(n_vectors, model.cfg.d_model, generator=torch.Generator().manual_seed(5))
     values = []
     for i, vector in enumerate(drawn):
         steps = with_random_directions(vector[None], n_controls, seed=100 + i)
-        (found,), _ = read_downstream(
-            model, steps, [0], prompts, to_first_order=reading == "causal", progress=False
-        )
+        (found,), _ = read_downstream(model, steps, [0], prompts, to_first_order=reading == "causal", progress=False)
         values.append(p_value(found.agreement))
     counts = torch.tensor(values).mul(n_controls + 1).round().long()
-    assert counts.min() >= 1 and counts.max() <= n_controls + 1
+    assert counts.min() >= 1
+    assert counts.max() <= n_controls + 1
     observed = torch.bincount(counts, minlength=n_controls + 2)[1:].double()
     expected = n_vectors / (n_controls + 1)
     chi_squared = float(((observed - expected) ** 2 / expected).sum())
@@ -72,9 +69,12 @@ def test_a_vector_that_says_one_token_is_readable_and_its_words_beat_their_contr
     options = {"prompts": ["How was it?", "And you?"], "progress": False, "reading": "causal"}
     ranks = word_ranks(model, v, ["happy"], **options)
     row = ranks.frame.iloc[0]
-    assert row["rank"] == 1 and row["percentile"] == 0 and row["control_low"] > 100
+    assert row["rank"] == 1
+    assert row["percentile"] == 0
+    assert row["control_low"] > 100
     told = ranks.medians().iloc[0]
-    assert told["p_value"] == pytest.approx(1 / 39) and told["verdict"] == "readable"
+    assert told["p_value"] == pytest.approx(1 / 39)
+    assert told["verdict"] == "readable"
     assert len(ranks.control_medians[0]) == 38  # each of 19 in both directions
     bands = rank_curves(ranks.frame, vectors="v", reading="causal", d_vocab=ranks.d_vocab, controls=ranks.medians())
     assert any("random directions" in (trace.name or "") for trace in bands.data)
@@ -88,7 +88,8 @@ def test_a_layer_that_is_not_told_from_its_controls_is_said_to_be_so_in_table_an
         assert row.verdict == ("readable" if row.p_value <= 0.05 else "nothing to read here")
     assert set(lens.readable_layers) == set(table.loc[table["p_value"] <= 0.05, "layer"])
     nothing = table.loc[table["verdict"] != "readable", "layer"]
-    assert len(nothing) and list(lens.summary()["verdict"]) == list(table["verdict"])
+    assert len(nothing)
+    assert list(lens.summary()["verdict"]) == list(table["verdict"])
     assert {f"({layer})" for layer in nothing} <= set(lens.plot().data[0].y)
 
 
@@ -97,8 +98,10 @@ def test_too_few_controls_say_so_and_none_say_nothing():
     few = logit_lens(model, random_vectors(model)[1], reading="causal", controls=5, **OPTIONS)
     assert set(few.frame["verdict"]) == {"too few controls to say"}
     none = logit_lens(model, random_vectors(model)[1], reading="causal", controls=0, **OPTIONS)
-    assert "verdict" not in none.frame and none.readable_layers == ()
-    assert verdict(0.05, 19) == "readable" and verdict(0.1, 19) == "nothing to read here"
+    assert "verdict" not in none.frame
+    assert none.readable_layers == ()
+    assert verdict(0.05, 19) == "readable"
+    assert verdict(0.1, 19) == "nothing to read here"
 
 
 def test_ranks_of_equal_scores_are_the_best_one():
@@ -133,10 +136,14 @@ def test_a_control_of_a_reading_is_that_reading_of_the_control(monkeypatch, tiny
         (found,) = seen
         drawn = with_random_directions(v.direction[None], 2, 0)[0, 1:]
         for j, direction in enumerate(drawn):
-            alone = word_ranks(tiny_chat, SteeringVector.from_direction(direction, layer=2), words, controls=0, **options)
+            alone = word_ranks(
+                tiny_chat, SteeringVector.from_direction(direction, layer=2), words, controls=0, **options
+            )
             assert alone.frame["rank"].tolist() == pytest.approx(found.ranks[j].tolist(), abs=3)
         if reading == "causal":
-            assert found.ranks[2].tolist() == pytest.approx((tiny_chat.cfg.d_vocab + 1 - found.ranks[0]).tolist(), abs=3)
+            assert found.ranks[2].tolist() == pytest.approx(
+                (tiny_chat.cfg.d_vocab + 1 - found.ranks[0]).tolist(), abs=3
+            )
 
 
 def test_a_result_with_controls_is_saved_and_read_back(tmp_path, tiny_chat):
