@@ -34,6 +34,8 @@ def test_a_run_writes_every_file_and_says_which_to_open(small_run):
     report, shown = run()
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
+        "lens.json",
+        "lens.parquet",
         "made_from.json",
         "report.html",
         "sweep.json",
@@ -60,7 +62,7 @@ def test_a_second_run_reuses_what_is_there(small_run, monkeypatch):
     for name in ("vectors.extraction.extract", "measures.sweeps.sweep", "steering.generation.generate"):
         monkeypatch.setattr(f"caa_lens.{name}", lambda *a, name=name, **k: pytest.fail(f"{name} ran again"))
     _, shown = run()
-    assert shown.count("reusing") == 3
+    assert shown.count("reusing") == 4
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "report.html"} == before
 
 
@@ -163,7 +165,7 @@ def test_a_folder_from_before_it_was_said_what_files_are_made_from_is_made_anew(
     run(config)
     (folder / "made_from.json").unlink()
     _, shown = run(config)
-    assert shown.count("nothing says what it was made from") == 3
+    assert shown.count("nothing says what it was made from") == 4
 
 
 def test_a_folder_with_other_settings_is_refused_and_left_alone(small_run):

@@ -38,7 +38,7 @@ class LogitLens(Result):
     reading: str
 
     def summary(self, k: int = 8) -> pd.DataFrame:
-        """One row a layer: the first `k` promoted and suppressed tokens, joined for reading; a verdict with controls."""
+        """One row a layer: the first `k` promoted and suppressed tokens, joined; with controls, a verdict."""
         top = self.frame[self.frame["rank"] <= k]
         joined = top.groupby(["layer", "side"])["token"].agg("  ".join).unstack("side")[["promoted", "suppressed"]]
         if "verdict" in self.frame:

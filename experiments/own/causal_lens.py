@@ -5,7 +5,7 @@
 
 Asked: (1) the median rank of twenty words of a behavior, by layer, in the readings `normed`, `in_context`, `causal` and
 `effect`, beside random directions; the words are in `caa_lens/interpretation/data/behavior_words.json`, and were
-written before any rank was looked at; (2) what the final norm's own derivative changes, against the norm of the response;
+written before any rank was looked at; (2) what the final norm's own derivative changes, against the response's norm;
 (3) how much of a vector's effect the layers above it make; (4) from which layer on a layer's own top tokens can be told
 from those of random directions.
 

@@ -63,6 +63,12 @@ def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
     assert "change of" in table.with_suffix(".html").read_text(encoding="utf-8")
 
     assert "promoted" in runner.invoke(cli.app, ["lens", str(file), "--layers", "4"]).output
+    causal = runner.invoke(cli.app, ["lens", str(file), "--layers", "4", "--reading", "causal", "--prompts", "sentiment"])
+    assert "verdict" in causal.output
+    effect = ["lens", str(file), "--layers", "2", "--reading", "effect", "--controls", "0", "--multiplier", "0.5"]
+    assert "linearity" in runner.invoke(cli.app, effect).output
+    words = ["lens", str(file), "--layers", "4", "--reading", "causal", "--words", "good, bad"]
+    assert "control_low" in runner.invoke(cli.app, words).output
 
     words = ["generate", "How was your day?", "--vectors", str(file), "--layer", "3", "--multiplier=-2"]
     done = runner.invoke(cli.app, [*words, "--max-new-tokens", "6"])
@@ -78,6 +84,7 @@ def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
         (["vectors", "show", "nowhere.safetensors"], "nothing at nowhere.safetensors: expected a file or folder"),
         (["generate", "Hi", "--vectors", "v.safetensors"], "add --layer"),
         (["lens", "v.safetensors", "--layers", "a-b"], "not understood"),
+        (["lens", "v.safetensors", "--prompts", "sentiment"], "add --reading causal"),
         (["sweep", "sentiment", "v.safetensors", "--multipliers=a,1"], "expected numbers, e.g. -1,0,1"),
         (["sweep", "sentiment", "v.safetensors", "--out", "x.csv"], "written as .parquet, got 'x.csv'"),
         (["generate", "Hi", "--layer", "3"], "nothing to steer with"),
