@@ -63,8 +63,8 @@ def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
     assert "change of" in table.with_suffix(".html").read_text(encoding="utf-8")
 
     assert "promoted" in runner.invoke(cli.app, ["lens", str(file), "--layers", "4"]).output
-    causal = runner.invoke(cli.app, ["lens", str(file), "--layers", "4", "--reading", "causal", "--prompts", "sentiment"])
-    assert "verdict" in causal.output
+    causal = ["lens", str(file), "--layers", "4", "--reading", "causal", "--prompts", "sentiment"]
+    assert "verdict" in runner.invoke(cli.app, causal).output
     effect = ["lens", str(file), "--layers", "2", "--reading", "effect", "--controls", "0", "--multiplier", "0.5"]
     assert "linearity" in runner.invoke(cli.app, effect).output
     words = ["lens", str(file), "--layers", "4", "--reading", "causal", "--words", "good, bad"]
