@@ -201,6 +201,10 @@ class Adapter(ABC):
         """What of a module's own attributes tells that somebody changed what it does."""
 
     @abstractmethod
+    def stored_parameters(self, model: Any) -> dict[str, nn.Parameter] | None:
+        """The parameters that a checkpoint of the model has, tied ones once; None where the module does not tell."""
+
+    @abstractmethod
     def written_anew(self, model: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
         """Parts that TransformerLens computes in its own way: their name, they, and what they stand for."""
 

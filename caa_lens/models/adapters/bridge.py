@@ -262,6 +262,9 @@ class Bridge(Adapter):
         if "forward" in vars(module):
             yield id(vars(module)["forward"])
 
+    def stored_parameters(self, model: Any) -> dict[str, nn.Parameter] | None:
+        return dict(model.original_model.named_parameters())
+
     def written_anew(self, model: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
         if getattr(model, "compatibility_mode", False):  # its weights were processed, those of what it wraps not all
             return

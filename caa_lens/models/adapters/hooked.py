@@ -148,6 +148,9 @@ class Hooked(Adapter):
             elif callable(value):
                 yield key, _identity(value)
 
+    def stored_parameters(self, model: Any) -> dict[str, nn.Parameter] | None:
+        return None  # it has more than that: see `loading.weights`
+
     def written_anew(self, model: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
         return iter(())  # nothing is left of what it was made of
 
