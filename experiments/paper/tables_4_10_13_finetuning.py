@@ -161,7 +161,7 @@ def teach(model: Any, lessons: Sequence[Lesson], *, rate: float) -> list[float]:
     no memory, so that this is the same as all steps after it.
 
     Raises:
-        ValueError: the model is in half precision.
+        ValueError: the model is in half precision, or quantised.
     """
     import torch
 
@@ -173,6 +173,12 @@ def teach(model: Any, lessons: Sequence[Lesson], *, rate: float) -> list[float]:
         raise ValueError(
             f"got a model in {got}, expected float32: nearly all steps would be rounded away; load it with "
             "dtype='float32', and convert it after it was taught, if need be"
+        )
+
+    if quantised := [name for name, one in model.named_parameters() if not one.is_floating_point()]:
+        raise ValueError(
+            f"got a quantised model ({quantised[0]} and {len(quantised) - 1} more hold whole numbers), which has no "
+            "gradient, expected one in float32: load it without quantisation"
         )
 
     def step(parameter: Any) -> None:

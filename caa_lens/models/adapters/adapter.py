@@ -90,6 +90,10 @@ class Adapter(ABC):
     def settle(self, model: Any) -> None:
         """Find out what a model needs to run at all, by running it; once a model, without anybody's hooks."""
 
+    @abstractmethod
+    def quantised(self, model: Any) -> bool:
+        """Whether weights are whole numbers, which round by what else is in a batch."""
+
     # ---- where things lie
 
     @abstractmethod

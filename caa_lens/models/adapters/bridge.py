@@ -84,6 +84,10 @@ class Bridge(Adapter):
                 "number: call model.eval()"
             )
 
+    def quantised(self, model: Any) -> bool:
+        module = model.original_model
+        return getattr(module, "hf_quantizer", None) is not None or bool(getattr(module, "is_quantized", False))
+
     def dtype(self, model: Any) -> torch.dtype:
         weight = _weight(model.embed)
         return weight.dtype if weight is not None and weight.is_floating_point() else model.original_model.dtype

@@ -33,6 +33,9 @@ class Hooked(Adapter):
     def settle(self, model: Any) -> None:
         pass  # it needs nothing
 
+    def quantised(self, model: Any) -> bool:
+        return False
+
     def dtype(self, model: Any) -> torch.dtype:
         return model.cfg.dtype
 
