@@ -6,8 +6,9 @@ tokens a and b is linear in x once the final norm's scale s(x) is known (RMS nor
 
     D(x) = x . u / s(x) + const,      u = w * (W_U[:, a] - W_U[:, b])
 
-with w the final norm's weight (1 where it was folded into W_U). With 0 the unsteered and 1 the steered run, the change
-splits exactly into
+with w the final norm's weight (1 where it was folded into W_U). A LayerNorm divides the stream less its mean
+over d_model, c(x) . u / sd(x). Since c(x) . u = x . c(u), u is centred once and s is sd; the norm's bias is in the
+constant, and all else holds. With 0 the unsteered and 1 the steered run, the change splits exactly into
 
     vector        m v . u / s1                                      its own direct path to the logits
     attn k        (attn_out1[k] - attn_out0[k]) . u / s1            what block k's attention wrote differently, k > l
