@@ -68,6 +68,7 @@ def check_parts(model: Any) -> None:
 
     Raises:
         ValueError: a part computes something else than what it stands for.
+        TypeError: a token's numbers depend on what comes after it.
     """
     adapter = adapter_of(model)
     if model in _compared:
@@ -75,12 +76,14 @@ def check_parts(model: Any) -> None:
     differences: list[tuple[str, nn.Module, float]] = []
     with torch.no_grad(), without_users_hooks(model), ExitStack() as at_the_end:
         adapter.settle(model)
-        for name, part, original in adapter.written_anew(model):
-            hook = partial(_compare, differences=differences, name=name, original=original)
-            at_the_end.callback(part.register_forward_hook(hook, with_kwargs=True).remove)
-        if next(adapter.written_anew(model), None) is not None:
+        parts = list(adapter.written_anew(model))
+        if parts:
+            _check_one_way(model)
             generator = torch.Generator().manual_seed(0)
             tokens = torch.randint(model.cfg.d_vocab, (1, min(6, model.cfg.n_ctx)), generator=generator)
+            for name, part, original in parts:
+                hook = partial(_compare, differences=differences, name=name, original=original)
+                at_the_end.callback(part.register_forward_hook(hook, with_kwargs=True).remove)
             adapter.run(model, tokens.to(adapter.device(model)))
     for name, original, difference in differences:
         if not difference <= rounding(model):
@@ -91,6 +94,18 @@ def check_parts(model: Any) -> None:
                 "model's. Another version of TransformerLens may do it right"
             )
     _compared.add(model)
+
+
+def _check_one_way(model: Any) -> None:
+    """Two texts that differ in their second token only: the first must not know."""
+    adapter = adapter_of(model)
+    texts = [torch.tensor([[0, token]], device=adapter.device(model)) for token in (0, model.cfg.d_vocab - 1)]
+    one, other = (adapter.run(model, text)[0, 0].float() for text in texts)
+    if float((one - other).norm() / one.norm().clamp_min(1e-30)) > rounding(model):
+        raise TypeError(
+            f"{model.cfg.model_name} is an encoder, whose tokens see those behind them: take a model that generates, "
+            "from left to right"
+        )
 
 
 def _compare(
