@@ -4,7 +4,6 @@ import warnings
 
 import pytest
 import torch
-from helpers.models import tiny_model
 from helpers.steering import hook_counts
 
 from caa_lens.engine.activations import read_pairs, read_residuals
@@ -115,7 +114,7 @@ def test_a_span_is_averaged_and_one_token_stands_for_itself(tiny):
     assert (each - span).norm(dim=-1).min() > 0.1  # else any one token would pass for the mean
 
 
-def test_a_span_is_averaged_in_float32_in_a_half_precision_model():
+def test_a_span_is_averaged_in_float32_in_a_half_precision_model(tiny_model):
     model = tiny_model(dtype=torch.bfloat16)
     prompt = prompt_of(random_ids(30, seed=1), (2, 29))
     (found,) = read_residuals(model, [prompt])
@@ -158,7 +157,7 @@ def test_pairs_are_both_their_prompts(tiny_chat, batch_size):
 
 
 @pytest.mark.parametrize("n_key_value_heads", [None, 1, 2])
-def test_pairs_of_every_shape_are_read_as_if_alone(n_key_value_heads):
+def test_pairs_of_every_shape_are_read_as_if_alone(n_key_value_heads, tiny_model):
     model = tiny_model(n_key_value_heads=n_key_value_heads)
     start = random_ids(40, seed=9)
 
@@ -221,7 +220,7 @@ def test_hooks_of_the_callers_are_felt_by_pairs_and_kept(tiny_chat):
 
 
 @pytest.mark.parametrize(("dtype", "rel"), [(torch.bfloat16, 4e-2), (torch.float16, 5e-3)])
-def test_half_precision_is_close_to_float32(dtype, rel):
+def test_half_precision_is_close_to_float32(dtype, rel, tiny_model):
     half, full = tiny_model(dtype=dtype), tiny_model()
     full.load_state_dict({name: value.to(full.state_dict()[name].dtype) for name, value in half.state_dict().items()})
     pairs = [(prompt, prompt_of([*prompt.tokens[:-2], 1, 2])) for prompt in random_prompts([9, 40, 17, 23])]

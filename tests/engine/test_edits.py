@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 from helpers.steering import LOGITS, hook_counts, logits_of, some_tokens
 
 from caa_lens.engine.edits import OPERATORS, Edit, ablate, add, set_projection
@@ -266,7 +266,7 @@ def test_vector_multiplier_and_start_are_not_edited(tiny):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_float32_vector_leaves_a_half_precision_model_in_half_precision(dtype):
+def test_a_float32_vector_leaves_a_half_precision_model_in_half_precision(dtype, tiny_model):
     model = tiny_model(dtype=dtype)
     tokens, v = some_tokens(), random_vectors(model, scale=0.5)[2]
     seen = []
@@ -447,7 +447,7 @@ def test_numbers_changed_in_place_are_felt_by_a_hook_also_on_another_device(tiny
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
-def test_a_vector_on_the_cpu_is_trained_in_a_model_on_the_gpu():
+def test_a_vector_on_the_cpu_is_trained_in_a_model_on_the_gpu(tiny_model):
     model = tiny_model().to("cuda")
     trained = torch.nn.Parameter(random_vectors(model, scale=0.1)[2].direction)
     run = partial(
@@ -461,7 +461,7 @@ def test_a_vector_on_the_cpu_is_trained_in_a_model_on_the_gpu():
 
 
 @pytest.mark.parametrize("layer", [5, 13])
-def test_a_layer_the_model_does_not_have_is_refused_before_it_runs(tiny, layer):
+def test_a_layer_the_model_does_not_have_is_refused_before_it_runs(tiny, layer, tiny_model):
     vectors = random_vectors(tiny)
     tiny.add_hook("hook_embed", lambda embed, hook: pytest.fail("the model ran"))
     theirs = hook_counts(tiny)

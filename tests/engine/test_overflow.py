@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 
 from caa_lens.arguments import as_float, as_seed, check_count, check_list
 from caa_lens.contrast.sets import ContrastSet
@@ -25,12 +25,12 @@ PAIRS = ContrastSet.from_pairs([("How are you?", "Well.", "Ill."), ("Is it late?
 
 
 @pytest.fixture(scope="module")
-def half(demo_tokenizer):
+def half(demo_tokenizer, tiny_model):
     return tiny_model(d_vocab=len(demo_tokenizer), n_ctx=256, tokenizer=demo_tokenizer, dtype=torch.float16)
 
 
 @pytest.fixture(scope="module")
-def massive(demo_tokenizer):
+def massive(demo_tokenizer, tiny_model):
     """A stream with one large component, as real ones have: a step that fits by itself may not fit onto it."""
     model = tiny_model(d_vocab=len(demo_tokenizer), n_ctx=256, tokenizer=demo_tokenizer, dtype=torch.float16)
     model.W_E.data[:, 0] = 50000
@@ -42,7 +42,7 @@ def along_it(layer):
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [("float16", 65504.0), ("bfloat16", 3.3895e38), ("float32", 3.4028e38)])
-def test_a_step_is_refused_where_the_models_dtype_ends(dtype, largest):
+def test_a_step_is_refused_where_the_models_dtype_ends(dtype, largest, tiny_model):
     model = tiny_model(dtype=getattr(torch, dtype), n_layers=2)
     vector = random_vectors(model, layers=[1])[1].normalized()
     vector = vector / float(vector.direction.abs().max())  # its largest component is 1

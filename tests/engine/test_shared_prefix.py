@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 from helpers.steering import logits_of, plain_hook
 from torch.testing import assert_close
 
@@ -27,7 +27,7 @@ def twin_residual(model, tokens, condition=(), start=0):
 
 
 @pytest.mark.parametrize("n_key_value_heads", [None, 2, 1])
-def test_suffixes_behind_a_prefix_equal_whole_texts(n_key_value_heads):
+def test_suffixes_behind_a_prefix_equal_whole_texts(n_key_value_heads, tiny_model):
     model = tiny_model(n_key_value_heads=n_key_value_heads)
     splits = [3, 0, 10]
     suffixes = [[text[n:], [*text[n:], 17, 18]] for text, n in zip(TEXTS, splits, strict=True)]
@@ -121,7 +121,7 @@ def test_rows_that_no_condition_needs_any_more_are_dropped(tiny):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_no_further_from_float32_than_a_plain_forward_is(dtype):
+def test_half_precision_is_no_further_from_float32_than_a_plain_forward_is(dtype, tiny_model):
     exact = tiny_model()
     model = tiny_model(dtype=dtype)
     model.load_state_dict({k: v.to(dtype) if v.is_floating_point() else v for k, v in exact.state_dict().items()})
@@ -141,7 +141,7 @@ def test_half_precision_is_no_further_from_float32_than_a_plain_forward_is(dtype
     assert sum(fast) <= 1.5 * sum(plain)
 
 
-def test_positions_past_the_precomputed_rotary_table_are_right():
+def test_positions_past_the_precomputed_rotary_table_are_right(tiny_model):
     model = tiny_model(n_ctx=4096)
     torch.manual_seed(0)
     text = torch.randint(0, 64, (2060,)).tolist()
@@ -163,7 +163,7 @@ def test_a_model_of_another_architecture_is_not_supported(tiny):
     assert "not a plain Llama-family model" in shared_prefix.unsupported(tiny)
 
 
-def test_the_kv_cost_of_a_row_is_the_formula_of_the_docs():
+def test_the_kv_cost_of_a_row_is_the_formula_of_the_docs(tiny_model):
     model = tiny_model(n_layers=3, n_key_value_heads=2)
     assert shared_prefix.kv_bytes(model, 150) == 2 * 3 * 2 * 8 * 150 * 4
 

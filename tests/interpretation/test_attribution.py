@@ -62,7 +62,7 @@ def contributions(result):
 @pytest.mark.parametrize("layer", [0, 2, 4])
 @pytest.mark.parametrize("n_key_value_heads", [2, None])
 @pytest.mark.parametrize("fold", [False, True])
-def test_components_sum_to_the_change_that_the_model_itself_makes(layer, n_key_value_heads, fold):
+def test_components_sum_to_the_change_that_the_model_itself_makes(layer, n_key_value_heads, fold, tiny_model):
     model = tiny_model(n_key_value_heads=n_key_value_heads)
     model.b_U.data = torch.randn(64)
     model = folded_twin(model) if fold else model
@@ -197,7 +197,7 @@ def test_the_callers_model_and_vector_are_left_as_they_were(tiny):
     assert not any(point.fwd_hooks for point in tiny.hook_points())
 
 
-def test_bad_requests_are_refused(tiny, tiny_chat):
+def test_bad_requests_are_refused(tiny, tiny_chat, tiny_model):
     vectors = random_vectors(tiny)
     completions = ContrastSet.from_pairs([("How was it?", "Lovely.", "Bad.")], name="texts")
     with pytest.raises(ValueError, match=r"'texts' has completions.*use A/B pairs, or give"):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 from torch.testing import assert_close
 
 from caa_lens.contrast.sets import ContrastSet
@@ -191,13 +191,13 @@ def test_token_logp_does_not_depend_on_the_chunk_size(tiny_chat):
             assert_close(token_logp(tiny_chat, resid, targets, at_once), expected, atol=1e-5, rtol=0)
 
 
-def test_vectors_of_another_width_are_refused(tiny_chat):
+def test_vectors_of_another_width_are_refused(tiny_chat, tiny_model):
     wide = random_vectors(tiny_model(d_model=64))
     with pytest.raises(ValueError, match=r"vector has d_model=64, but 'tiny-random-llama' has d_model=32: extract it"):
         score_answers(tiny_chat, AB, [(Intervention(vector=wide[1]),)], progress=False)
 
 
-def test_a_layer_the_model_does_not_have_is_refused(tiny_chat):
+def test_a_layer_the_model_does_not_have_is_refused(tiny_chat, tiny_model):
     deep = random_vectors(tiny_model(n_layers=9))
     with pytest.raises(ValueError, match="layer 7 is out of range: tiny-random-llama has layers 0 to 4"):
         score_answers(tiny_chat, AB, [(Intervention(vector=deep[7]),)], progress=False)
@@ -248,7 +248,7 @@ def test_the_prefix_budget_counts_keys_and_values(tiny_chat, monkeypatch):
     assert shared_prefix.prefix_budget(tiny_chat, 5000) == 1
 
 
-def test_a_model_that_caps_its_logits_is_scored_by_the_capped_ones(tiny_chat):
+def test_a_model_that_caps_its_logits_is_scored_by_the_capped_ones(tiny_chat, tiny_model):
     capped = tiny_model(d_vocab=tiny_chat.cfg.d_vocab, n_ctx=512, tokenizer=tiny_chat.tokenizer)
     capped.cfg.output_logits_soft_cap = 0.5
     for pairs, twin in ((AB, twin_p_matching), (TEXT, twin_margin)):

@@ -71,7 +71,7 @@ def test_each_token_of_the_real_model_has_the_log_probability_of_a_run_of_its_ow
         torch.testing.assert_close(logp, expected, atol=2e-4, rtol=0, check_dtype=False)
 
 
-def test_the_separator_before_the_answer_is_not_lost_in_llama_2_formats(llama2_tokenizer):
+def test_the_separator_before_the_answer_is_not_lost_in_llama_2_formats(llama2_tokenizer, tiny_model):
     model = tiny_model(d_vocab=32000, n_ctx=256, tokenizer=llama2_tokenizer)
     (logp,) = answer_logp(model, [LLAMA2_BASE.encode(llama2_tokenizer, QUESTION, "Fine, thanks.")])
     assert logp.tolist() == pytest.approx(one_token_at_a_time(model, QUESTION, "Fine, thanks.", LLAMA2_BASE), abs=1e-5)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
@@ -76,7 +76,7 @@ def test_ids_that_the_model_does_not_have_are_refused(tiny):
 
 
 @pytest.fixture
-def normless(demo_tokenizer):
+def normless(demo_tokenizer, tiny_model):
     from transformer_lens import HookedTransformer
 
     cfg = tiny_model(d_vocab=len(demo_tokenizer), n_ctx=256).cfg

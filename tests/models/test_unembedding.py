@@ -36,7 +36,7 @@ def half_of(exact, dtype):
 
 
 @pytest.fixture(scope="module", params=[torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-def both(request, demo_tokenizer):
+def both(request, demo_tokenizer, tiny_model):
     """A random Llama with logits of 16 to 32, as real ones have, in float32 and in half precision."""
     exact = tiny_model(d_vocab=len(demo_tokenizer), n_ctx=512, tokenizer=demo_tokenizer)
     exact.unembed.W_U.data *= 25 / exact.unembed.W_U.data.norm(dim=0).mean()

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.models import tiny_model
 
 from caa_lens.engine.activations import read_residuals
 from caa_lens.prompts.batches import left_pad
@@ -166,7 +165,7 @@ def test_odd_strings_become_a_prompt_whose_positions_hold_or_a_clear_error(which
 
 
 @pytest.fixture(scope="module")
-def reader(demo_tokenizer):
+def reader(demo_tokenizer, tiny_model):
     return tiny_model(d_vocab=len(demo_tokenizer), n_ctx=512, n_layers=3, tokenizer=demo_tokenizer)
 
 

@@ -25,7 +25,7 @@ N_NEW = 5
 
 
 @pytest.fixture(scope="module")
-def small():
+def small(tiny_model):
     """One random Llama for all laws about token ids; tests leave it as it was."""
     return tiny_model()
 
@@ -189,7 +189,7 @@ def test_an_interventions_own_start_is_kept(small, path):
 
 
 @pytest.mark.parametrize("n_key_value_heads", [None, 1])
-def test_other_head_counts_equal_the_slow_loop_too(n_key_value_heads):
+def test_other_head_counts_equal_the_slow_loop_too(n_key_value_heads, tiny_model):
     model = tiny_model(n_key_value_heads=n_key_value_heads, seed=1)
     prompts, v = three_prompts(), random_vectors(model)[3]
     expected = [slow_loop(model, p, [plain_hook(3, v.direction, p.steer_start, 1.0)]) for p in prompts]
@@ -280,7 +280,7 @@ class ByteTokenizer:
         return bytes(tokens).decode("utf-8", errors="replace")
 
 
-def test_streaming_waits_for_whole_characters_and_loses_none(monkeypatch):
+def test_streaming_waits_for_whole_characters_and_loses_none(monkeypatch, tiny_model):
     model = tiny_model(tokenizer=ByteTokenizer())
     bytes_of_text = "aé日b😀".encode()[:-1]  # the last character never becomes whole
     monkeypatch.setattr(generation, "generate_tokens", lambda *_, **__: (torch.tensor([b]) for b in bytes_of_text))
@@ -378,7 +378,7 @@ def test_generation_ends_as_soon_as_every_row_has(small, path):
     assert made_by(path, with_eos(17), prompts, vectors=[towards(small, 17)]).tokens == [[17]] * 3
 
 
-def test_text_ends_before_the_end_token(tiny_chat, demo_tokenizer):
+def test_text_ends_before_the_end_token(tiny_chat, demo_tokenizer, tiny_model):
     prompt = chat_template_format(demo_tokenizer).encode(demo_tokenizer, QUESTIONS[0])
     (endless,) = slow_loop(tiny_chat, prompt, n_new=LONG).tokens
     eos = endless[5]
@@ -394,7 +394,7 @@ def test_text_ends_before_the_end_token(tiny_chat, demo_tokenizer):
 # ---- refusals ---------------------------------------------------------------------------------------------------
 
 
-def test_a_text_that_does_not_fit_the_context_is_refused_before_the_model_runs():
+def test_a_text_that_does_not_fit_the_context_is_refused_before_the_model_runs(tiny_model):
     model = tiny_model(n_ctx=16)
     model.add_hook("hook_embed", lambda embed, hook: pytest.fail("the model ran"))
     message = "the prompt has 9 tokens and 8 to generate, but the model's context is 16: shorten it"

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 from helpers.steering import LOGITS
 from helpers.steering import logits_of as logits_of_tokens
 
@@ -54,7 +54,7 @@ def in_a_thread(work):
     return found[0]
 
 
-def test_a_second_threads_block_on_the_same_model_is_refused_and_the_first_goes_on(tiny):
+def test_a_second_threads_block_on_the_same_model_is_refused_and_the_first_goes_on(tiny, tiny_model):
     v, w = random_vectors(tiny)[2], random_vectors(tiny, seed=1)[2]
     steered = logits_of(tiny, v.hook(start=0))
 
@@ -214,7 +214,7 @@ AOT = [("wrapped", "aot_eager"), ("a block", "aot_eager")]
 
 
 @pytest.fixture
-def small():
+def small(tiny_model):
     torch._dynamo.reset()
     yield tiny_model(n_layers=1)
     torch._dynamo.reset()
@@ -262,7 +262,7 @@ def test_a_block_inside_a_compiled_function_is_refused(small):
         run(TOKENS)
 
 
-def test_the_compiler_is_as_it_was_also_when_blocks_end_out_of_order(tiny):
+def test_the_compiler_is_as_it_was_also_when_blocks_end_out_of_order(tiny, tiny_model):
     other, stance = tiny_model(seed=1), torch._dynamo.eval_frame
     first, second = steer(tiny, random_vectors(tiny)[2], start=0), steer(other, random_vectors(other)[2], start=0)
     first.__enter__()

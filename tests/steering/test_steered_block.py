@@ -6,7 +6,7 @@ from inspect import unwrap
 
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 from helpers.steering import LOGITS, adding, hook_counts, logits_of
 
 from caa_lens.prompts.batches import left_pad
@@ -274,7 +274,7 @@ def test_a_model_without_a_tokenizer_cannot_be_asked_in_words(tiny):
         steer(tiny, random_vectors(tiny)[2], prompt="How are you?")
 
 
-def test_a_prompt_longer_than_the_context_is_refused(demo_tokenizer):
+def test_a_prompt_longer_than_the_context_is_refused(demo_tokenizer, tiny_model):
     model = tiny_model(d_vocab=len(demo_tokenizer), n_ctx=32, tokenizer=demo_tokenizer)
     with pytest.raises(ValueError, match="but the model's context is 32: shorten it"):
         steer(model, random_vectors(model)[2], prompt="Why? " * 20)

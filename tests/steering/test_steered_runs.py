@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 
 from caa_lens.prompts.batches import left_pad
 from caa_lens.prompts.prompt_formats import Prompt
@@ -199,7 +199,7 @@ def test_nothing_of_a_block_is_left_on_the_model(tiny):
 
 
 @pytest.mark.parametrize("change", ["hook", "scaled", "normed", "forward hook"])
-def test_an_embedding_that_was_changed_is_no_other_prompt(demo_tokenizer, change):
+def test_an_embedding_that_was_changed_is_no_other_prompt(demo_tokenizer, change, tiny_model):
     model = tiny_model(d_vocab=len(demo_tokenizer), n_ctx=256, n_layers=3, tokenizer=demo_tokenizer)
     prompt, other = Prompt.of(model, "How was your day?"), Prompt.of(model, "Who was the first to be there, and why?")
     if change == "hook":
