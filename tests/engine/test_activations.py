@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from helpers.steering import hook_counts
+from helpers.steering import hook_counts, streams
 
 from caa_lens.engine.activations import read_pairs, read_residuals
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
@@ -35,18 +35,12 @@ def random_prompts(lengths, *, span=1):
 
 
 def one_by_one(model, prompts, layers=None):
-    """The oracle: TransformerLens' own cache of each prompt alone, without padding, `[prompt layer d_model]`."""
+    """The oracle: what the blocks give for each prompt alone, without padding, `[prompt layer d_model]`."""
     layers = range(model.cfg.n_layers) if layers is None else layers
     rows = []
     for prompt in prompts:
-        with torch.no_grad():
-            _, cache = model.run_with_cache(
-                torch.tensor([prompt.tokens]),
-                names_filter=lambda name: name.endswith("resid_post"),
-                stop_at_layer=model.cfg.n_layers,
-            )
-        span = slice(*prompt.read)
-        rows.append(torch.stack([cache["resid_post", layer][0, span].float().mean(0) for layer in layers]))
+        own = streams(model, [prompt.tokens])[:, 0, slice(*prompt.read)]
+        rows.append(torch.stack([own[layer].float().mean(0) for layer in layers]))
     return torch.stack(rows)
 
 
@@ -90,9 +84,9 @@ def test_a_letters_residual_is_not_that_of_its_neighbours(tiny_chat):
     # Off by one would not be seen if neighbouring tokens had nearly the same activations.
     prompt = encoded_pairs(tiny_chat.tokenizer)[0][0]
     (found,) = read_residuals(tiny_chat, [prompt])
-    _, cache = tiny_chat.run_with_cache(torch.tensor([prompt.tokens]), stop_at_layer=tiny_chat.cfg.n_layers)
+    own = streams(tiny_chat, [prompt.tokens])[:, 0]
     for layer in range(tiny_chat.cfg.n_layers):
-        at = cache["resid_post", layer][0]
+        at = own[layer]
         distance = (at - found[0, layer]).norm(dim=-1)
         assert int(distance.argmin()) == len(prompt) - 2
         assert float(distance.sort().values[1]) > 0.1 * float(at.norm(dim=-1).mean())

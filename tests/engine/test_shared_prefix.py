@@ -3,13 +3,12 @@
 import pytest
 import torch
 from helpers.models import random_vectors
-from helpers.steering import logits_of, plain_hook
+from helpers.steering import plain_hook, streams
 from torch.testing import assert_close
 
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.edits import Edit
 from caa_lens.engine.staircase import Staircase
-from caa_lens.provenance import hook_name_of
 
 TEXTS = [[5, 9, 2, 40, 33, 8, 21], [1, 2, 3], [50, 12, 7, 7, 7, 19, 4, 60, 31, 2, 11]]
 
@@ -23,7 +22,8 @@ def edit_of(vector, operator="add", multiplier=1.0):
 def twin_residual(model, tokens, condition=(), start=0):
     """`resid_post` of the last block for one text, steered by plain hooks from `start` on, uncached."""
     hooks = [plain_hook(one.layer, one.direction, start, one.multiplier, one.operator) for one in condition]
-    return logits_of(model, [tokens], hooks, stop_at_layer=model.cfg.n_layers)[0]
+    with model.hooks(fwd_hooks=hooks):
+        return streams(model, [tokens])[-1, 0]
 
 
 @pytest.mark.parametrize("n_key_value_heads", [None, 2, 1])
@@ -42,13 +42,11 @@ def test_suffixes_behind_a_prefix_equal_whole_texts(n_key_value_heads, tiny_mode
         out = shared_prefix.run_suffixes(model, prefix, suffixes, record)
     for i, (text, n) in enumerate(zip(TEXTS, splits, strict=True)):
         for row, whole in enumerate([text, [*text, 17, 18]]):
-            with torch.no_grad():
-                _, cache = model.run_with_cache(torch.tensor([whole]), stop_at_layer=model.cfg.n_layers)
+            own = streams(model, [whole])[:, 0]
             length = len(whole) - n
             for layer in range(model.cfg.n_layers):
-                expected = cache[hook_name_of(layer)][0, n:]
-                assert_close(seen[layer][i, row, :length], expected, atol=2e-5, rtol=1e-5)
-            assert_close(out[i, row, :length], cache[hook_name_of(model.cfg.n_layers - 1)][0, n:], atol=2e-5, rtol=1e-5)
+                assert_close(seen[layer][i, row, :length], own[layer, n:], atol=2e-5, rtol=1e-5)
+            assert_close(out[i, row, :length], own[-1, n:], atol=2e-5, rtol=1e-5)
 
 
 def test_a_batch_of_empty_prefixes_is_a_plain_forward(tiny):
@@ -141,6 +139,7 @@ def test_half_precision_is_no_further_from_float32_than_a_plain_forward_is(dtype
     assert sum(fast) <= 1.5 * sum(plain)
 
 
+@pytest.mark.hooked  # the table is of TransformerLens
 def test_positions_past_the_precomputed_rotary_table_are_right(tiny_model):
     model = tiny_model(n_ctx=4096)
     torch.manual_seed(0)
@@ -158,6 +157,7 @@ def test_a_model_with_hooks_of_its_own_is_not_supported(tiny):
         assert "hooks of your own at blocks.1.hook_resid_post" in shared_prefix.unsupported(tiny)
 
 
+@pytest.mark.hooked  # a bridge is any architecture
 def test_a_model_of_another_architecture_is_not_supported(tiny):
     tiny.cfg.parallel_attn_mlp = True
     assert "not a plain Llama-family model" in shared_prefix.unsupported(tiny)

@@ -101,6 +101,7 @@ def test_scores_equal_a_direct_computation_with_hugging_face_modules(demo_model)
     assert_close(lens_scores(demo_model, v, "direct"), direct - direct.mean(), atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.hooked  # a bridge is not folded
 def test_folding_the_final_norm_into_the_unembedding_changes_no_score(tiny_model):
     from transformer_lens import HookedTransformer
 
@@ -213,6 +214,7 @@ def test_in_context_of_a_small_multiplier_is_the_derivative_of_the_lens(tiny_cha
     assert (all_scores(result, 2) / m - slope).norm() < 0.02 * slope.norm()
 
 
+@pytest.mark.hooked  # a bridge is not folded
 def test_folding_the_final_norm_changes_no_reading_in_context(tiny_chat, tiny_model):
     folded = tiny_model(d_vocab=tiny_chat.cfg.d_vocab, n_ctx=512, tokenizer=tiny_chat.tokenizer)
     folded.load_and_process_state_dict(

@@ -124,6 +124,7 @@ def test_the_lens_at_any_number_of_states_is_the_same(tiny, monkeypatch):
     assert list(pieces["probability"]) == pytest.approx(list(whole["probability"]), rel=1e-5)
 
 
+@pytest.mark.hooked  # a bridge is not folded
 def test_folding_the_final_norm_into_the_unembedding_changes_nothing(tiny, tiny_model):
     folded = tiny_model()
     folded.load_and_process_state_dict(

@@ -87,6 +87,7 @@ def normless(demo_tokenizer, tiny_model):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.hooked  # a bridge is made of a whole module
 def test_a_model_without_a_final_norm_has_its_own_numbers(normless):
     with pytest.warns(SharedPrefixWarning):
         vectors = extract(normless, PAIRS, layers=[1], progress=False)

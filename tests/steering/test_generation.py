@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 from helpers.steering import plain_hook
 
 from caa_lens.engine import shared_prefix
@@ -345,7 +345,7 @@ def test_a_soft_cap_of_the_logits_is_felt_when_sampling(small, monkeypatch):
 LONG = 12
 
 
-def with_eos(eos):
+def with_eos(tiny_model, eos):
     return tiny_model(tokenizer=SimpleNamespace(eos_token_id=eos, padding_side="right"))
 
 
@@ -354,13 +354,13 @@ def cut_after(tokens, eos):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_finished_rows_stay_finished_and_the_others_go_on(small, path):
+def test_finished_rows_stay_finished_and_the_others_go_on(small, path, tiny_model):
     prompts = three_prompts()
     endless = tokens_of(small, prompts, max_new_tokens=LONG)
     # An end that the rows reach at different times, and one of them perhaps never.
     ends = [[row.index(eos) if eos in row else LONG for row in endless] for eos in range(64)]
     eos = next(eos for eos, when in enumerate(ends) if len(set(when)) > 1 and 0 < min(when) < 8 and max(when) == LONG)
-    model = with_eos(eos)
+    model = with_eos(tiny_model, eos)
     rows = made_by(path, model, prompts, max_new_tokens=LONG).tokens
     for row, free in zip(rows, endless, strict=True):
         kept = cut_after(free, eos)
@@ -368,14 +368,14 @@ def test_finished_rows_stay_finished_and_the_others_go_on(small, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_generation_ends_as_soon_as_every_row_has(small, path):
+def test_generation_ends_as_soon_as_every_row_has(small, path, tiny_model):
     prompts = three_prompts()
     endless = tokens_of(small, prompts, max_new_tokens=LONG)
     for prompt, free in zip(prompts, endless, strict=True):
         eos = free[5]
-        (row,) = made_by(path, with_eos(eos), [prompt], max_new_tokens=LONG).tokens
+        (row,) = made_by(path, with_eos(tiny_model, eos), [prompt], max_new_tokens=LONG).tokens
         assert row == cut_after(free, eos)
-    assert made_by(path, with_eos(17), prompts, vectors=[towards(small, 17)]).tokens == [[17]] * 3
+    assert made_by(path, with_eos(tiny_model, 17), prompts, vectors=[towards(small, 17)]).tokens == [[17]] * 3
 
 
 def test_text_ends_before_the_end_token(tiny_chat, demo_tokenizer, tiny_model):

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 from helpers.models import random_vectors
-from helpers.steering import LOGITS
+from helpers.steering import LOGITS, Kept
 from helpers.steering import logits_of as logits_of_tokens
 
 from caa_lens.engine.activations import read_residuals
@@ -76,21 +76,16 @@ def test_a_second_threads_block_on_the_same_model_is_refused_and_the_first_goes_
 
 def test_runs_of_two_threads_in_one_block_know_their_own_positions(tiny):
     """One forward waits between a block's pattern and its stream, while another thread runs a text of its own."""
-    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-
-    v, found = random_vectors(tiny)[2], []
-    cache = TransformerLensKeyValueCache.init_cache(tiny.cfg, "cpu", 2)
-    ones = torch.ones_like(TOKENS)
+    v, found, kept = random_vectors(tiny)[2], [], Kept(tiny, 2)
 
     def run_another(activation, hook):
         if not found:
             found.append(None)
-            run = lambda: tiny(TOKENS[:, :1], past_kv_cache=cache, attention_mask=ones[:, :1])  # noqa: E731
-            found.append(in_a_thread(run))
+            found.append(in_a_thread(lambda: kept(TOKENS[:, :1])))
 
     with torch.no_grad(), steer(tiny, v, start=3):
         expected = logits_of(tiny)
-        tiny(TOKENS, past_kv_cache=cache, attention_mask=ones)
+        kept(TOKENS)
         assert torch.equal(logits_of(tiny, ("blocks.2.hook_mlp_out", run_another)), expected)
     assert isinstance(found[1], torch.Tensor)
 

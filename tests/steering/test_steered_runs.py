@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from helpers.models import random_vectors
+from helpers.steering import Kept
 
 from caa_lens.prompts.batches import left_pad
 from caa_lens.prompts.prompt_formats import Prompt
@@ -138,32 +139,27 @@ def test_each_vector_with_a_place_of_its_own_is_told_of_by_itself(tiny):
 
 
 def test_two_caches_in_turn_are_two_runs(tiny):
-    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-
-    v = random_vectors(tiny)[2]
+    v, one = random_vectors(tiny)[2], torch.ones(1, 1, dtype=torch.long)
 
     def caches(*lengths):
-        made = [TransformerLensKeyValueCache.init_cache(tiny.cfg, "cpu", 1) for _ in lengths]
+        made = [Kept(tiny) for _ in lengths]
         for step in range(max(lengths)):
-            for cache, length in zip(made, lengths, strict=True):
+            for kept, length in zip(made, lengths, strict=True):
                 if step < length:
-                    one = torch.ones(1, 1, dtype=torch.long)
-                    tiny(one, past_kv_cache=cache, attention_mask=one)
+                    kept(one)
 
     assert told(tiny, lambda: caches(8, 9), v, start=7) == []
     ((_, text),) = told(tiny, lambda: caches(8, 3), v, start=7)
     assert text.startswith("nothing was steered in 1 of 2 runs: what the model ran has 3 tokens")
 
     def behind_the_span():
-        cache = TransformerLensKeyValueCache.init_cache(tiny.cfg, "cpu", 1)
+        kept = Kept(tiny)
         with steer(tiny, v, start=0):
-            tiny(torch.ones(1, 6, dtype=torch.long), past_kv_cache=cache, attention_mask=torch.ones(1, 6).long())
-        return cache
+            kept(torch.ones(1, 6, dtype=torch.long))
+        return kept
 
-    cache = behind_the_span()
-    one = torch.ones(1, 1, dtype=torch.long)
-    run = lambda: tiny(one, past_kv_cache=cache, attention_mask=one)  # noqa: E731
-    ((_, text),) = told(tiny, run, v, positions=(2, 4))
+    kept = behind_the_span()
+    ((_, text),) = told(tiny, lambda: kept(one), v, positions=(2, 4))
     assert text == "nothing was steered: what ran begins at position 6, behind what is steered, at positions 2 to 3"
 
 

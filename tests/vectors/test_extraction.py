@@ -273,7 +273,7 @@ def test_an_estimator_of_your_own_gets_each_layers_activations_in_the_order_of_t
             for pair in prompts:
                 prompt = pair[side]
                 with torch.no_grad():
-                    _, cache = tiny_chat.run_with_cache(torch.tensor([prompt.tokens]), stop_at_layer=layer + 1)
+                    _, cache = tiny_chat.run_with_cache(torch.tensor([prompt.tokens]))
                 expected.append(cache["resid_post", layer][0, slice(*prompt.read)].mean(0))
             assert relative_error(found, torch.stack(expected)) < 1e-5
         torch.testing.assert_close(vectors[layer].direction, positive[-1] - negative[-1], rtol=1e-6, atol=1e-6)
