@@ -105,7 +105,7 @@ def bridge_without_blocks():
 def bridge_without_a_module():
     """As over a model that another program runs."""
     model = tiny_model(kind="bridge")
-    object.__setattr__(model, "__class__", type("TransformerBridge", (type(model),), {"original_model": None}))
+    model.__class__ = type("Elsewhere", (type(model),), {"original_model": property(lambda self: None)})
     return model
 
 
@@ -200,7 +200,7 @@ OF_BRIDGE = {
     "no blocks": (
         bridge_without_blocks,
         TypeError,
-        "has no list of blocks, expected one stack of them: LlamaForCausal",
+        "has no list of blocks, expected one stack of them: LlamaFor",
     ),
     "elsewhere": (bridge_without_a_module, TypeError, "runs its model elsewhere, expected one whose modules are here"),
     "not loaded": (bridge_on_meta, ValueError, r"weights are not loaded \(model.embed_tokens.weight is on .* 'meta'\)"),

@@ -63,7 +63,7 @@ class Bridge(Adapter):
                 f"{what} is an encoder with a decoder, whose prompt and answer are two streams: take a decoder alone"
             )
         causal = getattr(model.adapter, "supports_causal_loss", True)
-        if not causal or getattr(model.cfg, "attention_dir", "causal") != "causal":
+        if not causal or getattr(model.cfg, "attention_dir", "causal") != "causal" or _reads_both_ways(config):
             raise TypeError(f"{what} is an encoder, whose tokens see those behind them: take a model that generates")
         if not isinstance(getattr(model, "blocks", None), nn.ModuleList) or not len(model.blocks):
             raise TypeError(
@@ -75,7 +75,7 @@ class Bridge(Adapter):
         )
         if lost is not None:
             raise ValueError(
-                f"the model's weights are not loaded ({lost} is on the device 'meta'): load it with "
+                f"the model's weights are not loaded ({lost.replace('_original_component.', '')} is on the device 'meta'): load it with "
                 "caa_lens.load_model(...)"
             )
         if module.training and (names := _dropouts(config)):
@@ -377,6 +377,14 @@ def _device_of(model: Any, part: Any) -> torch.device:
         if getattr(one, "execution_device", None) is not None:
             return torch.device(one.execution_device)
     return next((one.device for one in model.original_model.parameters() if not one.is_meta), torch.device("cpu"))
+
+
+def _reads_both_ways(config: Any) -> bool:
+    """Whether it is of an encoder's family, such as BERT's, and not set up as a decoder."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    is_decoder = getattr(config, "is_decoder", False)
+    return getattr(config, "model_type", None) in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_decoder
 
 
 def _is_offloaded(module: Any) -> bool:
