@@ -88,7 +88,15 @@ def adding(vector, start, multiplier=1.0):
     return plain_hook(vector.layer, vector.direction, start, multiplier)
 
 
+# Hook points of a bridge's block, by what a HookedTransformer calls them.
+NAMES = {"hook_in": "hook_resid_pre", "ln2.hook_in": "hook_resid_mid", "hook_out": "hook_resid_post"}
+
+
 def hook_counts(model):
-    """How many hooks each hook point of a model has, of those that have any; the stream has one name in both kinds."""
-    counts = {point.name: len(point.fwd_hooks) for point in model.hook_points() if point.fwd_hooks}
-    return {re.sub(r"^(blocks\.\d+)\.hook_out$", r"\1.hook_resid_post", name): n for name, n in counts.items()}
+    """How many hooks each hook point of a model has, of those that have any, by names that are those of both kinds."""
+    counts = {}
+    for point in model.hook_points():
+        block, place = re.fullmatch(r"(blocks\.\d+\.)?(.*)", point.name).groups()
+        if point.fwd_hooks:
+            counts[f"{block}{NAMES.get(place, place)}" if block else place] = len(point.fwd_hooks)
+    return counts

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
+from caa_lens.engine.staircase import Staircase
 from caa_lens.measures.answers import score_answers
 from caa_lens.models.adapters import llama_blocks
 from caa_lens.models.unembedding import token_logp
@@ -222,15 +223,22 @@ def test_a_question_longer_than_the_context_is_refused_before_anything_runs(tiny
 
 
 @pytest.mark.parametrize("pairs", [AB, TEXT], ids=["letters", "completions"])
-def test_tokens_in_flight_stay_within_the_budget_whatever_the_number_of_questions(tiny_chat, pairs, monkeypatch):
+def test_tokens_in_flight_stay_within_the_budget_whatever_the_number_of_questions(tiny_chat, pairs, kind, monkeypatch):
     seen = []
-    run_block = llama_blocks.run_block
+    run_block, split_off = llama_blocks.run_block, Staircase.__call__
 
     def recording(block, resid, attend):
         seen.append(resid.shape[:-1].numel())
         return run_block(block, resid, attend)
 
-    monkeypatch.setattr(llama_blocks, "run_block", recording)
+    def recording_rows(stairs, layer, resid):
+        rows = split_off(stairs, layer, resid)
+        seen.append(rows.shape[:-1].numel())
+        return rows
+
+    if kind == "hooked":  # prompts too
+        monkeypatch.setattr(llama_blocks, "run_block", recording)
+    monkeypatch.setattr(Staircase, "__call__", recording_rows)
     monkeypatch.setattr(shared_prefix, "MOST_TOKENS", 200)
     peaks = []
     for n_copies in (1, 3):
@@ -248,6 +256,7 @@ def test_the_prefix_budget_counts_keys_and_values(tiny_chat, monkeypatch):
     assert shared_prefix.prefix_budget(tiny_chat, 5000) == 1
 
 
+@pytest.mark.hooked  # what a bridge runs has the cap in itself
 def test_a_model_that_caps_its_logits_is_scored_by_the_capped_ones(tiny_chat, tiny_model):
     capped = tiny_model(d_vocab=tiny_chat.cfg.d_vocab, n_ctx=512, tokenizer=tiny_chat.tokenizer)
     capped.cfg.output_logits_soft_cap = 0.5

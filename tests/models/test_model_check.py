@@ -265,6 +265,7 @@ def test_every_function_refuses_it_by_name_before_anything_runs(call, wrong):
     assert not ran
 
 
+@pytest.mark.filterwarnings("ignore::caa_lens.measures.training_pairs.TrainingPairsWarning")
 @pytest.mark.parametrize("call", CALLS)
 def test_every_function_takes_both_kinds(call, tiny_chat):
     CALLS[call](tiny_chat)

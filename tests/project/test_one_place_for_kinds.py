@@ -15,7 +15,6 @@ MAY_ASK = ("models/adapters/", "models/loading/", "models/checks.py")
 ALLOWED = {
     "provenance.py": STREAM,  # a vector's `hook_name`
     "engine/edits.py": {"hook_out"},  # the (name, function) pair that either kind is given
-    "vectors/formats/tensor_files.py": STREAM,  # names of tensors in other people's files
     "models/comparison.py": {"past_key_values"},  # the module of Hugging Face before anything is put around it
 }
 
@@ -84,5 +83,7 @@ def test_a_place_that_asks_is_found_however_it_asks(source, word):
 
 
 def test_what_is_said_to_people_is_not_asked():
-    source = '"""A HookedTransformer."""\ndef f():\n    """Of original_model."""\n    raise TypeError("no TransformerBridge")'
+    source = (
+        '"""Of HookedTransformer."""\ndef f():\n    """Of hook_out."""\n    raise TypeError("no TransformerBridge")'
+    )
     assert asked(source, "measures/answers.py") == []

@@ -74,8 +74,9 @@ class Bridge(Adapter):
             (name for name, one in module.named_parameters() if one.is_meta and not _is_offloaded(module)), None
         )
         if lost is not None:
+            lost = lost.replace("_original_component.", "")  # a bridge's own, within the module's names
             raise ValueError(
-                f"the model's weights are not loaded ({lost.replace('_original_component.', '')} is on the device 'meta'): load it with "
+                f"the model's weights are not loaded ({lost} is on the device 'meta'): load it with "
                 "caa_lens.load_model(...)"
             )
         if module.training and (names := _dropouts(config)):
