@@ -21,31 +21,31 @@ torch.set_num_threads(1)
 
 def pytest_generate_tests(metafunc):
     """Whatever asks for a small model runs once a kind; what is marked `hooked`, on a HookedTransformer alone."""
-    if "kind" in metafunc.fixturenames:
+    if "model_kind" in metafunc.fixturenames:
         kinds = ("hooked",) if metafunc.definition.get_closest_marker("hooked") else kinds_here()
-        metafunc.parametrize("kind", kinds, indirect=True, scope="session")
+        metafunc.parametrize("model_kind", kinds, indirect=True, scope="session")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """The half of a test that is about a bridge is what `-m bridge` chooses."""
     for item in items:
-        if hasattr(item, "callspec") and item.callspec.params.get("kind") == "bridge":
+        if hasattr(item, "callspec") and item.callspec.params.get("model_kind") == "bridge":
             item.add_marker(pytest.mark.bridge)
         if item.get_closest_marker("hooked") and "hooked" not in kinds_here():
             item.add_marker(pytest.mark.skip(reason="is about HookedTransformer, which TransformerLens 4 has not"))
 
 
 @pytest.fixture(scope="session")
-def kind(request):
+def model_kind(request):
     """Which of TransformerLens' two kinds the test's small models are: "hooked" or "bridge"."""
     return request.param
 
 
 @pytest.fixture(scope="session")
-def tiny_model(kind):
+def tiny_model(model_kind):
     """Makes small random Llamas of the kind that the test is run for."""
-    return partial(make_tiny_model, kind=kind)
+    return partial(make_tiny_model, kind=model_kind)
 
 
 @pytest.fixture(scope="session")

@@ -128,10 +128,10 @@ def test_some_layers_are_those_of_the_full_run_in_ascending_order(tiny):
 def test_callers_hooks_are_felt_and_kept(tiny):
     prompts = random_prompts([9, 21, 4])
     (plain,) = read_residuals(tiny, prompts)
-    tiny.add_hook("blocks.2.hook_resid_mid", lambda resid, hook: resid * 1.5)
+    tiny.add_hook("blocks.2.hook_mlp_out", lambda out, hook: out * 1.5)
     before = hook_counts(tiny)
     (found,) = read_residuals(tiny, prompts)
-    assert hook_counts(tiny) == before == {"blocks.2.hook_resid_mid": 1}
+    assert hook_counts(tiny) == before == {"blocks.2.hook_mlp_out": 1}
     assert_same(found, one_by_one(tiny, prompts))
     torch.testing.assert_close(found[:, :2], plain[:, :2], rtol=1e-5, atol=1e-5)
     assert ((found - plain)[:, 2:].norm(dim=-1) > 0.1).all()

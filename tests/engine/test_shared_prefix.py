@@ -57,11 +57,11 @@ def test_suffixes_behind_a_prefix_equal_whole_texts(n_key_value_heads, tiny_mode
             assert_close(out[i, row, :length], own[-1, n:], atol=2e-5, rtol=1e-5)
 
 
-def test_a_batch_of_empty_prefixes_is_a_plain_forward(tiny, kind):
+def test_a_batch_of_empty_prefixes_is_a_plain_forward(tiny, model_kind):
     with torch.inference_mode():
         prefix = shared_prefix.prefill(tiny, [[], [], []])  # not as many as key heads
         out = shared_prefix.run_suffixes(tiny, prefix, [[text] for text in TEXTS[:3]], lambda layer, resid: resid)
-    if kind == "hooked":
+    if model_kind == "hooked":
         assert prefix.keys[0].shape == (3, 2, 8, 0)
         assert prefix.values[0].shape == (3, 2, 0, 8)
     else:

@@ -89,7 +89,12 @@ def adding(vector, start, multiplier=1.0):
 
 
 # Hook points of a bridge's block, by what a HookedTransformer calls them.
-NAMES = {"hook_in": "hook_resid_pre", "ln2.hook_in": "hook_resid_mid", "hook_out": "hook_resid_post"}
+NAMES = {
+    "hook_in": "hook_resid_pre",
+    "ln2.hook_in": "hook_resid_mid",
+    "hook_out": "hook_resid_post",
+    "mlp.hook_out": "hook_mlp_out",
+}
 
 
 def hook_counts(model):

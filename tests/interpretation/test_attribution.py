@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import random_vectors
+from helpers.steering import streams
 from torch.testing import assert_close
 
 from caa_lens.contrast.sets import ContrastSet
@@ -112,7 +113,7 @@ def test_the_direct_path_and_the_norms_scale_by_hand(tiny):
         for multiplier in (0, m):
             hook = v.hook(multiplier=multiplier, start=text.steer_start)
             with torch.no_grad(), tiny.hooks(fwd_hooks=[hook]):
-                final.append(tiny(torch.tensor([text.tokens]), stop_at_layer=5)[0, -1])
+                final.append(streams(tiny, [text.tokens])[-1, 0, -1])
         before, after = ((x.pow(2).mean() + tiny.cfg.eps).sqrt() for x in final)
         u = (tiny.ln_final.w * (tiny.W_U[:, a] - tiny.W_U[:, b])).detach()
         assert frame[i, "vector 2"] == pytest.approx(float(m * v.direction @ u / after), rel=1e-3)

@@ -144,7 +144,7 @@ def test_hooks_of_the_caller_are_felt_and_the_slower_path_is_announced(tiny_chat
     conditions = grid(tiny_chat)[:4]
     plain = score_answers(tiny_chat, pairs, conditions, progress=False)
     with tiny_chat.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", double)]):
-        with pytest.warns(SharedPrefixWarning, match="hooks of your own at blocks.0.hook_resid_pre"):
+        with pytest.warns(SharedPrefixWarning, match=r"hooks of your own at blocks\.0\.hook_(resid_pre|in)$"):
             hooked = score_answers(tiny_chat, pairs, conditions, progress=False)
         expected = torch.tensor([[twin(tiny_chat, pair, c) for c in conditions] for pair in pairs])
     assert_close(hooked.values, expected, atol=1e-4, rtol=0)
@@ -223,7 +223,9 @@ def test_a_question_longer_than_the_context_is_refused_before_anything_runs(tiny
 
 
 @pytest.mark.parametrize("pairs", [AB, TEXT], ids=["letters", "completions"])
-def test_tokens_in_flight_stay_within_the_budget_whatever_the_number_of_questions(tiny_chat, pairs, kind, monkeypatch):
+def test_tokens_in_flight_stay_within_the_budget_whatever_the_number_of_questions(
+    tiny_chat, pairs, model_kind, monkeypatch
+):
     seen = []
     run_block, split_off = llama_blocks.run_block, Staircase.__call__
 
@@ -236,7 +238,7 @@ def test_tokens_in_flight_stay_within_the_budget_whatever_the_number_of_question
         seen.append(rows.shape[:-1].numel())
         return rows
 
-    if kind == "hooked":  # prompts too
+    if model_kind == "hooked":  # prompts too
         monkeypatch.setattr(llama_blocks, "run_block", recording)
     monkeypatch.setattr(Staircase, "__call__", recording_rows)
     monkeypatch.setattr(shared_prefix, "MOST_TOKENS", 200)

@@ -205,6 +205,7 @@ class Bridge(Adapter):
             mask=run.mask,
             run=run.number,
             injected=injected and getattr(block, "_start_at_layer_idx", None) == layer,
+            stops=getattr(block, "_stop_at_layer_idx", None) == layer,
         )
 
     def cache_of(self, model: Any, run: int) -> Any:
