@@ -377,6 +377,11 @@ def test_bad_requests_are_refused(tiny, tiny_model):
         logit_lens(tiny, vectors, layers=[5])
     with pytest.raises(IndexError, match="no vector for layer 2"):
         logit_lens(tiny, vectors.at([1, 3]), layers=[2])
+
+
+@pytest.mark.hooked  # what a bridge runs is in its module
+def test_a_final_norm_without_a_formula_is_refused(tiny):
+    vectors = random_vectors(tiny)
     tiny.ln_final = torch.nn.BatchNorm1d(tiny.cfg.d_model)
     with pytest.raises(ValueError, match="the final norm of 'tiny-random-llama' is a BatchNorm1d, expected RMSNorm"):
         logit_lens(tiny, vectors)

@@ -231,9 +231,26 @@ AROUND = pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace th
 
 
 # Compiling takes a second or more a time; the second backend is another one for the whole model and for a part of it.
-@AROUND
+@pytest.mark.hooked
 @pytest.mark.parametrize(("way", "backend"), [*((way, "eager") for way in WAYS), *AOT])
 def test_compiled_code_is_steered_inside_the_block_and_plain_after_it(small, way, backend):
+    assert_steered_inside_only(small, way, backend)
+    if way == "a block":  # what the block saves from: TransformerLens' own hooks are dropped
+        v = random_vectors(small)[0]
+        with torch.no_grad():
+            assert is_close(logits_of(small, v.hook(start=0)), logits_of(small))
+
+
+@AROUND
+@pytest.mark.bridge
+@pytest.mark.parametrize(("way", "backend"), [("wrapped", "eager"), ("a block", "aot_eager")])
+def test_compiled_code_of_a_bridge_is_steered_inside_the_block_and_plain_after_it(way, backend):
+    torch._dynamo.reset()
+    assert_steered_inside_only(make_tiny_model(kind="bridge", n_layers=1), way, backend)
+    torch._dynamo.reset()
+
+
+def assert_steered_inside_only(small, way, backend):
     v = random_vectors(small)[0]
     plain, steered = logits_of(small), logits_of(small, v.hook(start=0))
     with torch.no_grad():
@@ -243,11 +260,9 @@ def test_compiled_code_is_steered_inside_the_block_and_plain_after_it(small, way
             with steer(small, v, start=0):
                 assert is_close(compiled(TOKENS), steered)
             assert is_close(compiled(TOKENS), plain)
-    if way == "a block":  # what the block saves from: TransformerLens' own hooks are dropped
-        assert is_close(logits_of(small, v.hook(start=0)), plain)
 
 
-@AROUND
+@pytest.mark.hooked
 def test_what_is_compiled_inside_a_block_does_not_keep_its_hooks(small):
     v = random_vectors(small)[0]
     plain, steered = logits_of(small), logits_of(small, v.hook(start=0))

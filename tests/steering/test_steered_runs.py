@@ -68,7 +68,6 @@ def test_hooks_that_were_reset_are_told_of_with_the_runs_they_missed(tiny, model
         (lambda m, h: m(TOKENS, stop_at_layer=3), [2], None),
         (lambda m, h: m(TOKENS, stop_at_layer=3), [1, 4], "the vector at layer 4 was not added: what ran stopped"),
         (lambda m, h: m(TOKENS, stop_at_layer=1), [0, 3, 4], "the vectors at layers 3 and 4 were not added: what ran"),
-        (lambda m, h: m.run_with_cache(TOKENS, stop_at_layer=1), [2], "nothing was steered: what ran stopped after"),
     ],
 )
 def test_runs_that_stop_before_a_vectors_layer_are_told_of(tiny, run, layers, expected):
@@ -94,9 +93,10 @@ def assert_told(tiny, run, layers, expected):
         (lambda m, h: m(h, start_at_layer=-2), [2], "nothing was steered: what ran started at block 3, above layer 2"),
         (lambda m, h: (m(TOKENS), m(h, start_at_layer=3)), [2], "nothing was steered in 1 of 2 runs: what ran started"),
         (lambda m, h: m.blocks[4](m.blocks[3](h)), [2], "nothing was steered: what ran started at block 3, above"),
+        (lambda m, h: m.run_with_cache(TOKENS, stop_at_layer=1), [2], "nothing was steered: what ran stopped after"),
     ],
 )
-def test_runs_that_start_above_a_vectors_layer_are_told_of(tiny, run, layers, expected):
+def test_parts_of_runs_without_a_vectors_layer_are_told_of(tiny, run, layers, expected):
     assert_told(tiny, run, layers, expected)
 
 

@@ -37,13 +37,14 @@ class Bridge(Adapter):
 
     def meet(self, model: Any) -> None:
         """Let a bridge's hook points know how many tokens lie behind a run; once a model."""
-        if watch_at(model.blocks[0].hook_out) is not None:
+        if watch_at(model.blocks[0]) is not None:
             return
         watch = Watch()
         module = model.original_model
         module.register_forward_pre_hook(watch.enter, with_kwargs=True)
         module.register_forward_hook(watch.leave, with_kwargs=True)
         for block in model.blocks:
+            stamp(block, watch)  # another module may come in its hook point's place
             stamp(block.hook_out, watch)
             attention = getattr(block, "attn", None)
             if isinstance(attention, nn.Module):
@@ -194,9 +195,10 @@ class Bridge(Adapter):
         return [point]
 
     def entering(self, model: Any, layer: int, given: tuple, keywords: Mapping[str, Any]) -> Entry:
-        watch = watch_at(model.blocks[layer].hook_out)
+        block = model.blocks[layer]
+        watch = watch_at(block)
         assert watch is not None
-        run, block = watch.run, model.blocks[layer]
+        run = watch.run
         injected = getattr(block, "_start_residual", None) is not None
         return Entry(
             resid=given[0] if given else keywords["hidden_states"],
