@@ -22,7 +22,11 @@ torch.set_num_threads(1)
 def pytest_generate_tests(metafunc):
     """Whatever asks for a small model runs once a kind; what is marked `hooked`, on a HookedTransformer alone."""
     if "model_kind" in metafunc.fixturenames:
-        kinds = ("hooked",) if metafunc.definition.get_closest_marker("hooked") else kinds_here()
+        kinds = kinds_here()
+        if metafunc.definition.get_closest_marker("one_kind"):
+            kinds = kinds[:1]
+        if metafunc.definition.get_closest_marker("hooked"):
+            kinds = ("hooked",)
         metafunc.parametrize("model_kind", kinds, indirect=True, scope="session")
 
 

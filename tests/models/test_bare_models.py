@@ -10,6 +10,7 @@ from caa_lens.interpretation.residual_stream import residual_lens
 from caa_lens.interpretation.similarity import token_similarity
 from caa_lens.measures.answers import score_answers
 from caa_lens.measures.open_ended.text_measures import measure_texts
+from caa_lens.models.checks import check_model
 from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.generation import generate, generate_stream, generate_tokens
 from caa_lens.steering.interventions import Intervention
@@ -48,6 +49,7 @@ def test_a_prompt_of_ids_has_the_positions_it_was_told():
 
 
 def test_what_needs_a_tokenizer_says_so_before_the_model_runs(tiny, monkeypatch):
+    check_model(tiny)  # a bridge is compared once with the module inside
     monkeypatch.setattr(tiny, "forward", lambda *given, **options: pytest.fail("ran"))
     for call in (
         lambda: generate(tiny, PROMPT),

@@ -94,7 +94,7 @@ def plain_probabilities(model, steps=()):
     return torch.stack(values)
 
 
-def test_probabilities_in_half_precision_are_no_further_from_float32_than_plain_forwards_are(both):
+def test_probabilities_in_half_precision_are_no_further_from_float32_than_plain_forwards_are(both, model_kind):
     exact, half = both
     vector = random_vectors(exact)[2]
     own, rounded, scored = [], [], []
@@ -107,7 +107,7 @@ def test_probabilities_in_half_precision_are_no_further_from_float32_than_plain_
         scored.append((found - reference).abs().mean())
         rounded.append((plain_probabilities(half, steps) - reference).abs().mean())
     assert sum(scored) <= 1.5 * sum(rounded)
-    if half.cfg.dtype == torch.bfloat16:
+    if half.cfg.dtype == torch.bfloat16 and model_kind == "hooked":
         assert sum(scored) < sum(rounded)
     # Two logits that are multiples of 0.125 give a handful of probabilities.
     assert len(set(own[0].tolist())) > 35
