@@ -14,6 +14,7 @@ from caa_lens.interpretation.similarity import token_similarity
 from caa_lens.measures.answers import score_answers
 from caa_lens.measures.open_ended.text_measures import measure_texts
 from caa_lens.measures.sweeps import sweep
+from caa_lens.models.checks import check_model
 from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.generation import generate, generate_tokens
 from caa_lens.steering.interventions import Intervention
@@ -56,6 +57,7 @@ def test_a_step_is_refused_where_the_models_dtype_ends(dtype, largest, tiny_mode
 @pytest.mark.parametrize("operator", ["add", "ablate", "set"])
 def test_every_use_of_a_multiplier_is_checked_before_the_model_runs(half, operator, monkeypatch):
     vectors = random_vectors(half)
+    check_model(half)  # a bridge is compared once with the module inside
     monkeypatch.setattr(half, "forward", lambda *given, **options: pytest.fail("ran"))
     step = Intervention(vector=vectors[2], multiplier=1e6, operator=operator)
     prompt = Prompt.from_tokens([1, 2, 3])

@@ -44,8 +44,8 @@ class Bridge(Adapter):
         module.register_forward_pre_hook(watch.enter, with_kwargs=True)
         module.register_forward_hook(watch.leave, with_kwargs=True)
         for block in model.blocks:
-            stamp(block, watch)  # another module may come in its hook point's place
-            stamp(block.hook_out, watch)
+            for place in (block, block.hook_out):  # another module may come in the hook point's place
+                stamp(place, watch)
             attention = getattr(block, "attn", None)
             if isinstance(attention, nn.Module):
                 attention.register_forward_pre_hook(watch.repair, with_kwargs=True)
@@ -195,8 +195,7 @@ class Bridge(Adapter):
         return [point]
 
     def entering(self, model: Any, layer: int, given: tuple, keywords: Mapping[str, Any]) -> Entry:
-        block = model.blocks[layer]
-        watch = watch_at(block)
+        watch = watch_at(block := model.blocks[layer])
         assert watch is not None
         run = watch.run
         injected = getattr(block, "_start_residual", None) is not None
@@ -387,8 +386,8 @@ def _reads_both_ways(config: Any) -> bool:
     """Whether it is of an encoder's family, such as BERT's, and not set up as a decoder."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    is_decoder = getattr(config, "is_decoder", False)
-    return getattr(config, "model_type", None) in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_decoder
+    kind, is_decoder = getattr(config, "model_type", None), getattr(config, "is_decoder", False)
+    return kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_decoder
 
 
 def _is_offloaded(module: Any) -> bool:
