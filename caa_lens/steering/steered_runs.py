@@ -180,7 +180,9 @@ class SteeredRuns:
         for index, block in enumerate(model.blocks):
 
             def enter(module: Any, given: tuple, keywords: dict, index: int = index) -> None:
-                self._enter_block(index, adapter.entering(model, index, given, keywords))
+                entry = adapter.entering(model, index, given, keywords)
+                if not entry.stops:
+                    self._enter_block(index, entry)
 
             def leave(module: Any, given: tuple, output: Any, index: int = index) -> None:
                 self._leave_block(index, output[0] if isinstance(output, tuple) else output)

@@ -51,6 +51,7 @@ class Entry:
         mask: which tokens attention may see, `[batch pos]`, those behind included; None for all.
         run: a number of the forward, where the model tells it; None where it does not.
         injected: whether the stream was put in here, and what the blocks below wrote is forgotten.
+        stops: whether the run ends before this block, as the caller asked.
     """
 
     resid: Float[Tensor, "batch pos d_model"]
@@ -59,6 +60,7 @@ class Entry:
     mask: Tensor | None
     run: int | None = None
     injected: bool = False
+    stops: bool = False
 
 
 @runtime_checkable

@@ -37,14 +37,15 @@ class Bridge(Adapter):
 
     def meet(self, model: Any) -> None:
         """Let a bridge's hook points know how many tokens lie behind a run; once a model."""
-        if watch_at(model.blocks[0].hook_out) is not None:
+        if watch_at(model.blocks[0]) is not None:
             return
         watch = Watch()
         module = model.original_model
         module.register_forward_pre_hook(watch.enter, with_kwargs=True)
         module.register_forward_hook(watch.leave, with_kwargs=True)
         for block in model.blocks:
-            stamp(block.hook_out, watch)
+            for place in (block, block.hook_out):  # another module may come in the hook point's place
+                stamp(place, watch)
             attention = getattr(block, "attn", None)
             if isinstance(attention, nn.Module):
                 attention.register_forward_pre_hook(watch.repair, with_kwargs=True)
@@ -63,7 +64,7 @@ class Bridge(Adapter):
                 f"{what} is an encoder with a decoder, whose prompt and answer are two streams: take a decoder alone"
             )
         causal = getattr(model.adapter, "supports_causal_loss", True)
-        if not causal or getattr(model.cfg, "attention_dir", "causal") != "causal":
+        if not causal or getattr(model.cfg, "attention_dir", "causal") != "causal" or _reads_both_ways(config):
             raise TypeError(f"{what} is an encoder, whose tokens see those behind them: take a model that generates")
         if not isinstance(getattr(model, "blocks", None), nn.ModuleList) or not len(model.blocks):
             raise TypeError(
@@ -74,6 +75,7 @@ class Bridge(Adapter):
             (name for name, one in module.named_parameters() if one.is_meta and not _is_offloaded(module)), None
         )
         if lost is not None:
+            lost = lost.replace("_original_component.", "")  # a bridge's own, within the module's names
             raise ValueError(
                 f"the model's weights are not loaded ({lost} is on the device 'meta'): load it with "
                 "caa_lens.load_model(...)"
@@ -193,9 +195,9 @@ class Bridge(Adapter):
         return [point]
 
     def entering(self, model: Any, layer: int, given: tuple, keywords: Mapping[str, Any]) -> Entry:
-        watch = watch_at(model.blocks[layer].hook_out)
+        watch = watch_at(block := model.blocks[layer])
         assert watch is not None
-        run, block = watch.run, model.blocks[layer]
+        run = watch.run
         injected = getattr(block, "_start_residual", None) is not None
         return Entry(
             resid=given[0] if given else keywords["hidden_states"],
@@ -204,6 +206,7 @@ class Bridge(Adapter):
             mask=run.mask,
             run=run.number,
             injected=injected and getattr(block, "_start_at_layer_idx", None) == layer,
+            stops=getattr(block, "_stop_at_layer_idx", None) == layer,
         )
 
     def cache_of(self, model: Any, run: int) -> Any:
@@ -377,6 +380,14 @@ def _device_of(model: Any, part: Any) -> torch.device:
         if getattr(one, "execution_device", None) is not None:
             return torch.device(one.execution_device)
     return next((one.device for one in model.original_model.parameters() if not one.is_meta), torch.device("cpu"))
+
+
+def _reads_both_ways(config: Any) -> bool:
+    """Whether it is of an encoder's family, such as BERT's, and not set up as a decoder."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    kind, is_decoder = getattr(config, "model_type", None), getattr(config, "is_decoder", False)
+    return kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_decoder
 
 
 def _is_offloaded(module: Any) -> bool:
