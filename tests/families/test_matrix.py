@@ -1,19 +1,20 @@
-"""Every function on a `TransformerBridge` of every family: the twin's numbers, or a refusal that docs/families.md tells."""
+"""On a bridge of every family every function gives the twin's numbers, or refuses as docs/families.md says."""
 
 import pytest
-from helpers.families import DECODERS, FAMILIES, OTHERS, RECURRENT, bridge_of, demo_tokenizer, hf_of
-from helpers.family_checks import CHECKS, Case, by_name
+from helpers.families import DECODERS, OTHERS, RECURRENT, bridge_of
+from helpers.family_checks import AB, by_name, case_of
 from helpers.family_pages import found_of, row_of, written_rows
-from helpers.family_twins import Twin
+from helpers.models import random_vectors
+from helpers.twins import ENTRIES, run_with_one_vector_at_layer_1
+
+import caa_lens as cl
 
 pytestmark = pytest.mark.bridge
 
 
 @pytest.fixture(scope="module", params=[*DECODERS, *RECURRENT])
 def case(request):
-    return Case(
-        name=request.param, model=bridge_of(request.param), twin=Twin(hf_of(request.param), demo_tokenizer())
-    )
+    return case_of(request.param)
 
 
 @by_name
@@ -22,4 +23,22 @@ def test_a_bridge_gives_the_twins_numbers_or_refuses(case, check):
 
 
 def test_the_page_of_families_says_what_was_found(case):
-    assert written_rows()[case.name] == row_of(case), "run: python docs/families.py"
+    assert written_rows().get(case.name) == row_of(case), "run: python docs/families.py"
+
+
+@pytest.fixture(scope="module", params=OTHERS)
+def other(request):
+    return bridge_of(request.param)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_model_that_does_not_write_from_left_to_right_is_refused(other, entry):
+    with pytest.raises((TypeError, ValueError), match=r"encoder|BERT|T5|from left to right|causal"):
+        run_with_one_vector_at_layer_1(entry, other)
+
+
+def test_nothing_is_read_of_a_model_that_does_not_write_from_left_to_right(other):
+    with pytest.raises((TypeError, ValueError), match=r"encoder|BERT|T5|from left to right|causal"):
+        cl.extract(other, AB, progress=False)
+    with pytest.raises((TypeError, ValueError), match=r"encoder|BERT|T5|from left to right|causal"):
+        cl.logit_lens(other, random_vectors(other))

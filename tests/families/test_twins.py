@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.families import DECODERS, RECURRENT, WINDOWED, hf_of, demo_tokenizer
+from helpers.families import DECODERS, RECURRENT, WINDOWED, demo_tokenizer, hf_of
 from helpers.family_checks import AB, LONG, TEXTS, Case, assert_near, by_name, outcome
 from helpers.family_twins import Twin, text_of
 

@@ -1,8 +1,8 @@
 """Small random models of many families, as Hugging Face computes them, and `TransformerBridge`s around copies of them.
 
 Four blocks of width 64 behind the demo model's vocabulary, so that prompts are real. Every parameter is random and
-large enough to count: biases, the weights of all norms, sinks, the experts' routers. `hf_of` gives the model that nobody
-has touched, in float32 and with eager attention, `bridge_of` a bridge as a user boots one, around another copy.
+large enough to count: biases, the weights of all norms, sinks, the experts' routers. `hf_of` gives the model that
+nobody has touched, in float32 and with eager attention, `bridge_of` a bridge as a user boots one, around another copy.
 """
 
 import warnings
@@ -34,8 +34,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2Config", WIDE | {"sliding_window": WINDOW, "query_pre_attn_scalar": 24}),
     "gemma3": (
         "Gemma3TextConfig",
-        WIDE
-        | {"sliding_window": WINDOW, "query_pre_attn_scalar": 24, "layer_types": [LOCAL, LOCAL, GLOBAL, LOCAL]},
+        WIDE | {"sliding_window": WINDOW, "query_pre_attn_scalar": 24, "layer_types": [LOCAL, LOCAL, GLOBAL, LOCAL]},
     ),
     "mistral": ("MistralConfig", GROUPED | {"sliding_window": None}),
     "mistral window": ("MistralConfig", GROUPED | {"sliding_window": WINDOW}),
@@ -66,7 +65,10 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("OPTConfig", SHAPE | {"ffn_dim": 96, "word_embed_proj_dim": D_MODEL}),
     "bloom": ("BloomConfig", {"hidden_size": D_MODEL, "n_layer": N_LAYERS, "n_head": 4}),
     "falcon": ("FalconConfig", SHAPE | {"alibi": False, "multi_query": True, "parallel_attn": True}),
-    "falcon alibi": ("FalconConfig", SHAPE | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}),
+    "falcon alibi": (
+        "FalconConfig",
+        SHAPE | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+    ),
     "mpt": ("MptConfig", {"d_model": D_MODEL, "n_layers": N_LAYERS, "n_heads": 4, "max_seq_len": N_CTX}),
     "gptj": ("GPTJConfig", GPT | {"rotary_dim": 8}),
     "gpt neo": (
@@ -171,12 +173,11 @@ def hf_of(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **sai
 
     config_class, options = FAMILIES[name]
     config = getattr(transformers, config_class)(**VOCABULARY, **(options | said))
-    make = {"bert": "BertLMHeadModel", "t5": "T5ForConditionalGeneration"}.get(name)
+    make = {"bert": "BertForMaskedLM", "t5": "T5ForConditionalGeneration"}.get(name)
     torch.manual_seed(seed)
     if make is None:
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     else:
-        config.is_decoder = name == "bert" or config.is_decoder
         config._attn_implementation = "eager"
         model = getattr(transformers, make)(config)
     model = model.float().eval()

@@ -18,6 +18,7 @@ import caa_lens as cl
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
 from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.generation import generate_tokens
+from helpers.families import bridge_of, demo_tokenizer, hf_of
 from helpers.family_twins import Step, Twin
 from helpers.models import random_vectors
 
@@ -46,6 +47,11 @@ class Case:
         return Step(layer, self.vectors[layer].direction, start, multiplier, operator)
 
 
+def case_of(name: str) -> Case:
+    """A family's bridge and its twin."""
+    return Case(name=name, model=bridge_of(name), twin=Twin(hf_of(name), demo_tokenizer()))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What came of a check: refused, or the twin's numbers, perhaps by way of the model's own whole forward."""
@@ -61,7 +67,7 @@ def outcome(case: Case, check: Callable[[Case], None]) -> Outcome:
         try:
             check(case)
         except (ValueError, TypeError, RuntimeError) as error:
-            if type(error) not in (ValueError, TypeError, RuntimeError) or not _is_ours(error):
+            if type(error) not in (ValueError, TypeError, RuntimeError) or not is_ours(error):
                 raise
             return Outcome(refused=_in_one_line(error))
     slow = [one for one in caught if issubclass(one.category, SharedPrefixWarning)]
@@ -70,7 +76,7 @@ def outcome(case: Case, check: Callable[[Case], None]) -> Outcome:
     return Outcome(slow=_in_one_line(slow[0].message) if slow else "")
 
 
-def _is_ours(error: BaseException) -> bool:
+def is_ours(error: BaseException) -> bool:
     """Whether it was raised in the package itself, in a sentence of its own."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:

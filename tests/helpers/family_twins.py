@@ -19,13 +19,14 @@ NO_CAP = 1e6  # a soft cap that changes nothing
 
 
 class Step(NamedTuple):
-    """What is done to the stream behind one block, from a position on."""
+    """What is done to the stream behind one block, from a position on, up to another one if it is said."""
 
     layer: int
     direction: Tensor
     start: int
     multiplier: float = 1.0
     operator: str = "add"
+    stop: int | None = None
 
     def apply(self, stream: Tensor) -> Tensor:
         """The stream `[batch pos d_model]` after it, in the three operators' own formulas."""
@@ -37,7 +38,9 @@ class Step(NamedTuple):
             "ablate": stream - m * along * unit,
             "set": stream + (m * v.norm() - along) * unit,
         }[self.operator]
-        return torch.cat([stream[:, : self.start], changed[:, self.start :]], dim=1)
+        position = torch.arange(stream.shape[1])[:, None]
+        here = position >= self.start
+        return torch.where(here if self.stop is None else here & (position < self.stop), changed, stream)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,9 +180,8 @@ class Twin:
     @torch.no_grad()
     def tail(self, states: Tensor) -> Tensor:
         """`[state d_vocab]`: the model's logits where these states, `[state d_model]`, are the last block's output."""
-        found = []
+        found, last = [], self.n_layers - 1
         for some in states.split(AT_ONCE):
-            last = self.n_layers - 1
             with self._behind_blocks(lambda layer, stream, some=some: some[None] if layer == last else stream):
                 found.append(self.hf(torch.full((1, len(some)), 5), use_cache=False).logits[0])
         return torch.cat(found)
