@@ -163,6 +163,16 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("T5Config", {"d_model": D_MODEL, "num_layers": N_LAYERS, "num_heads": 4, "d_ff": 96, "d_kv": 16}),
 }
 FAMILIES = DECODERS | RECURRENT | OTHERS
+# What a block's attention adds to the stream, where that is not the output of its module of attention: another module's
+# output, times a factor.
+ATTENTION_WRITES: dict[str, tuple[str, float]] = {
+    **dict.fromkeys(("gemma2", "gemma3", "olmo2", "olmo3", "exaone4"), ("post_attention_layernorm", 1.0)),
+    "glm4": ("post_self_attn_layernorm", 1.0),
+    "granite": ("self_attn", 0.7),
+    "granite moe": ("self_attn", 0.7),
+    "bloom": ("self_attention.dense", 1.0),
+    "gpt neo": ("attn.attention", 1.0),
+}
 # Where a prompt of twenty tokens is longer than what some layers look back.
 WINDOWED = tuple(name for name, (_, said) in DECODERS.items() if WINDOW in said.values())
 

@@ -18,7 +18,7 @@ import caa_lens as cl
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
 from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.generation import generate_tokens
-from helpers.families import bridge_of, demo_tokenizer, hf_of
+from helpers.families import ATTENTION_WRITES, bridge_of, demo_tokenizer, hf_of
 from helpers.family_twins import Step, Twin
 from helpers.models import random_vectors
 
@@ -340,7 +340,8 @@ def attribute_logits(case: Case) -> None:
         texts = [case.twin.text(pair.question, answer) for answer in (pair.positive, pair.negative)]
         ids = [text.tokens[text.read[0]] for text in texts]
         asked = texts[0].tokens[: texts[0].read[0]]
-        runs = [case.twin.run(asked), case.twin.run(asked, [case.step(1, m, start=texts[0].start)])]
+        steered = [case.step(1, m, start=texts[0].start)]
+        runs = [case.twin.run(asked), case.twin.run(asked, steered)]
         own = torch.stack([run.logits[-1, ids[0]] - run.logits[-1, ids[1]] for run in runs])
         rows = found.frame[found.frame["question"] == question]
         size = float(max(run.logits[-1].abs().max() for run in runs))
@@ -356,6 +357,12 @@ def attribute_logits(case: Case) -> None:
         expected = [*(said[:-1] / s1), said[-1] * (1 / s1 - 1 / s0)]
         by_layer = rows.groupby(rows["layer"].fillna(case.twin.n_layers))["contribution"].sum()
         assert_near(by_layer.sort_index().to_numpy(float), torch.stack(expected), least=20 * RELATIVE * size)
+
+        at, factor = ATTENTION_WRITES.get(case.name, ("", 1.0))
+        attn = [case.twin.attention_writes(asked, steps, at=at, factor=factor)[2:, -1] for steps in ([], steered)]
+        said = case.twin.linear(attn[1] - attn[0])
+        by_attention = rows[rows["kind"] == "attn"].sort_values("layer")["contribution"].to_numpy(float)
+        assert_near(by_attention, (said[:, ids[0]] - said[:, ids[1]]) / s1, least=20 * RELATIVE * size)
 
 
 CHECKS: dict[str, Callable[[Case], None]] = {

@@ -127,6 +127,30 @@ class Twin:
             for handle in handles:
                 handle.remove()
 
+    def attention_writes(
+        self, tokens: Sequence[int], steps: Iterable[Step] = (), *, at: str = "", factor: float = 1.0
+    ) -> Tensor:
+        """`[layer pos d_model]`: what each block's attention adds to the stream, which is `factor` times what is at `at`.
+
+        By default that is the block's module of attention.
+        """
+        kept: list[Tensor] = []
+        handles = []
+        for block in self.blocks:
+            names = [at] if at else ["self_attn", "attn", "attention", "self_attention"]
+            place = next(block.get_submodule(name) for name in names if at or hasattr(block, name))
+
+            def keep(module: Any, given: Any, out: Any) -> None:
+                kept.append(factor * (out[0] if isinstance(out, tuple) else out)[0])
+
+            handles.append(place.register_forward_hook(keep))
+        try:
+            self.run(tokens, steps)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return torch.stack(kept)
+
     # ---- texts and answers -------------------------------------------------------------------------------------------
 
     def greedy(self, tokens: Sequence[int], steps: Iterable[Step], n_new: int) -> list[int]:
