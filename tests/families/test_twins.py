@@ -4,10 +4,13 @@ import pytest
 import torch
 from helpers.families import DECODERS, RECURRENT, WINDOWED, demo_tokenizer, hf_of
 from helpers.family_checks import AB, LONG, TEXTS, Case, assert_near, by_name, outcome
+from helpers.family_pages import transformer_lens
 from helpers.family_twins import Twin, text_of
 
 import caa_lens as cl
-from caa_lens.prompts.prompt_formats import Prompt
+from caa_lens.prompts.prompt_formats import chat_template_format
+
+pytestmark = pytest.mark.bridge
 
 
 @pytest.fixture(scope="module", params=[*DECODERS, *RECURRENT])
@@ -45,9 +48,11 @@ def test_texts_are_longer_than_every_window():
     assert len(text_of(demo_tokenizer(), "Why?").tokens) > 20
 
 
-def test_texts_of_the_twin_have_the_packages_tokens_and_positions(tiny_chat):
+def test_texts_of_the_twin_have_the_packages_tokens_and_positions():
+    tokenizer = demo_tokenizer()
     for question, answer in [(LONG, ""), *[(pair.question, pair.positive) for pair in (*AB, *TEXTS)]]:
-        prompt, text = Prompt.of(tiny_chat, question, answer), text_of(demo_tokenizer(), question, answer)
+        prompt = chat_template_format(tokenizer).encode(tokenizer, question, answer)
+        text = text_of(tokenizer, question, answer)
         assert list(prompt.tokens) == text.tokens
         assert prompt.steer_start == text.start
 
@@ -55,7 +60,7 @@ def test_texts_of_the_twin_have_the_packages_tokens_and_positions(tiny_chat):
 @pytest.fixture(scope="module")
 def hooked(tmp_path_factory):
     """The Llama of the matrix as a `HookedTransformer`, which TransformerLens 4 no longer has."""
-    if not hasattr(pytest.importorskip("transformer_lens"), "HookedTransformer"):
+    if transformer_lens() != "3":
         pytest.skip("this TransformerLens has no HookedTransformer")
     folder, hf = tmp_path_factory.mktemp("llama3"), hf_of("llama3")
     hf.save_pretrained(folder)
