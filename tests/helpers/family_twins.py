@@ -130,9 +130,9 @@ class Twin:
     def attention_writes(
         self, tokens: Sequence[int], steps: Iterable[Step] = (), *, at: str = "", factor: float = 1.0
     ) -> Tensor:
-        """`[layer pos d_model]`: what each block's attention adds to the stream, which is `factor` times what is at `at`.
+        """`[layer pos d_model]`: what each block's attention adds to the stream.
 
-        By default that is the block's module of attention.
+        That is `factor` times what comes out of the block's module `at`, by default its module of attention.
         """
         kept: list[Tensor] = []
         handles = []
