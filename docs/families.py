@@ -12,14 +12,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from helpers import family_pages  # noqa: E402
-from helpers.families import FAMILIES  # noqa: E402
+from helpers.families import FAMILIES, absent_here  # noqa: E402
 from helpers.family_checks import case_of  # noqa: E402
 
 
 def main(names: list[str]) -> None:
     rows = {}
     for name in tqdm(names or list(FAMILIES), unit="family"):
-        rows[name] = family_pages.row_of(case_of(name))
+        gone = name in absent_here()
+        rows[name] = family_pages.absent_row(name) if gone else family_pages.row_of(case_of(name))
     family_pages.PAGE.write_text(family_pages.written(rows, family_pages.text()), encoding="utf-8")
 
 

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from helpers.families import DECODERS, RECURRENT, WINDOWED, demo_tokenizer, hf_of
+from helpers.families import DECODERS, RECURRENT, WINDOWED, demo_tokenizer, hf_of, transformer_lens
 from helpers.family_checks import AB, LONG, TEXTS, Case, assert_near, by_name, outcome
-from helpers.family_pages import transformer_lens
 from helpers.family_twins import Twin, text_of
 
 import caa_lens as cl

@@ -5,6 +5,7 @@ large enough to count: biases, the weights of all norms, sinks, the experts' rou
 nobody has touched, in float32 and with eager attention, `bridge_of` a bridge as a user boots one, around another copy.
 """
 
+import importlib.metadata
 import warnings
 from functools import cache
 from typing import Any
@@ -173,8 +174,31 @@ ATTENTION_WRITES: dict[str, tuple[str, float]] = {
     "bloom": ("self_attention.dense", 1.0),
     "gpt neo": ("attn.attention", 1.0),
 }
+# Families that transformers itself computes differently behind padding on the left, masked or not.
+SEES_PADDING = ("recurrent gemma",)
 # Where a prompt of twenty tokens is longer than what some layers look back.
-WINDOWED = tuple(name for name, (_, said) in DECODERS.items() if WINDOW in said.values())
+WINDOWED = tuple(
+    name for name, (_, said) in DECODERS.items() if WINDOW in (said.get("sliding_window"), said.get("window_size"))
+)
+# What TransformerLens 3 computes otherwise than transformers, and says nothing (it turns queries and keys in another
+# way); and what it cannot load, or run with the transformers of today, and says so.
+WRONG_IN_3 = ("cohere", "cohere2")
+FAILS_IN_3 = ("cohere qk norm", "t5")
+
+
+def transformer_lens() -> str:
+    """The main version that runs: 3 or 4."""
+    return importlib.metadata.version("transformer-lens").partition(".")[0]
+
+
+def wrong_here() -> tuple[str, ...]:
+    """Families whose bridge is not the model, under the TransformerLens that runs."""
+    return WRONG_IN_3 if transformer_lens() == "3" else ()
+
+
+def absent_here() -> tuple[str, ...]:
+    """Families that the TransformerLens that runs does not load, or not run at all."""
+    return FAILS_IN_3 if transformer_lens() == "3" else ()
 
 
 def hf_of(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **said: Any) -> Any:

@@ -1,9 +1,8 @@
 """The page that says what works on which family: what was found of a case, as a row of docs/families.md."""
 
-import importlib.metadata
 import re
 
-from helpers.families import FAMILIES, OTHERS
+from helpers.families import FAMILIES, OTHERS, absent_here, transformer_lens, wrong_here
 from helpers.family_checks import CHECKS, Case, Outcome, outcome
 from helpers.models import ROOT
 
@@ -28,15 +27,10 @@ def found_of(case: Case, check) -> Outcome:
     return _found[key]
 
 
-def transformer_lens() -> str:
-    """The main version that runs: 3 or 4."""
-    return importlib.metadata.version("transformer-lens").partition(".")[0]
-
-
 def row_of(case: Case) -> str:
     """The family's row, without the version."""
     cells, reasons = [], []
-    if case.name in OTHERS:
+    if case.name in (*OTHERS, *wrong_here()):
         refused = found_of(case, CHECKS["extract"]).refused
         assert refused
         return " | ".join([*["no"] * len(COLUMNS), _reason(case, refused)])
@@ -50,6 +44,12 @@ def row_of(case: Case) -> str:
         cells.append(words)
         reasons += [_reason(case, one.refused) for one in found.values() if one.refused]
     return " | ".join([*cells, "; ".join(dict.fromkeys(reasons))])
+
+
+def absent_row(name: str) -> str:
+    """The row of a family that the TransformerLens that runs does not load, or not run."""
+    assert name in absent_here()
+    return " | ".join([*["no"] * len(COLUMNS), "TransformerLens 3 does not load it, or not with today's transformers"])
 
 
 def _reason(case: Case, sentence: str) -> str:

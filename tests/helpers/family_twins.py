@@ -154,11 +154,17 @@ class Twin:
     # ---- texts and answers -------------------------------------------------------------------------------------------
 
     def greedy(self, tokens: Sequence[int], steps: Iterable[Step], n_new: int) -> list[int]:
-        """The likeliest next token, `n_new` times, each time from the whole text."""
+        """The likeliest next token, `n_new` times, each from the whole text; behind the text's end, its end again."""
         text, steps = list(tokens), list(steps)
-        for _ in range(n_new):
-            text.append(int(self.run(text, steps).logits[-1].argmax()))
+        for n in range(n_new):
+            ended = n > 0 and text[-1] == self.tokenizer.eos_token_id
+            text.append(text[-1] if ended else int(self.run(text, steps).logits[-1].argmax()))
         return text[len(tokens) :]
+
+    def words(self, tokens: Sequence[int]) -> str:
+        """New tokens as text, up to its end."""
+        eos = self.tokenizer.eos_token_id
+        return self.tokenizer.decode(tokens[: tokens.index(eos)] if eos in tokens else tokens)
 
     def text(self, question: str, answer: str = "") -> Text:
         return text_of(self.tokenizer, question, answer)
