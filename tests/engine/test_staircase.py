@@ -46,7 +46,7 @@ def alone(condition, resid):
 @pytest.mark.parametrize("n_branches", [1, 2])
 def test_every_condition_has_the_numbers_of_its_own_run(conditions, n_branches):
     start = torch.randn(3, n_branches, 5, D_MODEL, generator=torch.Generator().manual_seed(1))
-    stairs, resid = Staircase(conditions, n_branches), start
+    stairs, resid = Staircase(conditions), start
     for layer in range(N_LAYERS):
         resid = stairs(layer, block(layer, resid))
     groups = resid.unflatten(1, (-1, n_branches))

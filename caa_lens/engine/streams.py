@@ -1,0 +1,86 @@
+"""Read and edit the stream between blocks while the model itself runs, of either kind.
+
+Torch's own hooks on the module whose output is `resid_post` do it: they are felt in the order in which they were added,
+behind those that the caller has there, and `model.reset_hooks()` leaves them alone.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from caa_lens.engine.edits import Edit
+from caa_lens.models.adapters.choice import adapter_of
+
+
+@contextmanager
+def reading(model: Any, layers: Sequence[int], keep: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """`keep(layer, resid_post)` for every run of these layers' blocks in the `with` block, `[batch pos d_model]`.
+
+    Whatever module stands in the stream's place, its output is what is read.
+    """
+
+    def read(module: Any, given: Any, out: Tensor, layer: int) -> None:
+        keep(layer, out)
+
+    points = [adapter_of(model).resid_post(model, layer) for layer in layers]
+    handles = [
+        point.register_forward_hook(partial(read, layer=layer)) for layer, point in zip(layers, points, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def reading_what_is_written(
+    model: Any, layers: Sequence[int], keep: Callable[[int, str, Tensor], None]
+) -> Iterator[None]:
+    """`keep(layer, kind, out)` for what attention and MLP of these layers add to the stream, `[batch pos d_model]`."""
+    adapter = adapter_of(model)
+    with ExitStack() as open_ones:
+        for layer in layers:
+            for kind, point in adapter.written(model, layer).items():
+                open_ones.enter_context(adapter.listening(point, partial(keep, layer, kind)))
+        yield
+
+
+@contextmanager
+def editing(model: Any, edits: Sequence[Edit], behind: int = 0) -> Iterator[None]:
+    """What the model runs in the `with` block is edited; `behind` tokens lie in the cache of each run.
+
+    Raises:
+        ValueError: a layer's stream cannot be reached.
+    """
+
+    def apply(module: Any, given: Any, out: Tensor, edit: Edit) -> Tensor:
+        return edit.apply(out, behind)
+
+    adapter = adapter_of(model)
+    points = [adapter.hook_points(model, edit.layer)[-1] for edit in edits]
+    handles = [
+        point.register_forward_hook(partial(apply, edit=edit)) for edit, point in zip(edits, points, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def last_residual(
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    mask: Bool[Tensor, "batch all_pos"] | None = None,
+    *,
+    edits: Sequence[Edit] = (),
+    n_layers: int | None = None,
+) -> Float[Tensor, "batch pos d_model"]:
+    """`resid_post` behind the first `n_layers` blocks (all by default) of whole texts, edited, all hooks felt."""
+    with editing(model, edits):
+        return adapter_of(model).run(model, tokens, mask, n_layers=n_layers)
