@@ -105,9 +105,8 @@ def _disagreement(model: Any) -> str | None:
     device = adapter.device(model)
     try:
         run_suffixes(model, prefill(model, prefixes), suffixes, compare, coming=coming)
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError) as error:
-        why = str(error).partition("\n")[0] or type(error).__name__
-        return f"{cfg.model_name} cannot be run behind a prompt that rows share ({why})"
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError):
+        return f"rows cannot be split off between the blocks of {cfg.model_name}, whose masks or positions count them"
     worst = torch.stack(differences).reshape(-1, cfg.n_layers).max(0).values
     if bool((worst <= rounding(model)).all()):  # never true of NaN; one wait for the device
         return None

@@ -304,7 +304,8 @@ def _check_sum(
     if float(error.max()) > 8 * rounding(model):
         raise ValueError(
             f"the components miss the change of the logits by {float(error.max()):.2g} of their size: something else "
-            f"than the blocks of {model.cfg.model_name} writes to the stream, such as hooks or modules of your own"
+            f"than attention and MLPs of {model.cfg.model_name} writes to the stream (blocks of another kind, a scale "
+            "of its own, or hooks or modules of yours)"
         )
 
 

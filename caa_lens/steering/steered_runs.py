@@ -80,6 +80,7 @@ class SteeredRuns:
         self.edits = tuple(edits)
         self._reach = [Reach.of(one.positions) for one in edits]
         self._n_layers = len(model.blocks)
+        self._model = weakref.ref(model)
         self._prompts = prompts
         self._padding = 0 if prompts is None else int(prompts.padding.max())
         self._passes: dict[int, _Pass] = {}  # of each thread, the latest
@@ -252,6 +253,10 @@ class SteeredRuns:
         if self._padding and n_rows == n_prompts:
             self._padding_seen += _sees(mask, ~prompts.attention_mask[:, : here.until])
 
+    def _cache_made(self, here: _Pass) -> Any:
+        model = self._model()
+        return None if here.number is None or model is None else adapter_of(model).cache_of(model, here.number)
+
     # ---- judging --------------------------------------------------------------------------------------------------
 
     def _end_pass(self, here: _Pass) -> None:
@@ -278,6 +283,9 @@ class SteeredRuns:
                     here.run.missed.setdefault(i, ("started", here.first))
                 elif i not in here.acted:
                     here.run.missed.setdefault(i, ("removed", 0))
+        if here.run.cache is None and (cache := self._cache_made(here)) is not None:
+            here.run.cache = weakref.ref(cache)  # others may go on with it
+            self._cached[id(cache)] = here.run
         if here.run.cache is None:
             self._end_run(here.run)
 

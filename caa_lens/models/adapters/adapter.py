@@ -86,6 +86,10 @@ class Adapter(ABC):
     def check(self, model: Any) -> None:
         """Raises `TypeError` or `ValueError` for a model of this kind that cannot be taken."""
 
+    @abstractmethod
+    def settle(self, model: Any) -> None:
+        """Find out what a model needs to run at all, by running it; once a model, without anybody's hooks."""
+
     # ---- where things lie
 
     @abstractmethod
@@ -156,6 +160,10 @@ class Adapter(ABC):
     def entering(self, model: Any, layer: int, given: tuple, keywords: Mapping[str, Any]) -> Entry:
         """What a block was called with."""
 
+    def cache_of(self, model: Any, run: int) -> Any:
+        """The KV cache that a forward of that number made, if it is still there; None where that is not known."""
+        return None
+
     # ---- behind the blocks
 
     @abstractmethod
@@ -191,6 +199,10 @@ class Adapter(ABC):
     @abstractmethod
     def values_of(self, module: nn.Module) -> Iterator[Any]:
         """What of a module's own attributes tells that somebody changed what it does."""
+
+    @abstractmethod
+    def written_anew(self, model: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+        """Parts that TransformerLens computes in its own way: their name, they, and what they stand for."""
 
     @abstractmethod
     def alterations(self, name: str, module: nn.Module, *, inside: bool = False) -> Sequence[str]:

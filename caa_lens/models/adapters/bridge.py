@@ -91,6 +91,17 @@ class Bridge(Adapter):
     def device(self, model: Any) -> torch.device:
         return _device_of(model, model.embed)
 
+    def settle(self, model: Any) -> None:
+        """Some parts of TransformerLens 3.9 fail without a cache. Found out once, on two tokens."""
+        watch = watch_at(model.blocks[0].hook_out)
+        assert watch is not None
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device(model))
+        try:
+            self.run(model, tokens)
+        except (AttributeError, TypeError, KeyError):
+            watch.needs_cache = True
+            self.run(model, tokens)
+
     def device_behind(self, model: Any) -> torch.device:
         return _device_of(model, model.unembed)
 
@@ -111,9 +122,7 @@ class Bridge(Adapter):
             kept.append(_stream(output))
             raise _Stop
 
-        options: dict[str, Any] = {"use_cache": cache is not None}
-        if cache is not None:
-            options["past_key_values"] = cache
+        options = self._options(model) if cache is None else {"past_key_values": cache, "use_cache": True}
         if mask is not None:
             options["attention_mask"] = mask.long()
             if "position_ids" in inspect.signature(model.original_model.forward).parameters:
@@ -133,12 +142,17 @@ class Bridge(Adapter):
         (resid,) = kept
         return resid
 
+    def _options(self, model: Any) -> dict[str, Any]:
+        """For a run that nobody goes on with, whose keys would be kept in vain."""
+        watch = watch_at(model.blocks[0].hook_out)
+        return {} if watch is None or watch.needs_cache else {"use_cache": False}
+
     def new_cache(self, model: Any, n_rows: int) -> Any:
         return hf_cache.new_cache(model.original_model.config)
 
     def whole(self, model: Any, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         self.meet(model)
-        return model(tokens, use_cache=False)
+        return model(tokens, **self._options(model))
 
     def resid_post(self, model: Any, layer: int) -> nn.Module:
         return model.blocks[layer].hook_out
@@ -187,6 +201,10 @@ class Bridge(Adapter):
             run=run.number,
             injected=injected and getattr(block, "_start_at_layer_idx", None) == layer,
         )
+
+    def cache_of(self, model: Any, run: int) -> Any:
+        watch = watch_at(model.blocks[0].hook_out)
+        return None if watch is None else watch.cache_of(run)
 
     def final_norms(self, model: Any) -> Sequence[FinalNorm | None]:
         norm = getattr(model, "ln_final", None)
@@ -243,6 +261,15 @@ class Bridge(Adapter):
         yield module.training
         if "forward" in vars(module):
             yield id(vars(module)["forward"])
+
+    def written_anew(self, model: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+        if getattr(model, "compatibility_mode", False):  # its weights were processed, those of what it wraps not all
+            return
+        for layer, block in enumerate(model.blocks):
+            for name, part in block.submodules.items():
+                inner = getattr(part, "original_component", None)
+                if isinstance(part, nn.Module) and isinstance(inner, nn.Module):
+                    yield f"blocks.{layer}.{name}", part, inner
 
     def alterations(self, name: str, module: nn.Module, *, inside: bool = False) -> Sequence[str]:
         return ()  # whatever is in a bridge is run with it

@@ -30,6 +30,9 @@ class Hooked(Adapter):
                 f"it with model.to(torch.{has}), which changes both"
             )
 
+    def settle(self, model: Any) -> None:
+        pass  # it needs nothing
+
     def dtype(self, model: Any) -> torch.dtype:
         return model.cfg.dtype
 
@@ -144,6 +147,9 @@ class Hooked(Adapter):
                 yield key, value
             elif callable(value):
                 yield key, _identity(value)
+
+    def written_anew(self, model: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+        return iter(())  # nothing is left of what it was made of
 
     def alterations(self, name: str, module: nn.Module, *, inside: bool = False) -> Sequence[str]:
         if inside and not is_transformer_lens(type(module)):

@@ -165,7 +165,7 @@ def boot(
     if untouched is not None:
         from rich.console import Console
 
-        from caa_lens.models.adapters import check_against
+        from caa_lens.models.comparison import check_against
 
         said = check_against(bridge, *untouched)
         Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
