@@ -34,7 +34,8 @@ def check_against(model: Any, tokens: Int[Tensor, "1 pos"], logp: Float[Tensor, 
     Raises:
         ValueError: the numbers are not the module's, or a token's depend on what comes after it.
     """
-    adapter, allowed = adapter_of(model), _ROUNDING[dtype_of(model)]
+    adapter = adapter_of(model)
+    allowed = _ROUNDING[torch.bfloat16 if adapter.quantised(model) else dtype_of(model)]
     tokens = tokens.to(adapter.device(model))
     ours = final_logits(model, adapter.run(model, tokens)[0]).log_softmax(-1)
     error = _difference(ours, logp)

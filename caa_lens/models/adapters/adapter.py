@@ -90,6 +90,10 @@ class Adapter(ABC):
     def settle(self, model: Any) -> None:
         """Find out what a model needs to run at all, by running it; once a model, without anybody's hooks."""
 
+    @abstractmethod
+    def quantised(self, model: Any) -> bool:
+        """Whether weights are whole numbers, which round by what else is in a batch."""
+
     # ---- where things lie
 
     @abstractmethod
@@ -199,6 +203,10 @@ class Adapter(ABC):
     @abstractmethod
     def values_of(self, module: nn.Module) -> Iterator[Any]:
         """What of a module's own attributes tells that somebody changed what it does."""
+
+    @abstractmethod
+    def stored_parameters(self, model: Any) -> dict[str, nn.Parameter] | None:
+        """The parameters that a checkpoint of the model has, tied ones once; None where the module does not tell."""
 
     @abstractmethod
     def written_anew(self, model: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:

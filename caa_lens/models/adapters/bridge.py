@@ -84,6 +84,10 @@ class Bridge(Adapter):
                 "number: call model.eval()"
             )
 
+    def quantised(self, model: Any) -> bool:
+        module = model.original_model
+        return getattr(module, "hf_quantizer", None) is not None or bool(getattr(module, "is_quantized", False))
+
     def dtype(self, model: Any) -> torch.dtype:
         weight = _weight(model.embed)
         return weight.dtype if weight is not None and weight.is_floating_point() else model.original_model.dtype
@@ -261,6 +265,9 @@ class Bridge(Adapter):
         yield module.training
         if "forward" in vars(module):
             yield id(vars(module)["forward"])
+
+    def stored_parameters(self, model: Any) -> dict[str, nn.Parameter] | None:
+        return dict(model.original_model.named_parameters())
 
     def written_anew(self, model: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
         if getattr(model, "compatibility_mode", False):  # its weights were processed, those of what it wraps not all

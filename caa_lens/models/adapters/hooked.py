@@ -33,6 +33,9 @@ class Hooked(Adapter):
     def settle(self, model: Any) -> None:
         pass  # it needs nothing
 
+    def quantised(self, model: Any) -> bool:
+        return False
+
     def dtype(self, model: Any) -> torch.dtype:
         return model.cfg.dtype
 
@@ -147,6 +150,9 @@ class Hooked(Adapter):
                 yield key, value
             elif callable(value):
                 yield key, _identity(value)
+
+    def stored_parameters(self, model: Any) -> dict[str, nn.Parameter] | None:
+        return None  # it has more than that: see `loading.weights`
 
     def written_anew(self, model: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
         return iter(())  # nothing is left of what it was made of
