@@ -17,11 +17,11 @@ from helpers.family_checks import case_of  # noqa: E402
 
 
 def main(names: list[str]) -> None:
-    rows = {}
     for name in tqdm(names or list(FAMILIES), unit="family"):
         gone = name in absent_here()
-        rows[name] = family_pages.absent_row(name) if gone else family_pages.row_of(case_of(name))
-    family_pages.PAGE.write_text(family_pages.written(rows, family_pages.text()), encoding="utf-8")
+        row = family_pages.absent_row(name) if gone else family_pages.row_of(case_of(name))
+        page = family_pages.written({name: row}, family_pages.text())  # one family at a time: it takes a while
+        family_pages.PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
