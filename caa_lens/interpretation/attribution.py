@@ -44,7 +44,7 @@ from caa_lens.models.placement import device_of_tokens, dtype_name
 from caa_lens.models.structure import rounding
 from caa_lens.models.unembedding import (
     centred,
-    is_linear_behind_the_norm,
+    has_formula,
     norm_scale,
     soft_cap,
     token_directions,
@@ -284,11 +284,10 @@ def _check_linear(model: Any) -> None:
         raise ValueError(
             f"{name} caps its logits at {cap:g}, so that no sum of components gives them: use a model without a cap"
         )
-    if not is_linear_behind_the_norm(model):
+    if not has_formula(model):
         raise ValueError(
-            f"what stands behind the blocks of {name} is not its own final norm and unembedding alone (hooks or "
-            "modules of your own, or a formula that is not known here), so that no sum of components gives its logits: "
-            "take these away"
+            f"no formula gives what {name} makes of its last block's output (a final norm that is neither RMSNorm nor "
+            "LayerNorm, or a module in its place), so that no sum of components gives its logits: use another model"
         )
 
 

@@ -53,9 +53,15 @@ def absent_row(name: str) -> str:
 
 
 def _reason(case: Case, sentence: str) -> str:
-    """The sentence up to its remedy, without the model's name."""
+    """The sentence up to its remedy, without the model's name, sizes and exact versions."""
     name = str(case.model.cfg.model_name)
-    return re.split(r": |; ", sentence.replace(repr(name), "it").replace(name, "it"))[0].replace("|", "\\|")
+    return settled(re.split(r": |; ", sentence.replace(repr(name), "it").replace(name, "it"))[0].replace("|", "\\|"))
+
+
+def settled(words: str) -> str:
+    """What does not change with a machine's rounding, or with the next version of a library."""
+    words = re.sub(r" by [\d.e+-]+ of (their|its) size", "", words)
+    return re.sub(r"(TransformerLens|transformers) [\d.]*\d", r"\1", words)
 
 
 def written_rows() -> dict[str, str]:
