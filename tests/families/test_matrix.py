@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.families import DECODERS, FAMILIES, OTHERS, RECURRENT, absent_here, bridge_of, wrong_here
+from helpers.families import FAMILIES, OTHERS, absent_here, bridge_of, run_here, wrong_here
 from helpers.family_checks import AB, LONG, by_name, case_of
 from helpers.family_pages import absent_row, found_of, row_of, written_rows
 from helpers.models import random_vectors
@@ -13,7 +13,7 @@ import caa_lens as cl
 pytestmark = pytest.mark.bridge
 
 
-@pytest.fixture(scope="module", params=[*DECODERS, *RECURRENT])
+@pytest.fixture(scope="module", params=run_here())
 def case(request):
     if request.param in absent_here():
         pytest.skip("this TransformerLens does not load it")

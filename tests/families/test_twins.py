@@ -9,8 +9,6 @@ from helpers.family_twins import Twin, text_of
 import caa_lens as cl
 from caa_lens.prompts.prompt_formats import chat_template_format
 
-pytestmark = pytest.mark.bridge
-
 
 @pytest.fixture(scope="module", params=[*DECODERS, *RECURRENT])
 def twin(request):
