@@ -108,9 +108,8 @@ def once_a_structure(
 
 
 def rounding(model: Any) -> float:
-    """Largest relative difference that is put down to rounding in its type; a quantised model rounds as bfloat16."""
-    adapter = adapter_of(model)
-    dtype = torch.bfloat16 if adapter.quantised(model) else adapter.dtype(model)
+    """Largest relative difference that is put down to rounding in the model's type."""
+    dtype = adapter_of(model).dtype(model)
     is_tf32 = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
     return TF32_ROUNDING if is_tf32 else ROUNDING[dtype]
 
