@@ -28,9 +28,10 @@ from torch import Tensor
 
 from caa_lens.models.adapters.adapter import BlockEdit, Coming
 from caa_lens.models.adapters.choice import adapter_of
+from caa_lens.models.adapters.torch_hooks import attached, stream_of
 from caa_lens.models.loading.device_memory import free_memory
 from caa_lens.models.placement import device_of_tokens, dtype_of
-from caa_lens.models.structure import once_a_structure, rounding, structure_of
+from caa_lens.models.structure import CANNOT_RUN, once_a_structure, rounding, structure_of
 
 MOST_TOKENS = 8192  # in flight at once, in prefixes or suffixes
 _SPLIT = 3  # rows that every row is split into when the engine is tried out
@@ -72,17 +73,13 @@ def _disagreement(model: Any) -> str | None:
     own: list[list[Tensor]] = []  # what each block gives, of each question and row, at the suffix: `[pos d_model]`
 
     def keep(block: Any, given: Any, out: Any) -> None:
-        own[-1].append((out[0] if isinstance(out, tuple) else out)[0, -n_suffix:])
+        own[-1].append(stream_of(out)[0, -n_suffix:])
 
-    handles = [block.register_forward_hook(keep) for block in model.blocks]
-    try:
+    with attached([(block, keep) for block in model.blocks]):
         for prefix, both in zip(prefixes, suffixes, strict=True):
             for suffix in both:
                 own.append([])
                 adapter.run(model, torch.tensor([prefix + suffix], device=adapter.device(model)))
-    finally:
-        for handle in handles:
-            handle.remove()
     differences: list[Tensor] = []
     questions = branches = slice(None)
 
@@ -105,9 +102,8 @@ def _disagreement(model: Any) -> str | None:
     device = adapter.device(model)
     try:
         run_suffixes(model, prefill(model, prefixes), suffixes, compare, coming=coming)
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError) as error:
-        why = str(error).partition("\n")[0] or type(error).__name__
-        return f"{cfg.model_name} cannot be run behind a prompt that rows share ({why})"
+    except CANNOT_RUN:
+        return f"rows cannot be split off between the blocks of {cfg.model_name}, whose masks or positions count them"
     worst = torch.stack(differences).reshape(-1, cfg.n_layers).max(0).values
     if bool((worst <= rounding(model)).all()):  # never true of NaN; one wait for the device
         return None
@@ -179,7 +175,11 @@ def prefix_budget(model: Any, prefix_length: int) -> int:
 
 
 def kv_bytes(model: Any, n_pos: int) -> int:
-    """Bytes of the keys and values of one prefix: 2 x layers x kv heads x d_head x tokens x bytes of a number."""
-    cfg = model.cfg
+    """Bytes of the keys and values of one prefix."""
+    return kv_numbers(model.cfg, n_pos) * dtype_of(model).itemsize
+
+
+def kv_numbers(cfg: Any, n_pos: int) -> int:
+    """How many numbers the keys and values of one prefix are: 2 x layers x kv heads x d_head x tokens."""
     n_kv = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
-    return 2 * cfg.n_layers * n_kv * cfg.d_head * n_pos * dtype_of(model).itemsize
+    return 2 * cfg.n_layers * n_kv * cfg.d_head * n_pos

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from caa_lens.engine.edits import Edit
 from caa_lens.models.adapters.choice import adapter_of
+from caa_lens.models.adapters.torch_hooks import attached
 
 
 @contextmanager
@@ -26,15 +27,9 @@ def reading(model: Any, layers: Sequence[int], keep: Callable[[int, Tensor], Non
     def read(module: Any, given: Any, out: Tensor, layer: int) -> None:
         keep(layer, out)
 
-    points = [adapter_of(model).resid_post(model, layer) for layer in layers]
-    handles = [
-        point.register_forward_hook(partial(read, layer=layer)) for layer, point in zip(layers, points, strict=True)
-    ]
-    try:
+    adapter = adapter_of(model)
+    with attached([(adapter.resid_post(model, layer), partial(read, layer=layer)) for layer in layers]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -62,15 +57,8 @@ def editing(model: Any, edits: Sequence[Edit], behind: int = 0) -> Iterator[None
         return edit.apply(out, behind)
 
     adapter = adapter_of(model)
-    points = [adapter.hook_points(model, edit.layer)[-1] for edit in edits]
-    handles = [
-        point.register_forward_hook(partial(apply, edit=edit)) for edit, point in zip(edits, points, strict=True)
-    ]
-    try:
+    with attached([(adapter.hook_points(model, edit.layer)[-1], partial(apply, edit=edit)) for edit in edits]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def last_residual(

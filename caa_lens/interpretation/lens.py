@@ -10,10 +10,11 @@ above layer l::
     causal       centre( mean over prompts of d/de lens(F_l(h + e v)) at e = 0 )
     effect       mean over prompts of log p(token | steered by v) - log p(token | unsteered), in nats
 
-Where the final norm is LayerNorm, v stands for v minus its mean over d_model in the first two; and `lens` is the
-model's own way to logits, soft cap and all (see `unembedding`). `centre` subtracts the mean over the vocabulary, which
-softmax ignores. The final norm's weight is used whether or not it was folded into W_U. `direct` and `normed` rank
-tokens alike (they differ by the factor rms(v)); `normed` makes layers comparable, since vectors grow with depth.
+Where the final norm is LayerNorm, v stands for v minus its mean over d_model in the first two, and rms for sd: the norm
+as an affine map about zero, norm(v) - norm(0), without its bias, which no vector changes; and `lens` is the model's own
+way to logits, soft cap and all (see `unembedding`). `centre` subtracts the mean over the vocabulary, which softmax
+ignores. The final norm's weight is used whether or not it was folded into W_U. `direct` and `normed` rank tokens alike
+(they differ by the factor rms(v)); `normed` makes layers comparable, since vectors grow with depth.
 
 The first three follow the vector's direct path to the logits only, and look past what the blocks above make of it;
 below the last third of the depth that is most of what a vector does. `causal` and `effect` run those blocks, with v

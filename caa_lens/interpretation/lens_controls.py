@@ -102,11 +102,10 @@ def controlled_sums(
         counts: how much is summed up in either half; nothing in the second one, if there is one prompt.
         normaliser: what is taken from the vector's scores; their mean by default.
     """
-    whole, n_halves = sums.sum(1, keepdim=True) / sum(counts), torch.tensor(counts, device=sums.device)
-    parts = torch.cat([whole, sums / n_halves.clamp_min(1)[:, None]], dim=1)
     if is_linear_behind_the_norm(model):
-        parts = unembed_linear(model, parts.to(device_behind(model)))
-    scores, halves = parts[:, 0], parts[:, 1:]
+        sums = unembed_linear(model, sums.to(device_behind(model)))
+    scores = sums.sum(1) / sum(counts)
+    halves = sums / torch.tensor(counts, device=sums.device).clamp_min(1)[:, None]
     if not counts[1]:
         halves = halves[:, [0, 0]]
     centred = scores - scores.mean(-1, keepdim=True)
@@ -117,8 +116,7 @@ def controlled_sums(
 
 def ranks_of(scores: Float[Tensor, " d_vocab"], tokens: Int[Tensor, " token"]) -> Int[Tensor, " token"]:
     """1 + the number of tokens with a higher score."""
-    ordered = scores.sort().values
-    return 1 + len(ordered) - torch.searchsorted(ordered, scores[tokens], right=True)
+    return torch.stack([1 + (scores > scores[token]).sum() for token in tokens]) if len(tokens) else tokens
 
 
 def agreement(halves: Float[Tensor, "direction half d_vocab"]) -> Float[Tensor, " direction"]:

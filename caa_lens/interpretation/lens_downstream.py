@@ -117,13 +117,13 @@ class _Sums:
             self.changes[layer, direction, half] += weight * change.sum(1).float().cpu()
         else:
             for row, (i, j) in enumerate(zip(layer.tolist(), direction.tolist(), strict=True)):
-                for before, after in self._pieces(one, row):
+                for before, after in self._pieces(one.before, one.after[row]):
                     self.changes[i, j, half] += weight * self._logits(before, after)[1].sum(0).float().cpu()
         if not with_probabilities and self.to_first_order:
             return
-        for row in (direction == 0).nonzero().flatten().tolist():
-            i = int(layer[row])
-            for before, after in self._pieces(one, row):
+        vectors = (direction == 0).nonzero().flatten()
+        for rows in vectors.split(max(1, AT_ONCE // one.before.shape[0])):
+            for before, after in self._pieces(one.before, one.after[rows.to(one.after.device)]):
                 logits, change = self._logits(before, after)
                 p = logits.softmax(-1)
                 if self.to_first_order:
@@ -131,21 +131,24 @@ class _Sums:
                 else:
                     moved = (logits + change).softmax(-1) - p
                     normaliser = (logits + change).logsumexp(-1) - logits.logsumexp(-1)
-                    self.normaliser[i] += weight * normaliser.sum().cpu() / self.n_prompts
-                self.probabilities[i] += weight * moved.sum(0).float().cpu() / self.n_prompts
+                    self.normaliser[layer[rows]] += weight * normaliser.sum(-1).float().cpu() / self.n_prompts
+                self.probabilities[layer[rows]] += weight * moved.sum(-2).float().cpu() / self.n_prompts
 
-    def _pieces(self, one: Response, row: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(one.before.split(AT_ONCE), one.after[row].split(AT_ONCE), strict=True)
+    def _pieces(self, before: Tensor, after: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some positions at a time."""
+        return zip(before.split(AT_ONCE), after.split(AT_ONCE, dim=-2), strict=True)
 
-    def _logits(self, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits of some states, and their change."""
+    def _logits(
+        self, before: Float[Tensor, "pos d_model"], after: Float[Tensor, "*step pos d_model"]
+    ) -> tuple[Float[Tensor, "pos d_vocab"], Float[Tensor, "*step pos d_vocab"]]:
+        """The logits of some states, and what each step changes of them."""
         logits = final_logits(self.model, before)
         if not self.to_first_order:
             return logits, final_logits(self.model, after) - logits
         if self.linear:
             return logits, unembed_linear(self.model, normalised_change(self.model, before, after))
         with tangents():
-            told = final_logits(self.model, forward_ad.make_dual(before.clone(), after.clone()))
+            told = final_logits(self.model, forward_ad.make_dual(before.expand_as(after).clone(), after.clone()))
             change = forward_ad.unpack_dual(told).tangent
             if change is None:
                 raise ValueError(

@@ -23,6 +23,9 @@ Found = TypeVar("Found")
 ROUNDING = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.1, torch.float16: 0.03}
 TF32_ROUNDING = 1e-2
 
+# What a model raises that cannot be run in some way at all.
+CANNOT_RUN = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError)
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -124,14 +127,19 @@ def _users_hooks(module: nn.Module, wiring: frozenset[str], *, unwrapped: bool =
     if not raw:
         return found
     wrapped = [hook for hook in raw if _home_of(hook) == "transformer_lens.hook_points"]
-    given = [handle.user_hook for handle in getattr(module, "fwd_hooks", ())]
+    given: list[Any] = [handle.user_hook for handle in getattr(module, "fwd_hooks", ())]
+    if len(given) != len(wrapped):
+        given = [None] * len(wrapped)
     for hook in raw:
         home = _home_of(hook)
         if hook in wrapped or home.startswith("caa_lens.models."):
             continue
         if home.partition(".")[0] not in wiring:
             found.append(hook)
-    return [*found, *(given if unwrapped and len(given) == len(wrapped) else wrapped)]
+    for own, hook in zip(given, wrapped, strict=True):  # hook points are not TransformerLens' own affair alone
+        if own is None or _home_of(own).partition(".")[0] not in wiring:
+            found.append(hook if own is None or not unwrapped else own)
+    return found
 
 
 def _is_ours(hook: Callable) -> bool:

@@ -18,6 +18,7 @@ from caa_lens.engine.edits import Edit
 from caa_lens.engine.positions import Reach
 from caa_lens.models.adapters.adapter import Entry
 from caa_lens.models.adapters.choice import adapter_of
+from caa_lens.models.adapters.torch_hooks import stream_of
 from caa_lens.prompts.batches import PromptBatch
 
 
@@ -80,6 +81,7 @@ class SteeredRuns:
         self.edits = tuple(edits)
         self._reach = [Reach.of(one.positions) for one in edits]
         self._n_layers = len(model.blocks)
+        self._model = weakref.ref(model)
         self._prompts = prompts
         self._padding = 0 if prompts is None else int(prompts.padding.max())
         self._passes: dict[int, _Pass] = {}  # of each thread, the latest
@@ -179,10 +181,12 @@ class SteeredRuns:
         for index, block in enumerate(model.blocks):
 
             def enter(module: Any, given: tuple, keywords: dict, index: int = index) -> None:
-                self._enter_block(index, adapter.entering(model, index, given, keywords))
+                entry = adapter.entering(model, index, given, keywords)
+                if not entry.stops:
+                    self._enter_block(index, entry)
 
             def leave(module: Any, given: tuple, output: Any, index: int = index) -> None:
-                self._leave_block(index, output[0] if isinstance(output, tuple) else output)
+                self._leave_block(index, stream_of(output))
 
             block = getattr(block, "_orig_mod", block)  # of one that torch.compile wraps
             handles += [block.register_forward_pre_hook(enter, with_kwargs=True), block.register_forward_hook(leave)]
@@ -252,6 +256,10 @@ class SteeredRuns:
         if self._padding and n_rows == n_prompts:
             self._padding_seen += _sees(mask, ~prompts.attention_mask[:, : here.until])
 
+    def _cache_made(self, here: _Pass) -> Any:
+        model = self._model()
+        return None if here.number is None or model is None else adapter_of(model).cache_of(model, here.number)
+
     # ---- judging --------------------------------------------------------------------------------------------------
 
     def _end_pass(self, here: _Pass) -> None:
@@ -278,6 +286,9 @@ class SteeredRuns:
                     here.run.missed.setdefault(i, ("started", here.first))
                 elif i not in here.acted:
                     here.run.missed.setdefault(i, ("removed", 0))
+        if here.run.cache is None and (cache := self._cache_made(here)) is not None:
+            here.run.cache = weakref.ref(cache)  # others may go on with it
+            self._cached[id(cache)] = here.run
         if here.run.cache is None:
             self._end_run(here.run)
 

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from caa_lens.models.adapters.torch_hooks import attached
+
 BlockEdit = Callable[[int, Tensor], Tensor]
 """`edit(layer, resid_post)`: what the next block gets; it may have more rows."""
 
@@ -51,6 +53,7 @@ class Entry:
         mask: which tokens attention may see, `[batch pos]`, those behind included; None for all.
         run: a number of the forward, where the model tells it; None where it does not.
         injected: whether the stream was put in here, and what the blocks below wrote is forgotten.
+        stops: whether the run ends before this block, as the caller asked.
     """
 
     resid: Float[Tensor, "batch pos d_model"]
@@ -59,6 +62,7 @@ class Entry:
     mask: Tensor | None
     run: int | None = None
     injected: bool = False
+    stops: bool = False
 
 
 @runtime_checkable
@@ -85,6 +89,14 @@ class Adapter(ABC):
     @abstractmethod
     def check(self, model: Any) -> None:
         """Raises `TypeError` or `ValueError` for a model of this kind that cannot be taken."""
+
+    @abstractmethod
+    def settle(self, model: Any) -> None:
+        """Find out what a model needs to run at all, by running it; once a model, without anybody's hooks."""
+
+    @abstractmethod
+    def quantised(self, model: Any) -> bool:
+        """Whether weights are whole numbers, which round by what else is in a batch."""
 
     # ---- where things lie
 
@@ -156,6 +168,10 @@ class Adapter(ABC):
     def entering(self, model: Any, layer: int, given: tuple, keywords: Mapping[str, Any]) -> Entry:
         """What a block was called with."""
 
+    def cache_of(self, model: Any, run: int) -> Any:
+        """The KV cache that a forward of that number made, if it is still there; None where that is not known."""
+        return None
+
     # ---- behind the blocks
 
     @abstractmethod
@@ -170,17 +186,22 @@ class Adapter(ABC):
     def parts_behind(self, model: Any) -> Sequence[nn.Module]:
         """The final norm, if there is one, and the unembedding."""
 
-    @abstractmethod
     def run_behind(self, model: Any, states: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Final norm and unembedding as they are, with everybody's hooks, in their own type, without a cap."""
+        for part in self.parts_behind(model):
+            states = part(states)
+        return states
 
     @abstractmethod
     def scales(self, model: Any) -> Sequence[float]:
         """What the model may multiply its logits by; 1 first. Which one it is, numbers must tell."""
 
-    @abstractmethod
     def whole_from(self, model: Any, states: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
         """The model's own logits, with `states` in the place of the last block's output: slow, and exact for any."""
+        last = self.resid_post(model, model.cfg.n_layers - 1)
+        tokens = torch.zeros(1, len(states), dtype=torch.long, device=self.device(model))
+        with attached([(last, lambda module, given, output: states[None].to(output))]):
+            return self.whole(model, tokens)[0]
 
     # ---- what it is made of
 
@@ -193,12 +214,20 @@ class Adapter(ABC):
         """What of a module's own attributes tells that somebody changed what it does."""
 
     @abstractmethod
+    def stored_parameters(self, model: Any) -> dict[str, nn.Parameter] | None:
+        """The parameters that a checkpoint of the model has, tied ones once; None where the module does not tell."""
+
+    @abstractmethod
+    def written_anew(self, model: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+        """Parts that TransformerLens computes in its own way: their name, they, and what they stand for."""
+
+    @abstractmethod
     def alterations(self, name: str, module: nn.Module, *, inside: bool = False) -> Sequence[str]:
         """What was put in a module's or method's place, in words; `inside` of a part that knows no other classes."""
 
+    @abstractmethod
     def altered(self, model: Any) -> Sequence[str]:
         """The alterations of the whole model, if the library's own arithmetic would pass them over."""
-        return [words for name, module in self.modules(model) for words in self.alterations(name, module)]
 
     # ---- one prompt, many rows
 

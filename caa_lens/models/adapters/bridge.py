@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from caa_lens.models.adapters import hf_cache
 from caa_lens.models.adapters.adapter import Adapter, BlockEdit, Coming, Entry, FinalNorm, Text
+from caa_lens.models.adapters.torch_hooks import attached, stream_of
 from caa_lens.models.adapters.watch import Watch, check_filled, length_of, stamp, watch_at
 
 
@@ -35,19 +36,21 @@ class Bridge(Adapter):
     wiring = frozenset({"transformer_lens", "transformers", "accelerate", "torch", "peft", "bitsandbytes"})
     rows_copy_prefix = True
 
-    def meet(self, model: Any) -> None:
-        """Let a bridge's hook points know how many tokens lie behind a run; once a model."""
-        if watch_at(model.blocks[0].hook_out) is not None:
-            return
-        watch = Watch()
+    def meet(self, model: Any) -> Watch:
+        """What counts a bridge's runs, so that its hook points know how many tokens lie behind; made once a model."""
         module = model.original_model
+        if (known := watch_at(module)) is not None:
+            return known
+        watch = Watch(takes_positions="position_ids" in inspect.signature(module.forward).parameters)
         module.register_forward_pre_hook(watch.enter, with_kwargs=True)
         module.register_forward_hook(watch.leave, with_kwargs=True)
+        for place in (module, *(block.hook_out for block in model.blocks)):
+            stamp(place, watch)
         for block in model.blocks:
-            stamp(block.hook_out, watch)
             attention = getattr(block, "attn", None)
             if isinstance(attention, nn.Module):
                 attention.register_forward_pre_hook(watch.repair, with_kwargs=True)
+        return watch
 
     def check(self, model: Any) -> None:
         module = getattr(model, "original_model", None)
@@ -63,17 +66,16 @@ class Bridge(Adapter):
                 f"{what} is an encoder with a decoder, whose prompt and answer are two streams: take a decoder alone"
             )
         causal = getattr(model.adapter, "supports_causal_loss", True)
-        if not causal or getattr(model.cfg, "attention_dir", "causal") != "causal":
+        if not causal or getattr(model.cfg, "attention_dir", "causal") != "causal" or _reads_both_ways(config):
             raise TypeError(f"{what} is an encoder, whose tokens see those behind them: take a model that generates")
         if not isinstance(getattr(model, "blocks", None), nn.ModuleList) or not len(model.blocks):
             raise TypeError(
                 f"{what} has no list of blocks, expected one stack of them: {type(module).__name__} is not supported"
             )
         self.meet(model)
-        lost = next(
-            (name for name, one in module.named_parameters() if one.is_meta and not _is_offloaded(module)), None
-        )
-        if lost is not None:
+        lost = next((name for name, one in module.named_parameters() if one.is_meta), None)
+        if lost is not None and not _is_offloaded(module):
+            lost = lost.replace("_original_component.", "")  # a bridge's own, within the module's names
             raise ValueError(
                 f"the model's weights are not loaded ({lost} is on the device 'meta'): load it with "
                 "caa_lens.load_model(...)"
@@ -84,12 +86,25 @@ class Bridge(Adapter):
                 "number: call model.eval()"
             )
 
+    def quantised(self, model: Any) -> bool:
+        module = model.original_model
+        return getattr(module, "hf_quantizer", None) is not None or bool(getattr(module, "is_quantized", False))
+
     def dtype(self, model: Any) -> torch.dtype:
         weight = _weight(model.embed)
         return weight.dtype if weight is not None and weight.is_floating_point() else model.original_model.dtype
 
     def device(self, model: Any) -> torch.device:
         return _device_of(model, model.embed)
+
+    def settle(self, model: Any) -> None:
+        """Some parts of TransformerLens 3.9 fail without a cache. Found out once, on two tokens."""
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device(model))
+        try:
+            self.run(model, tokens)
+        except (AttributeError, TypeError, KeyError):
+            self.meet(model).needs_cache = True
+            self.run(model, tokens)
 
     def device_behind(self, model: Any) -> torch.device:
         return _device_of(model, model.unembed)
@@ -103,42 +118,38 @@ class Bridge(Adapter):
         n_layers: int | None = None,
         cache: Any = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        self.meet(model)
+        watch = self.meet(model)
         until = model.cfg.n_layers if n_layers is None else n_layers
         kept: list[Tensor] = []
 
         def stop(module: Any, given: Any, output: Any) -> None:
-            kept.append(_stream(output))
+            kept.append(stream_of(output))
             raise _Stop
 
-        options: dict[str, Any] = {"use_cache": cache is not None}
-        if cache is not None:
-            options["past_key_values"] = cache
+        options = self._options(model) if cache is None else {"past_key_values": cache, "use_cache": True}
         if mask is not None:
             options["attention_mask"] = mask.long()
-            if "position_ids" in inspect.signature(model.original_model.forward).parameters:
+            if watch.takes_positions:
                 position = (options["attention_mask"].cumsum(-1) - 1).clamp_min(0)
                 options["position_ids"] = position[:, -tokens.shape[1] :]
         n_behind = 0 if cache is None else length_of(cache) or 0
         # Behind all other hooks of the block, which were there before.
-        handle = model.blocks[until - 1].register_forward_hook(stop)
-        try:
+        with attached([(model.blocks[until - 1], stop)]), suppress(_Stop):
             model(tokens, **options)
-        except _Stop:
-            pass
-        finally:
-            handle.remove()
         if cache is not None and until == model.cfg.n_layers:
             check_filled(cache, n_behind + tokens.shape[1])
         (resid,) = kept
         return resid
 
+    def _options(self, model: Any) -> dict[str, Any]:
+        """For a run that nobody goes on with, whose keys would be kept in vain."""
+        return {} if self.meet(model).needs_cache else {"use_cache": False}
+
     def new_cache(self, model: Any, n_rows: int) -> Any:
         return hf_cache.new_cache(model.original_model.config)
 
     def whole(self, model: Any, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
-        self.meet(model)
-        return model(tokens, use_cache=False)
+        return model(tokens, **self._options(model))
 
     def resid_post(self, model: Any, layer: int) -> nn.Module:
         return model.blocks[layer].hook_out
@@ -175,9 +186,7 @@ class Bridge(Adapter):
         return [point]
 
     def entering(self, model: Any, layer: int, given: tuple, keywords: Mapping[str, Any]) -> Entry:
-        watch = watch_at(model.blocks[layer].hook_out)
-        assert watch is not None
-        run, block = watch.run, model.blocks[layer]
+        run, block = self.meet(model).run, model.blocks[layer]
         injected = getattr(block, "_start_residual", None) is not None
         return Entry(
             resid=given[0] if given else keywords["hidden_states"],
@@ -186,21 +195,21 @@ class Bridge(Adapter):
             mask=run.mask,
             run=run.number,
             injected=injected and getattr(block, "_start_at_layer_idx", None) == layer,
+            stops=getattr(block, "_stop_at_layer_idx", None) == layer,
         )
+
+    def cache_of(self, model: Any, run: int) -> Any:
+        return self.meet(model).cache_of(run)
 
     def final_norms(self, model: Any) -> Sequence[FinalNorm | None]:
         norm = getattr(model, "ln_final", None)
         if norm is None:
             return [None]
-        inner = getattr(norm, "original_component", norm)
+        inner = _inside(norm)
         weight, bias = getattr(inner, "weight", None), getattr(inner, "bias", None)
-        eps = next(
-            (float(getattr(inner, name)) for name in ("eps", "variance_epsilon") if hasattr(inner, name)), model.cfg.eps
-        )
+        eps = float(getattr(inner, "eps", getattr(inner, "variance_epsilon", model.cfg.eps)))
         # Some store the weight less one, and what a norm's class is called does not say what it computes.
-        kinds = (
-            ("LN", "RMS") if isinstance(inner, nn.LayerNorm) or "LayerNorm" in type(inner).__name__ else ("RMS", "LN")
-        )
+        kinds = ("LN", "RMS") if "LayerNorm" in type(inner).__name__ else ("RMS", "LN")
         return [
             FinalNorm(kind=kind, weight=weight, bias=bias, eps=eps, offset=offset)
             for kind in kinds
@@ -211,24 +220,11 @@ class Bridge(Adapter):
         norm = getattr(model, "ln_final", None)
         return [model.unembed] if norm is None else [norm, model.unembed]
 
-    def run_behind(self, model: Any, states: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
-        for part in self.parts_behind(model):
-            states = part(states)
-        return states
-
     def scales(self, model: Any) -> Sequence[float]:
         """1, and every number of the configuration, and one by it: some models multiply, some divide."""
         text = model.original_model.config.get_text_config(decoder=True)
         numbers = {float(value) for value in vars(text).values() if isinstance(value, float) and 0 < abs(value) < 1e6}
         return [1.0, *sorted(numbers | {1 / one for one in numbers})]
-
-    def whole_from(self, model: Any, states: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
-        last = model.blocks[model.cfg.n_layers - 1].hook_out
-        handle = last.register_forward_hook(lambda module, given, output: states[None].to(output))
-        try:
-            return self.whole(model, torch.zeros(1, len(states), dtype=torch.long, device=self.device(model)))[0]
-        finally:
-            handle.remove()
 
     def modules(self, model: Any) -> Iterator[tuple[str, nn.Module]]:
         seen: set[int] = set()
@@ -243,6 +239,18 @@ class Bridge(Adapter):
         yield module.training
         if "forward" in vars(module):
             yield id(vars(module)["forward"])
+
+    def stored_parameters(self, model: Any) -> dict[str, nn.Parameter] | None:
+        return dict(model.original_model.named_parameters())
+
+    def written_anew(self, model: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+        if getattr(model, "compatibility_mode", False):  # its weights were processed, those of what it wraps not all
+            return
+        for layer, block in enumerate(model.blocks):
+            for name, part in block.submodules.items():
+                inner = getattr(part, "original_component", None)
+                if isinstance(part, nn.Module) and isinstance(inner, nn.Module):
+                    yield f"blocks.{layer}.{name}", part, inner
 
     def alterations(self, name: str, module: nn.Module, *, inside: bool = False) -> Sequence[str]:
         return ()  # whatever is in a bridge is run with it
@@ -313,23 +321,20 @@ class Bridge(Adapter):
 
             return hook
 
-        handles = [model.blocks[layer].hook_out.register_forward_hook(at(layer)) for layer in range(last + 1)]
-        try:
+        with attached([(self.resid_post(model, layer), at(layer)) for layer in range(last + 1)]):
             yield kept
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def kept_text(self, model: Any, n_rows: int, visible: Bool[Tensor, "batch pos"] | None, room: int) -> Text | None:
         return None
 
 
-def _stream(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+def _inside(part: Any) -> Any:
+    """The module of Hugging Face that a bridge's part is around; itself, if it is around none."""
+    return getattr(part, "original_component", part)
 
 
 def _weight(part: Any) -> Tensor | None:
-    weight = getattr(getattr(part, "original_component", part), "weight", None)
+    weight = getattr(_inside(part), "weight", None)
     return weight if isinstance(weight, Tensor) else None
 
 
@@ -338,11 +343,19 @@ def _device_of(model: Any, part: Any) -> torch.device:
     weight = _weight(part)
     if weight is not None and not weight.is_meta:
         return weight.device
-    hook = getattr(getattr(part, "original_component", part), "_hf_hook", None)
+    hook = getattr(_inside(part), "_hf_hook", None)
     for one in (hook, *getattr(hook, "hooks", ())):
         if getattr(one, "execution_device", None) is not None:
             return torch.device(one.execution_device)
     return next((one.device for one in model.original_model.parameters() if not one.is_meta), torch.device("cpu"))
+
+
+def _reads_both_ways(config: Any) -> bool:
+    """Whether it is of an encoder's family, such as BERT's, and not set up as a decoder."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    kind, is_decoder = getattr(config, "model_type", None), getattr(config, "is_decoder", False)
+    return kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_decoder
 
 
 def _is_offloaded(module: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from caa_lens.models.adapters import llama_blocks
 from caa_lens.models.adapters.adapter import Adapter, BlockEdit, Coming, Entry, FinalNorm, Text
 from caa_lens.models.adapters.plain_llama import alterations, is_transformer_lens, not_a_plain_llama
+from caa_lens.models.adapters.torch_hooks import attached
 
 
 class Hooked(Adapter):
@@ -29,6 +30,12 @@ class Hooked(Adapter):
                 f"the model's weights are {has}, but its cfg.dtype says {says}: load it with dtype={has!r}, or convert "
                 f"it with model.to(torch.{has}), which changes both"
             )
+
+    def settle(self, model: Any) -> None:
+        pass  # it needs nothing
+
+    def quantised(self, model: Any) -> bool:
+        return False
 
     def dtype(self, model: Any) -> torch.dtype:
         return model.cfg.dtype
@@ -73,13 +80,8 @@ class Hooked(Adapter):
         kinds = ("attn",) if model.cfg.attn_only else ("attn", "mlp")
         return {kind: getattr(block, f"hook_{kind}_out", block) for kind in kinds}
 
-    @contextmanager
-    def listening(self, point: nn.Module, hear: Callable[[Tensor], None]) -> Iterator[None]:
-        handle = point.register_forward_hook(lambda module, given, out: hear(out))
-        try:
-            yield
-        finally:
-            handle.remove()
+    def listening(self, point: nn.Module, hear: Callable[[Tensor], None]) -> AbstractContextManager[None]:
+        return attached([(point, lambda module, given, out: hear(out))])
 
     def hook_points(self, model: Any, layer: int) -> Sequence[Any]:
         """The attention pattern, which tells how many tokens lie behind, and the stream.
@@ -122,18 +124,8 @@ class Hooked(Adapter):
     def parts_behind(self, model: Any) -> Sequence[nn.Module]:
         return [model.unembed] if model.cfg.normalization_type is None else [model.ln_final, model.unembed]
 
-    def run_behind(self, model: Any, states: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
-        for part in self.parts_behind(model):
-            states = part(states)
-        return states
-
     def scales(self, model: Any) -> Sequence[float]:
         return [1.0]
-
-    def whole_from(self, model: Any, states: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
-        cap = model.cfg.output_logits_soft_cap
-        logits = self.run_behind(model, states[None])[0]
-        return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
     def modules(self, model: Any) -> Iterator[tuple[str, nn.Module]]:
         return model.named_modules()
@@ -144,6 +136,12 @@ class Hooked(Adapter):
                 yield key, value
             elif callable(value):
                 yield key, _identity(value)
+
+    def stored_parameters(self, model: Any) -> dict[str, nn.Parameter] | None:
+        return None  # it has more than that: see `loading.weights`
+
+    def written_anew(self, model: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+        return iter(())  # nothing is left of what it was made of
 
     def alterations(self, name: str, module: nn.Module, *, inside: bool = False) -> Sequence[str]:
         if inside and not is_transformer_lens(type(module)):
