@@ -2,6 +2,7 @@
 
     python experiments/own/causal_lens.py runs/causal-lens            # minutes on one thread; goes on if interrupted
     python experiments/own/causal_lens.py runs/causal-lens --place    # how the default place was chosen
+    python experiments/own/causal_lens.py runs/causal-lens --picture docs/images/causal_lens.png    # needs a Chromium
 
 Asked: (1) the median rank of twenty words of a behavior, by layer, in the readings `normed`, `in_context`, `causal` and
 `effect`, beside random directions; the words are in `caa_lens/interpretation/data/behavior_words.json`, and were
@@ -15,12 +16,15 @@ words, at questions of training pairs (`--place`). What was found stands in `doc
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 import torch
+from plotly.subplots import make_subplots
 
 import caa_lens as cl
 from caa_lens.atomic_files import write_atomically
@@ -29,11 +33,18 @@ from caa_lens.interpretation.lens_downstream import carried_down
 from caa_lens.interpretation.lens_prompts import DEFAULT_PLACE, prompts_to_read
 from caa_lens.interpretation.words import word_tokens
 from caa_lens.models.unembedding import normalised, unembed_linear
+from caa_lens.plots.style import BLUE, GREEN, GREY, GRID, ORANGE, styled
 
 MODEL = "demo"
 BEHAVIORS = ("sentiment", "formality")
 LAYERS = tuple(range(2, 30, 3))
 N_TRAIN, N_QUESTIONS, N_PAIRS, N_ATTRIBUTED = 48, 8, 10, 4
+LINES = {  # how each reading is drawn
+    "normed": (GREY, "dot"),
+    "in_context": (GREY, "solid"),
+    "causal": (ORANGE, "solid"),
+    "effect": (BLUE, "dash"),
+}
 ANSWERS = {"sentiment": ("Good", "Bad"), "formality": ("Dear", "Hey")}  # whose logits are attributed
 WORDS = json.loads((files("caa_lens.interpretation") / "data" / "behavior_words.json").read_text(encoding="utf-8"))
 
@@ -139,6 +150,74 @@ def places(study: Study, behavior: str) -> pd.DataFrame:
     return pd.DataFrame({"layer": LAYERS, **found})
 
 
+def figure(study: Study) -> go.Figure:
+    """Of each behavior: the words' median rank by layer and reading above, what the layers above make of it below."""
+    drawn = make_subplots(
+        rows=2,
+        cols=len(BEHAVIORS),
+        row_heights=[0.7, 0.3],
+        shared_xaxes=True,
+        vertical_spacing=0.06,
+        horizontal_spacing=0.09,
+        subplot_titles=BEHAVIORS,
+    )
+    for column, behavior in enumerate(BEHAVIORS, start=1):
+        found = {reading: pd.read_csv(study.folder / f"{behavior}-{reading}.csv") for reading in LINES}
+        causal = found["causal"]
+        drawn.add_scatter(
+            x=[*LAYERS, *LAYERS[::-1]],
+            y=[*causal["control_low"], *causal["control_high"][::-1]],
+            fill="toself",
+            fillcolor=GRID,
+            line={"width": 0},
+            name="random directions, causal",
+            showlegend=column == 1,
+            row=1,
+            col=column,
+        )
+        for reading, (colour, dash) in LINES.items():
+            drawn.add_scatter(
+                x=LAYERS,
+                y=found[reading]["median"],
+                line={"color": colour, "dash": dash},
+                mode="lines+markers",
+                name=reading,
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
+        later = pd.read_csv(study.folder / f"{behavior}-shares.csv")
+        # A share of a change that is hardly there says nothing.
+        large = later["total"].abs() >= 0.1 * later["total"].abs().max()
+        drawn.add_bar(
+            x=list(LAYERS),
+            y=later["share_of_later_layers"].where(large),
+            marker_color=GREEN,
+            name="made by later layers",
+            showlegend=column == 1,
+            row=2,
+            col=column,
+        )
+    drawn = styled(drawn, title="Where the words of a behavior can be read", x="", y="", height=560)
+    drawn.update_xaxes(gridcolor=GRID)
+    drawn.update_xaxes(title_text="layer of the vector", row=2)
+    drawn.update_yaxes(gridcolor=GRID)
+    drawn.update_yaxes(type="log", autorange="reversed", tickvals=[100, 1000, 10000], row=1)
+    drawn.update_yaxes(range=[0, 1], tickformat=".0%", row=2)
+    drawn.update_yaxes(title_text="median rank of 20 words", row=1, col=1)
+    drawn.update_yaxes(title_text="share", row=2, col=1)
+    drawn.update_layout(width=880, legend={"orientation": "h", "y": -0.12, "x": 0}, margin={"t": 80})
+    return drawn
+
+
+def picture(study: Study, file: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "notebooks"))
+    from run import draw
+
+    (png,) = draw([json.loads(figure(study).to_json())])
+    write_atomically(file, lambda temporary: temporary.write_bytes(png))
+
+
 def show(title: str, frame: pd.DataFrame) -> None:
     print(f"\n### {title}\n\n| " + " | ".join(map(str, frame.columns)) + " |\n|" + "---|" * len(frame.columns))
     for row in frame.itertuples(index=False):
@@ -155,9 +234,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--place", action="store_true")
+    parser.add_argument("--picture", type=Path, help="draw a run that has ended into this PNG")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     study = Study(options.folder)
+    if options.picture:
+        picture(study, options.picture)
+        return
     for behavior in BEHAVIORS:
         if options.place:
             place = study.part(f"{behavior}-places", lambda b=behavior: places(study, b))

@@ -1,5 +1,7 @@
 """The readings of a lens that run the model, against torch's derivative and plain forwards of whole texts."""
 
+import copy
+
 import pytest
 import torch
 from helpers.models import random_vectors, tiny_model
@@ -215,6 +217,18 @@ def test_top_tokens_in_bfloat16_are_those_of_float32():
                 set(each.frame.query(f"layer == {layer} and side == '{side}'")["token_id"]) for each in (half, full)
             )
             assert len(one & other) >= 4
+
+
+@pytest.mark.parametrize("layer", [14, 29])
+def test_top_tokens_of_the_demo_model_in_bfloat16_are_those_of_float32(demo_model, layer):
+    train = ContrastSet.load("sentiment").sample(16, seed=0)
+    vector = cl.extract(demo_model, train, layers=[layer], progress=False)[layer]
+    half = copy.deepcopy(demo_model).to(torch.bfloat16)
+    options = {"reading": "causal", "prompts": ["How was the party?", "Tell me about your town."], "k": 10, **PLAIN}
+    narrow, wide = (logit_lens(model, vector, **options).frame for model in (half, demo_model))
+    for side in ("promoted", "suppressed"):
+        one, other = (frame.query(f"side == '{side}'") for frame in (narrow, wide))
+        assert len(set(one["token_id"]) & set(other["token_id"])) >= 8
 
 
 def test_questions_of_pairs_are_the_prompts_and_else_the_bundled_ones(tiny_chat):
