@@ -9,7 +9,7 @@ A sweep of two multipliers over the same prompts, as pairs of completions, is 1.
 import argparse
 
 import torch
-from timing import print_table, seconds
+from timing import cpu_seconds, print_table
 
 import caa_lens as cl
 from caa_lens.interpretation.lens_controls import CONTROLS
@@ -40,10 +40,10 @@ def main() -> None:
         f"effect, {CONTROLS} controls": lens("effect", CONTROLS),
     }
     lens("causal", 0, "instruction")()  # what is compared once a model
-    took = {name: seconds(run) for name, run in ways.items()}
+    took = {name: cpu_seconds(run) for name, run in ways.items()}
     unit = took["sweep of two multipliers"]
     rows: list[list[object]] = [[name, f"{t:.1f}", f"{t / unit:.2f}"] for name, t in took.items()]
-    print_table(f"{options.questions} questions, all 30 layers", ["", "seconds", "sweeps"], rows)
+    print_table(f"{options.questions} questions, all 30 layers", ["", "CPU seconds", "sweeps"], rows)
 
 
 if __name__ == "__main__":
