@@ -9,7 +9,7 @@ nothing old is ever used.
 
 import numbers
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,12 @@ from caa_lens.provenance import HOOK_POINT, hook_name_of
 
 # Where a block may be edited: hook points behind its attention pattern, which tells the positions.
 SITES = (HOOK_POINT, "attn.hook_z", "hook_attn_out", "mlp.hook_post", "hook_mlp_out")
+
+
+def inside_blocks(edits: "Sequence[Edit]") -> str | None:
+    """Why the engine, which sees the stream between blocks only, cannot do some edits; None if it can."""
+    sites = sorted({one.site for one in edits} - {HOOK_POINT})
+    return f"{' and '.join(sites)} {'is' if len(sites) == 1 else 'are'} inside of a block" if sites else None
 
 
 def check_edit(

@@ -49,7 +49,8 @@ def check_steps(model: Any, edits: Sequence[Edit]) -> None:
 
 def _largest(edit: Edit) -> Float[Tensor, ""]:
     """The largest component of what an edit adds at strength 1, as far as that does not depend on the stream."""
-    added = edit.direction if edit.direction is not None else edit.parameters.get("shift")
+    parameters = edit.all_parameters
+    added = parameters.get("direction", parameters.get("shift"))
     return torch.ones(()) if added is None else added.detach().abs().max().float()
 
 

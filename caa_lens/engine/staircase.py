@@ -204,7 +204,7 @@ def _is_everywhere(edit: Edit) -> bool:
 
 
 def _is_plain_add(edit: Edit) -> bool:
-    return edit.operator == "add" and not edit.by_position and _is_everywhere(edit)
+    return edit.operator == "add" and edit.direction is not None and not edit.by_position and _is_everywhere(edit)
 
 
 def _plain_direction(edit: Edit) -> Tensor:

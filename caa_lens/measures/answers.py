@@ -13,7 +13,7 @@ tokens from the last one on that the prompt with the answer shares with the prom
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,16 +25,14 @@ from caa_lens.arguments import check_count, describe
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.overflow import check_scores, check_steps
-from caa_lens.engine.staircase import EditedCondition, Staircases
+from caa_lens.engine.staircase import Staircases
+from caa_lens.measures.placed_conditions import Condition, PlacedConditions, check_condition
 from caa_lens.models.checks import check_model
 from caa_lens.models.unembedding import device_behind, token_logits, token_logp
 from caa_lens.prompts.batches import check_fits, n_common
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, encode_answer, encode_letters, resolve_format
 from caa_lens.prompts.users_words import warn_of_words
 from caa_lens.steering.interventions import Intervention
-from caa_lens.vectors.checks import check_vector
-
-Condition = tuple[Intervention, ...]
 
 METRIC_LABEL = {
     "p_matching": "p(answer matching the behavior)",
@@ -99,8 +97,10 @@ def score_answers(
     """Score every pair under every condition.
 
     Args:
-        conditions: tuples of interventions with plain-number multipliers; steering starts at the
-            instruction's last token, so those that say a `start` or `positions` are refused.
+        conditions: tuples of interventions with plain-number multipliers. Steering starts at the instruction's last
+            token, unless an intervention names other positions, as in `positions="all"`; where those begin earlier, or
+            inside of a block, its condition runs in full, after a `SharedPrefixWarning`. A `start`, or positions in
+            numbers, which would be others in every prompt, are refused.
         max_tokens: suffix tokens in flight at once; worked out from the free memory by default.
 
     Raises:
@@ -122,18 +122,8 @@ def score_answers(
                 "expected tuples of Interventions as conditions, as in [(), (intervention,)], got "
                 f"{describe(condition)} among them"
             )
-        for intervention in condition:
-            check_vector(model, intervention.vector)
-            if isinstance(intervention.multiplier, Tensor) and intervention.multiplier.ndim:
-                raise ValueError("a condition's multiplier must be one number: make one condition of each multiplier")
-            if intervention.where is not None:
-                raise ValueError(
-                    "a condition steers from the instruction's last token on, so it takes no start and no positions: "
-                    "score the model's logits inside `with steer(model, v, positions=...)` instead"
-                )
-    # Of the suffixes behind the shared prefix, which begin where steering starts, everything is steered.
-    edits = [tuple(step.edit(0) for step in condition) for condition in conditions]
-    check_steps(model, [edit for steps in edits for edit in steps])
+        check_condition(model, condition)
+    check_steps(model, [step._at((0, None)) for condition in conditions for step in condition])
     if max_tokens is not None:
         max_tokens = check_count("max_tokens", max_tokens)
     prompt_format = resolve_format(model, prompt_format)
@@ -141,7 +131,9 @@ def score_answers(
     reason = shared_prefix.unsupported(model)
     if reason is not None:
         shared_prefix.warn_unshared(reason)
-    staircases = Staircases(edits, len(items[0].branches), model.W_E.device)
+    placed = PlacedConditions(model, conditions, [item.branches for item in items])
+    if placed.in_full and reason is None:
+        shared_prefix.warn_unshared(placed.in_full)
     logp = torch.empty(len(items), len(conditions), 2)
     whole = [i for i, item in enumerate(items) if item.whole]
     if whole and reason is None:
@@ -151,20 +143,24 @@ def score_answers(
         tqdm(total=len(items), desc=f"score {pairs.behavior}", unit="pair", disable=not progress) as bar,
         torch.inference_mode(),
     ):
-        for i in whole:
-            logp[i] = _score_plainly(model, [items[i]], edits)[0].float().cpu()
+        for i in (*whole, *(order if reason else ())):
+            logp[i] = _score_plainly(model, items[i], i, placed, range(len(conditions))).float().cpu()
             bar.update()
-        while order:
-            n = 1 if reason else _batch_size(model, [items[i] for i in order], len(conditions), max_tokens)
-            indices, order = order[:n], order[n:]
-            some = [items[i] for i in indices]
-            if reason:
-                scored = _score_plainly(model, some, edits)
-            else:
-                scored = _score_with_shared_prefix(model, some, staircases, max_tokens)
-            logp[indices] = scored.float().cpu()
-            bar.update(n)
-    check_scores(model, logp, edits)
+        for pairs_alike, columns, edits in () if reason else placed.shared(order):
+            staircases = Staircases(edits, len(items[0].branches), model.W_E.device)
+            others = sorted(set(range(len(conditions))) - set(columns))
+            left = pairs_alike
+            while left:
+                n = _batch_size(model, [items[i] for i in left], max(1, len(edits)), max_tokens)
+                indices, left = left[:n], left[n:]
+                if columns:
+                    some = [items[i] for i in indices]
+                    scored = _score_with_shared_prefix(model, some, staircases, max_tokens).float().cpu()
+                    logp[torch.tensor(indices)[:, None], torch.tensor(columns)] = scored
+                for i in indices if others else ():
+                    logp[i, others] = _score_plainly(model, items[i], i, placed, others).float().cpu()
+                bar.update(n)
+    check_scores(model, logp, placed.edits)
     positive, negative = logp.clone().unbind(-1)
     metric, values = ("p_matching", positive.exp()) if pairs.kind == "ab" else ("margin", positive - negative)
     settings = {
@@ -263,24 +259,23 @@ def _score_with_shared_prefix(
 
 
 def _score_plainly(
-    model: Any, items: Sequence[_Item], conditions: Sequence[EditedCondition]
-) -> Float[Tensor, "pair condition side"]:
+    model: Any, item: _Item, pair: int, placed: PlacedConditions, columns: Sequence[int]
+) -> Float[Tensor, "condition side"]:
     """One forward a condition and branch through the model's own `forward`, unpadded, with the caller's hooks felt."""
-    logp = torch.empty(len(items), len(conditions), 2, device=device_behind(model))
-    for row, item in enumerate(items):
-        for column, condition in enumerate(conditions):
-            for side, prompt in enumerate(item.branches):
-                tokens = torch.tensor([prompt.tokens], device=model.W_E.device)
-                hooks = [replace(edit, positions=(prompt.steer_start, None)).hook() for edit in condition]
-                with model.hooks(fwd_hooks=hooks):
-                    resid = model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=model.cfg.n_layers)
-                if item.letters:
-                    logits = token_logits(model, resid[0, -1], torch.tensor(item.letters))
-                    logp[row, column] = logits.log_softmax(-1)
-                else:
-                    first = item.firsts[side]
-                    states, targets = resid[0, first - 1 : -1], prompt.tokens[first:]
-                    logp[row, column, side] = token_logp(model, states, torch.tensor(targets)).mean()
+    logp = torch.empty(len(columns), 2, device=device_behind(model))
+    for row, column in enumerate(columns):
+        for side, prompt in enumerate(item.branches):
+            tokens = torch.tensor([prompt.tokens], device=model.W_E.device)
+            hooks = [edit.hook() for edit in placed.at(column, pair, side)]
+            with model.hooks(fwd_hooks=hooks):
+                resid = model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=model.cfg.n_layers)
+            if item.letters:
+                logits = token_logits(model, resid[0, -1], torch.tensor(item.letters))
+                logp[row] = logits.log_softmax(-1)
+            else:
+                first = item.firsts[side]
+                states, targets = resid[0, first - 1 : -1], prompt.tokens[first:]
+                logp[row, side] = token_logp(model, states, torch.tensor(targets)).mean()
     return logp
 
 

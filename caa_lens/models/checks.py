@@ -86,13 +86,13 @@ def _drops(module: Any) -> bool:
     return isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.training and module.p > 0
 
 
-def check_hook_points(model: Any, layer: int) -> None:
-    """Raises `ValueError` where TransformerLens' hooks do not reach the two hook points that a layer's vector needs.
+def check_hook_points(model: Any, layer: int, site: str = "hook_resid_post") -> None:
+    """Raises `ValueError` where TransformerLens' hooks do not reach the two hook points that an edit of a layer needs.
 
     Another module may stand in a hook point's place, as sparse autoencoders are attached; and where nobody called
     `model.setup()` afterwards, hooks would still be added to the point that was taken out, and change nothing.
     """
-    for place in ("attn.hook_pattern", "hook_resid_post"):
+    for place in ("attn.hook_pattern", site):
         name, found = f"blocks.{layer}.{place}", model.blocks[layer]
         for part in place.split("."):
             found = getattr(found, part, None)

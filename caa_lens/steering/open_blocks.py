@@ -100,7 +100,7 @@ class OpenBlock:
 
 
 def _points_of(model: Any, edit: Edit) -> list[Any]:
-    check_hook_points(model, edit.layer)
+    check_hook_points(model, edit.layer, edit.site)
     return [model.hook_dict[name] for name in edit.hook_points]
 
 

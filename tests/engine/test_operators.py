@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.family import by_hand, parameters_of
 from helpers.models import tiny_model
 from helpers.steering import some_tokens
 from torch.testing import assert_close
@@ -12,53 +13,12 @@ from caa_lens.engine.staircase import Staircase
 
 D, MASK = 12, torch.ones(1, 1, dtype=torch.long)
 DRAW = torch.Generator().manual_seed(3)
+STREAM = 3 * torch.randn(4, 5, D, generator=DRAW)
+PARAMETERS = parameters_of(D)
 
 
 def drawn(*shape):
     return torch.randn(*shape, generator=DRAW)
-
-
-STREAM = 3 * drawn(4, 5, D)
-PARAMETERS = {
-    "add": {"direction": drawn(D)},
-    "ablate": {"direction": drawn(D)},
-    "set": {"direction": drawn(D)},
-    "pull": {"direction": drawn(D), "target": torch.tensor(2.5)},
-    "add_if_projection": {"direction": drawn(D), "gate": drawn(D), "threshold": torch.tensor(0.3)},
-    "add_if_cosine": {"direction": drawn(D), "gate": drawn(D), "threshold": torch.tensor(0.1)},
-    "add_keep_norm": {"direction": drawn(D)},
-    "rotate": {"direction": drawn(D), "toward": drawn(D), "angle": torch.tensor(0.7)},
-    "affine": {"scale": drawn(D).exp(), "shift": drawn(D), "low": -3 * drawn(D).abs(), "high": 3 * drawn(D).abs()},
-    "scale": {"factor": (drawn(D) > 0).float()},
-}
-
-
-def by_hand(operator, h, p, s):
-    """One position, in float64, written out; rotation by the matrix of the plane."""
-    h, p = h.double(), {name: one.double() for name, one in p.items()}
-    v = p.get("direction", torch.zeros(D, dtype=torch.float64))
-    u = v / v.norm() if v.norm() else v
-    if operator == "rotate":
-        basis = torch.linalg.qr(torch.stack([p["direction"], p["toward"]], dim=1)).Q
-        e1 = basis[:, 0] * torch.sign(basis[:, 0] @ p["direction"])
-        e2 = basis[:, 1] * torch.sign(basis[:, 1] @ p["toward"])
-        generator = torch.outer(e2, e1) - torch.outer(e1, e2)
-        return torch.linalg.matrix_exp(s * p["angle"] * generator) @ h
-    if operator == "affine":
-        moved = (s * (p["scale"] - 1) + 1) * h + s * p["shift"]  # the map with its strength folded in
-        return torch.where((h > p["low"]) & (h < p["high"]), moved, h)
-    if operator.startswith("add_if"):
-        along = h @ p["gate"] / p["gate"].norm()
-        along = along / h.norm() if operator.endswith("cosine") else along
-        return h + s * v if along > p["threshold"] else h
-    return {
-        "add": h + s * v,
-        "ablate": h - s * (h @ u) * u,
-        "set": h + (s * v.norm() - h @ u) * u,
-        "pull": h + s * (p.get("target", 0) - h @ u) * u,
-        "add_keep_norm": (h + s * v) * h.norm() / (h + s * v).norm(),
-        "scale": h * (1 + s * p.get("factor", 0)),
-    }[operator]
 
 
 def test_every_operator_of_the_family_is_tried_here():
