@@ -1,3 +1,11 @@
+from . import actadd as actadd
 from . import linear_act as linear_act
+from . import sadi as sadi
+from . import instruction as instruction
+from . import inferaligner as inferaligner
 from .fitted import Fitted as Fitted
+from .actadd import ActAdd as ActAdd
 from .linear_act import LinearAct as LinearAct
+from .sadi import Sadi as Sadi
+from .instruction import Instruction as Instruction
+from .inferaligner import InferAligner as InferAligner

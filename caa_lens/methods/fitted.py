@@ -76,7 +76,7 @@ class Fitted:
             raise ValueError("no layers given: expected at least one")
         rows = [self.layers.index(layer) for layer in chosen]
         parts: dict[str, Any] = {name: getattr(self, name)[rows] for name in self._by_layer()}
-        return dataclasses.replace(self, layers=chosen, **parts)  # type: ignore[arg-type]
+        return dataclasses.replace(self, layers=chosen, **parts)
 
     @property
     def behavior(self) -> str:
@@ -116,8 +116,9 @@ class Fitted:
             raise ValueError(f"{path} holds a {kind}, expected a {cls.__name__}: {kind}.load reads it")
         try:
             hints = _others(cls)
-            parts = {name: TypeAdapter(hint).validate_json(json.dumps(about[name])) for name, hint in hints.items()}
-            return cls(**parts, **{name: tensors[name] for name in _tensors(cls)})
+            parts: dict[str, Any] = {name: tensors[name] for name in _tensors(cls)}
+            parts |= {name: TypeAdapter(hint).validate_json(json.dumps(about[name])) for name, hint in hints.items()}
+            return cls(**parts)
         except (KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{path} is not what a {cls.__name__} is saved with: {str(error)[:200]}") from None
 
