@@ -21,7 +21,8 @@ as in::
     print(cl.generate(model, "How was your day?", vectors=[(vectors[sweep.best_layer], 2.0)]))
 
 All else is in the room that it belongs to, and is found there by completion: `cl.contrast`, `cl.prompts`, `cl.models`,
-`cl.engine`, `cl.vectors`, `cl.steering`, `cl.measures`, `cl.interpretation`, `cl.transfers`, `cl.report`, `cl.paper`.
+`cl.engine`, `cl.vectors`, `cl.steering`, `cl.measures`, `cl.methods`, `cl.interpretation`, `cl.transfers`, `cl.report`,
+`cl.paper`.
 
 Names are imported on first use, so that `import caa_lens` itself takes no time.
 """

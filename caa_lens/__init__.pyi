@@ -5,6 +5,7 @@ from . import engine as engine
 from . import vectors as vectors
 from . import steering as steering
 from . import measures as measures
+from . import methods as methods
 from . import interpretation as interpretation
 from . import transfers as transfers
 from . import paper as paper

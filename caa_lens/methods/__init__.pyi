@@ -3,9 +3,13 @@ from . import linear_act as linear_act
 from . import sadi as sadi
 from . import instruction as instruction
 from . import inferaligner as inferaligner
+from . import activation_scaling as activation_scaling
+from . import bipo as bipo
 from .fitted import Fitted as Fitted
 from .actadd import ActAdd as ActAdd
 from .linear_act import LinearAct as LinearAct
 from .sadi import Sadi as Sadi
 from .instruction import Instruction as Instruction
 from .inferaligner import InferAligner as InferAligner
+from .activation_scaling import ActivationScaling as ActivationScaling
+from .bipo import Bipo as Bipo
