@@ -6,6 +6,7 @@ from . import inferaligner as inferaligner
 from . import activation_scaling as activation_scaling
 from . import bipo as bipo
 from .fitted import Fitted as Fitted
+from .fitted import load_fitted as load_fitted
 from .actadd import ActAdd as ActAdd
 from .linear_act import LinearAct as LinearAct
 from .sadi import Sadi as Sadi

@@ -27,6 +27,7 @@ from caa_lens.atomic_files import write_atomically
 from caa_lens.engine.positions import Positions
 from caa_lens.provenance import Provenance, layer_ranges
 from caa_lens.steering.interventions import POSITIONS, Intervention
+from caa_lens.vectors.storage import sorted_metadata
 
 FORMAT = "1"
 F = TypeVar("F", bound="Fitted")
@@ -45,6 +46,16 @@ class Fitted:
     layers: tuple[int, ...]
     provenance: Provenance = field(default_factory=Provenance)
     settings: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"layers must be some, distinct and ascending, got {self.layers}")
+        for name in self._by_layer():
+            if len(getattr(self, name)) != len(self.layers):
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} rows for {len(self.layers)} layers, "
+                    f"{layer_ranges(self.layers)}: give a row for each"
+                )
 
     def interventions(
         self, strength: float | int = 1.0, *, positions: str | Positions = "caa"
@@ -100,7 +111,7 @@ class Fitted:
             "about": json.dumps(about, sort_keys=True),
         }
         metadata["checksum"] = _checksum(metadata, tensors)
-        data = save(tensors, metadata)
+        data = sorted_metadata(save(tensors, metadata))
         return write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
     @classmethod
@@ -146,6 +157,22 @@ class Fitted:
     def _in_words(self) -> str:
         """What is special to it, for its one line; ends with a comma."""
         return ""
+
+
+def load_fitted(path: str | Path) -> Fitted:
+    """Read a file that any fitted method's `save` wrote; errors as those of `Fitted.load`."""
+    kind = read_fitted(path)[0]
+    for one in _kinds():
+        if one.__name__ == kind:
+            return one.load(path)
+    raise ValueError(f"{path} holds a {kind}, which this version does not know: update caa_lens")
+
+
+def _kinds() -> list[type[Fitted]]:
+    import caa_lens.methods as room
+
+    found = [getattr(room, name) for name in dir(room)]
+    return [one for one in found if isinstance(one, type) and issubclass(one, Fitted)]
 
 
 def read_fitted(path: str | Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
