@@ -126,7 +126,7 @@ _BEFORE = ("all", "after_first", "prompt", "front")
 
 
 def _depends_on_the_pair(one: Intervention) -> bool:
-    return one.where is not None or one.gate is not None or one.n_rows is not None or one.site != HOOK_POINT
+    return one.where not in (None, "caa") or one.gate is not None or one.n_rows is not None or one.site != HOOK_POINT
 
 
 def _moved(span: Any, by: int) -> tuple[int, int | None]:
