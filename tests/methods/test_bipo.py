@@ -66,6 +66,25 @@ def test_at_zero_the_loss_is_log_2_and_its_gradient_does_not_depend_on_the_sign(
     assert_close(gradients[0], -0.05 * slope, atol=1e-4, rtol=1e-3)
 
 
+def test_at_the_last_layer_without_a_norm_the_loss_of_one_token_is_in_closed_form_for_both_signs(
+    tiny_chat, monkeypatch
+):
+    def without_norm(model, resid, targets):
+        return (resid @ model.W_U).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+
+    monkeypatch.setattr(bipo, "token_logp", without_norm)
+    pairs = type(PAIRS).from_pairs([("Is it?", "Yes", "No"), ("Was it?", "No", "Yes")], name="words")
+    some = kept(tiny_chat, pairs, layer=4, with_eos=False)
+    v = torch.randn(32, generator=torch.Generator().manual_seed(2))
+    for i, pair in enumerate(pairs):
+        ids = [tiny_chat.tokenizer(one, add_special_tokens=False).input_ids for one in (pair.positive, pair.negative)]
+        assert [len(one) for one in ids] == [1, 1]
+        ahead = (tiny_chat.W_U[:, ids[0][0]] - tiny_chat.W_U[:, ids[1][0]]) @ v
+        for sign in (1.0, -1.0):
+            loss = preference_loss(some.margin(tiny_chat, i, sign * v)[None], sign, 0.1)
+            assert_close(loss.detach(), torch.nn.functional.softplus(-0.1 * ahead).detach(), atol=1e-5, rtol=1e-5)
+
+
 def test_swapping_the_answers_and_every_sign_gives_the_opposite_vector(tiny_chat, monkeypatch):
     one = fit(tiny_chat, PAIRS, layer=2, epochs=2, batch_size=2, progress=False)
     randint = torch.randint
