@@ -1,5 +1,6 @@
 # `make demo` runs the main job on a real model, `make test` the tests, `make check` the linters,
-# `make interop` the tests against other tools, `make docs` the documentation site, `make graph` the imports.
+# `make interop` the tests against other tools, `make newest` those of bridges with the newest model libraries,
+# `make docs` the documentation site, `make graph` the imports.
 # Each builds .venv from the pinned versions by itself, once.
 PYTHON ?= python3
 WORKERS ?= 2
@@ -8,9 +9,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # The other tools lie in a folder of their own: asked, they would choose older versions of what .venv has.
 INTEROP := $(VENV)/interop
+# TransformerLens 4 beside the 3.9 of .venv, which still has HookedTransformer: the same torch and transformers serve both.
+TL4 := $(VENV)/tl4
+NEWEST := $(VENV)/newest
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/caa_lens/wheels
 
-.PHONY: demo test mutants interop wheel notebooks docs graph check format clean
+.PHONY: demo test newest mutants interop wheel notebooks docs graph check format clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("caa_lens needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -23,8 +28,24 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/caa-lens demo $(ARGS)
 
-test: $(READY)
+# All tests with TransformerLens 3.9, then with 4 what runs on a bridge. ARGS are for both; 5 says that none was chosen.
+test: $(READY) $(TL4)/.ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	PYTHONPATH=$(abspath $(TL4)) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m bridge $(ARGS) || [ $$? -eq 5 ]
+
+$(TL4)/.ready: $(READY) requirements-tl4.txt
+	rm -rf $(TL4)
+	$(PIP_INSTALL) --no-deps --target $(TL4) -r requirements-tl4.txt
+	touch $@
+
+# With whatever a user would be given today: a new transformers can change a bridge's numbers without a word.
+newest: $(READY)
+	rm -rf $(NEWEST)
+	$(PIP_INSTALL) --no-deps --target $(NEWEST) transformers transformer-lens
+	PYTHONPATH=$(abspath $(NEWEST)) $(BIN)/python .ci/newest.py asks > $(NEWEST)/asks.txt
+	$(PIP_INSTALL) --no-deps --upgrade --target $(NEWEST) -r $(NEWEST)/asks.txt
+	PYTHONPATH=$(abspath $(NEWEST)) $(BIN)/python .ci/newest.py versions
+	PYTHONPATH=$(abspath $(NEWEST)) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m bridge $(ARGS)
 
 # Small faults planted in the sources, one at a time, which the tests must notice: 12 a module, unless ARGS say otherwise.
 mutants: $(READY)

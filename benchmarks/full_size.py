@@ -145,7 +145,7 @@ def main() -> None:
     def staircase():
         for p in questions:
             prefix = shared_prefix.prefill(model, [p.tokens[: p.steer_start]])
-            stairs = Staircase(conditions, 1, device)
+            stairs = Staircase(conditions, device)
             resid = shared_prefix.run_suffixes(model, prefix, [[p.tokens[p.steer_start :]]], stairs)
             model.ln_final(resid[:, :, -1]) @ model.W_U[:, [29909, 29933]]
 

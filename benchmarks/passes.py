@@ -44,7 +44,7 @@ def passes(model, n_prompt: int, n_suffix: int, n_multipliers: int) -> float:
     tokens = [1] * n_prompt
 
     def sweep():
-        stairs = Staircase(conditions, 1, "card")
+        stairs = Staircase(conditions, "card")
         prefix = shared_prefix.prefill(model, [tokens[:-n_suffix]])
         shared_prefix.run_suffixes(model, prefix, [[tokens[-n_suffix:]]], stairs)
 

@@ -24,6 +24,7 @@ from caa_lens.contrast.sets import ContrastSet
 from caa_lens.measures.answers import METRIC_LABEL
 from caa_lens.models.checks import check_layers
 from caa_lens.models.loading.fingerprint import file_digest, model_fingerprint
+from caa_lens.models.placement import device_of_tokens, dtype_of
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class DemoConfig(BaseModel):
     model: str = "demo"
     dtype: str | None = None
     device: str | None = None
+    backend: str | None = None
     behavior: str = "sentiment"
     n_test: int | None = Field(default=None, ge=2)
     """Pairs to hold out; by default 20, or a third of a small set."""
@@ -87,14 +89,14 @@ def run_demo(config: DemoConfig, folder: str | Path, console: Console | None = N
     from caa_lens.models.loading.load import load_model
 
     with console.status("loading the model"):
-        model = load_model(config.model, dtype=config.dtype, device=config.device)
+        model = load_model(config.model, dtype=config.dtype, device=config.device, backend=config.backend)
     if not isinstance(config.layers, str):
         check_layers(model, config.layers)
     text = json.dumps(settings, indent=2)
     write_atomically(folder / SETTINGS, lambda file: file.write_text(text, encoding="utf-8"))
     console.print(
         f"[bold]{model.cfg.model_name}[/]: {model.cfg.n_layers} layers, d_model {model.cfg.d_model}, "
-        f"on {model.W_E.device}. Behavior [bold]{config.behavior}[/]: {len(train)} pairs to extract from, "
+        f"on {device_of_tokens(model)}. Behavior [bold]{config.behavior}[/]: {len(train)} pairs to extract from, "
         f"{len(test)} held out."
     )
     kept = _Kept(folder, console, _about_model(model, config))
@@ -118,8 +120,8 @@ def _refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
         present = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         present = {}
-    if present != settings:
-        changed = sorted(key for key in {*present, *settings} if present.get(key) != settings.get(key))
+    # A setting that an older run did not have yet is None.
+    if changed := sorted(key for key in {*present, *settings} if present.get(key) != settings.get(key)):
         raise ValueError(
             f"{folder} holds a run with other settings ({', '.join(changed)}): choose another folder with --out, "
             "or delete it"
@@ -175,10 +177,11 @@ def _about_model(model: Any, config: DemoConfig) -> dict[str, Any]:
 
     return {
         "model": model_fingerprint(config.model),
-        "dtype": str(model.cfg.dtype),
-        "device": model.W_E.device.type,
+        "dtype": str(dtype_of(model)),
+        "device": device_of_tokens(model).type,
         "prompt_format": resolve_format(model, None).name,
         "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
+        "kind": type(model).__name__,
     }
 
 

@@ -11,6 +11,7 @@ import typer
 
 from caa_lens.cli.data import data_app
 from caa_lens.cli.options import (
+    BackendOption,
     DataArgument,
     DeviceOption,
     DtypeOption,
@@ -69,6 +70,7 @@ def demo(
     model: ModelOption = "demo",
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    backend: BackendOption = None,
 ) -> None:
     """Do the main job on a real model and write a report.
 
@@ -80,7 +82,8 @@ def demo(
         given = [part for part in (behavior, layers) if part not in ("sentiment", "coarse")]
         out = Path("runs") / "-".join(["demo", *given]).replace(",", "_").replace("/", "_")
     chosen: Any = layers if layers in ("coarse", "all") else parse_layers(layers)
-    run_demo(DemoConfig(model=model, dtype=dtype, device=device, behavior=behavior, layers=chosen), out)
+    config = DemoConfig(model=model, dtype=dtype, device=device, backend=backend, behavior=behavior, layers=chosen)
+    run_demo(config, out)
 
 
 @app.command()
@@ -93,6 +96,7 @@ def extract(
     balance: Annotated[bool, typer.Option(help="Swap options until answer letters are even.")] = False,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    backend: BackendOption = None,
 ) -> None:
     """Extract steering vectors from a contrast set.
 
@@ -111,7 +115,7 @@ def extract(
     if balance:
         pairs = pairs.balance_letters()
     chosen = parse_layers(layers) if layers else None
-    vectors = run_extract(load_model(model, dtype=dtype, device=device), pairs, layers=chosen)
+    vectors = run_extract(load_model(model, dtype=dtype, device=device, backend=backend), pairs, layers=chosen)
     vectors.save(out)
     typer.echo(f"{vectors!r}\nwritten to {out}")
 
@@ -129,6 +133,7 @@ def sweep(
     test: ScoredOption = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    backend: BackendOption = None,
 ) -> None:
     """Score a test set at every layer and multiplier.
 
@@ -143,7 +148,7 @@ def sweep(
     pairs = _held_out(ContrastSet.load(data), test, of_each)
     numbers = parse_numbers("multipliers", multipliers)
     chosen = parse_layers(layers) if layers else None
-    loaded = load_model(model, dtype=dtype, device=device)
+    loaded = load_model(model, dtype=dtype, device=device, backend=backend)
     _note_other_model(of_each, loaded)
     result = run_sweep(loaded, pairs, of_each, multipliers=numbers, layers=chosen)
     typer.echo(f"{result!r}\nmean {METRIC_LABEL[result.metric]}\n{result.table().round(4).to_string()}")
@@ -168,6 +173,7 @@ def transfer(
     test: ScoredOption = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    backend: BackendOption = None,
 ) -> None:
     """Add every layer's vector at every layer: the effect of layer i's vector at layer j.
 
@@ -182,7 +188,7 @@ def transfer(
     pairs = _held_out(ContrastSet.load(data), test, sources)
     sources = sources.at(parse_layers(layers)) if layers else sources
     chosen = parse_layers(targets) if targets else None
-    loaded = load_model(model, dtype=dtype, device=device)
+    loaded = load_model(model, dtype=dtype, device=device, backend=backend)
     _note_other_model(sources, loaded)
     result = run_transfer(
         loaded,
@@ -207,6 +213,7 @@ def lens(
     k: Annotated[int, typer.Option(help="Tokens on each side.")] = 8,
     reading: Annotated[str, typer.Option(help="'normed', 'direct' or 'in_context'.")] = "normed",
     pairs: Annotated[Optional[str], typer.Option(help="For in_context: a contrast set to read in.")] = None,  # noqa: UP045
+    backend: BackendOption = None,
 ) -> None:
     """Show which tokens each layer's vector promotes and suppresses.
 
@@ -223,7 +230,7 @@ def lens(
     of_each = read_vectors(vectors)
     chosen = parse_layers(layers) if layers else None
     read_in = None if pairs is None else ContrastSet.load(pairs)
-    loaded = load_model(model)
+    loaded = load_model(model, backend=backend)
     _note_other_model(of_each, loaded)
     result = logit_lens(loaded, of_each, layers=chosen, k=k, reading=reading, pairs=read_in)
     typer.echo(result.summary(k).to_string())
@@ -239,6 +246,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="Length of the answer.")] = 100,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    backend: BackendOption = None,
 ) -> None:
     """Answer a prompt, steered or not, as it is written.
 
@@ -255,7 +263,7 @@ def generate(
         steering = [(of_each[layer], 1.0 if multiplier is None else multiplier)]
     elif layer is not None or multiplier is not None:
         raise ValueError("nothing to steer with: --layer and --multiplier need a file of vectors, add --vectors FILE")
-    loaded = load_model(model, dtype=dtype, device=device)
+    loaded = load_model(model, dtype=dtype, device=device, backend=backend)
     for vector, _ in steering:
         _note_other_model(vector, loaded)
     for piece in generate_stream(loaded, prompt, vectors=steering, max_new_tokens=max_new_tokens):
@@ -272,6 +280,7 @@ def similarity(
     answer: Annotated[str, typer.Option(help="An answer to follow the question.")] = "",
     raw: Annotated[bool, typer.Option(help="Take the text as it is, in no prompt format.")] = False,
     model: ModelOption = "demo",
+    backend: BackendOption = None,
 ) -> None:
     """Colour every token of a text by its similarity with a vector.
 
@@ -284,7 +293,7 @@ def similarity(
     _check_out(out, ".html", "the page is written")
     chosen = read_vectors(vectors)
     chosen = chosen.at(parse_layers(layers)) if layers else chosen
-    loaded = load_model(model)
+    loaded = load_model(model, backend=backend)
     _note_other_model(chosen, loaded)
     result = token_similarity(loaded, text, chosen, answer=answer, raw_text=raw)
     result.show().save(out)

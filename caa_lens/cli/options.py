@@ -10,6 +10,10 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="'demo', a hub id, a folder with safetensors, or a GGUF file.")
 ]
 DtypeOption = Annotated[Optional[str], typer.Option(help="float32, bfloat16 or float16.")]  # noqa: UP045
+BackendOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="hooked or bridge: what of TransformerLens holds the model; by default what suits it."),
+]
 DeviceOption = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, mps.")]  # noqa: UP045
 LayersOption = Annotated[Optional[str], typer.Option(help="e.g. 3,9,14-20; all by default.")]  # noqa: UP045
 ScoredOption = Annotated[int, typer.Option(help="Pairs to score, those that `extract --test` held out; 0: all.")]

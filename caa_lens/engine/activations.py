@@ -6,8 +6,6 @@ are kept; a prompt's span of several tokens is averaged in float32. What is read
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,34 +15,12 @@ from torch import Tensor
 from caa_lens.arguments import check_count
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.plain_runs import plain_runs
+from caa_lens.engine.streams import last_residual, reading
 from caa_lens.models.checks import check_layers, check_model
+from caa_lens.models.placement import device_of_tokens
 from caa_lens.prompts.batches import left_pad, n_common
 from caa_lens.prompts.checks import check_prompt
 from caa_lens.prompts.prompt_formats import Prompt
-
-
-@contextmanager
-def reading(
-    model: Any, layers: Sequence[int], keep: Callable[[int, Tensor], None], *, at: str = "hook_resid_post"
-) -> Iterator[None]:
-    """`keep(layer, resid_post)` for every run of these layers' blocks in the `with` block, `[batch pos d_model]`.
-
-    `at` is another hook point of the blocks. Whatever module stands in its place, its output is what is read.
-    """
-
-    def read(module: Any, given: Any, out: Tensor, layer: int) -> None:
-        keep(layer, out)
-
-    # A block that somebody put into a module of their own has no such attribute: there it is the whole's output.
-    points = [getattr(model.blocks[layer], at, model.blocks[layer]) for layer in layers]
-    handles = [
-        point.register_forward_hook(partial(read, layer=layer)) for layer, point in zip(layers, points, strict=True)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def read_residuals(
@@ -90,7 +66,7 @@ def _spans(
 def _read_batch(
     model: Any, prompts: Sequence[Prompt], layers: Sequence[int], of_token: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "batch layer size"]:
-    device = model.W_E.device
+    device = device_of_tokens(model)
     batch = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=device)
     spans = [
         (pad + prompt.read[0], pad + prompt.read[1])
@@ -103,7 +79,7 @@ def _read_batch(
         kept[layer] = torch.stack(means).to(device)
 
     with torch.no_grad(), reading(model, layers, keep):
-        model(batch.tokens, attention_mask=batch.attention_mask, stop_at_layer=layers[-1] + 1)
+        last_residual(model, batch.tokens, batch.attention_mask, n_layers=layers[-1] + 1)
     return torch.stack([kept[layer] for layer in layers], dim=1)
 
 
@@ -152,16 +128,23 @@ def _read_with_shared_prefix(
         for side, prompt in enumerate(pair):
             start, stop = prompt.read
             weights[i, side, start - n : stop - n] = 1 / (stop - start)
-    weights = weights.to(model.W_E.device)
-    kept: list[Tensor] = []
+    weights = weights.to(device_of_tokens(model))
+    kept: dict[int, list[list[Tensor]]] = {layer: [[] for _ in pairs] for layer in layers}
+    questions = sides = slice(None)
+
+    def coming(*which: slice) -> None:
+        nonlocal questions, sides
+        questions, sides = which
 
     def keep(layer: int, resid: Tensor) -> Tensor:
         if layer in layers:
-            kept.append((weights[..., None] * resid.float()).sum(2))
+            weight = weights[questions, sides, : resid.shape[2], None].to(resid.device)
+            for found, row in zip(kept[layer][questions], (weight * resid.float()).sum(2), strict=True):
+                found.extend(row.to(weights.device))
         return resid
 
-    shared_prefix.run_suffixes(model, prefix, suffixes, keep, n_layers)
-    return torch.stack(kept, dim=2)
+    shared_prefix.run_suffixes(model, prefix, suffixes, keep, n_layers, coming)
+    return torch.stack([torch.stack([torch.stack(sides) for sides in kept[layer]]) for layer in layers], dim=2)
 
 
 def _shared_length(positive: Prompt, negative: Prompt) -> int:

@@ -1,10 +1,12 @@
 """Edits of the stream: which operator acts where, how strongly, and the hook function that carries it.
 
 The formulas are in `operators`. A hook knows the absolute position of the tokens in front of it, also when a KV cache
-feeds the model one token at a time: the attention pattern of the same block has shape `[batch head query key]`, and
+feeds the model one token at a time. The attention pattern of the same block has shape `[batch head query key]`, and
 `key - query` tokens are already behind. So one `(name, function)` pair listens at two hook points of its block: the
 pattern, where it learns the offset, and the edit's own site, where it uses it. A block's pattern always comes first, so
-nothing old is ever used.
+nothing old is ever used. A bridge's cache may hold fewer keys than there were tokens (a sliding window), or have room
+for more; there the offset is what the cache itself says (`models.adapters.watch`), of every bridge that this library
+has met.
 """
 
 import numbers
@@ -20,7 +22,8 @@ from torch import Tensor
 from caa_lens.arguments import as_float
 from caa_lens.engine.operators import Formula, check_operator, formula_of
 from caa_lens.engine.positions import Positions, check_positions, chosen, per_row
-from caa_lens.provenance import HOOK_POINT, hook_name_of
+from caa_lens.models.adapters.watch import watch_at
+from caa_lens.provenance import HOOK_POINT
 
 # Where a block may be edited: hook points behind its attention pattern, which tells the positions.
 SITES = (HOOK_POINT, "attn.hook_z", "hook_attn_out", "mlp.hook_post", "hook_mlp_out")
@@ -213,31 +216,45 @@ class Edit:
         Numbers are moved once to each device that the hook meets, except those that require grad: they are read anew
         in every forward, so that what an optimiser does to them is felt.
         """
-        pattern, site = self.hook_points
-        offsets: dict[int, int] = {}  # each thread's latest pattern's; kept, so that the pair may be registered twice
+        pattern, *_ = names = _names_of(self.layer, self.site)
+        offsets: dict[
+            int, tuple[int, bool]
+        ] = {}  # each thread's latest pattern's, and whether it went on from the last
+        until: dict[int, int] = {}
         placed: dict[torch.device, tuple[list, Edit]] = {}
+        inside = self.site != HOOK_POINT
+        met: set[int] = set()  # threads whose block has come to a site inside of it, and not yet to its end
 
         def steer_hook(activation: Tensor, hook: Any) -> Tensor | None:
             thread = threading.get_ident()
-            if hook.name == pattern:
-                offsets[thread] = activation.shape[-1] - activation.shape[-2]
+            if inside and hook.name == names[2]:
+                if thread not in met:
+                    raise RuntimeError(_MISSING.format(names[1]))
+                met.discard(thread)
                 return None
-            if thread not in offsets:
-                raise RuntimeError(f"{site} ran without {pattern}, so positions are unknown")
+            if hook.name == pattern:
+                n_queries, n_keys = activation.shape[-2:]
+                behind = n_keys - n_queries
+                offsets[thread] = behind, behind == 0 or behind == until.get(thread)
+                until[thread] = n_keys
+                return None
+            met.add(thread)
+            if (watch := watch_at(hook)) is not None:
+                behind = watch.behind
+            elif thread not in offsets:
+                raise RuntimeError(f"{hook.name} ran without {pattern}, so positions are unknown")
+            else:  # kept, so that the pair may be registered twice
+                behind, goes_on = offsets[thread]
+                if hook.name != names[1] and not goes_on:
+                    raise RuntimeError(_UNMET.format(hook.name, behind))
             device, versions = activation.device, self._versions()
             if versions is None:
-                return self.apply(activation, offsets[thread])
+                return self.apply(activation, behind)
             if device not in placed or placed[device][0] != versions:
                 placed[device] = versions, self.to(device)
-            return placed[device][1].apply(activation, offsets[thread])
+            return placed[device][1].apply(activation, behind)
 
-        return _BlockHookNames(self.layer, (pattern, site)), steer_hook
-
-    @property
-    def hook_points(self) -> tuple[str, str]:
-        """Full names of the two points that a hook listens at: the pattern, and the edit's site."""
-        site = hook_name_of(self.layer) if self.site == HOOK_POINT else f"blocks.{self.layer}.{self.site}"
-        return f"blocks.{self.layer}.attn.hook_pattern", site
+        return _BlockHookNames(self.layer, names), steer_hook
 
     def _versions(self) -> list[tuple[int, int]] | None:
         """What tells that a tensor was changed in place; None where a copy must not be kept at all."""
@@ -249,14 +266,34 @@ class Edit:
         return [(one._version, one.data_ptr()) for one in tensors]
 
 
+_MISSING = (
+    "the model ran the whole block, and did not come to {} in it, so that nothing was steered: take another site, such "
+    "as 'hook_resid_post'"
+)
+_UNMET = (
+    "{} was given tokens behind a key-value cache that were not counted from its beginning: it holds {} keys, but a "
+    "sliding window holds fewer than there are tokens, and a cache of fixed size more. Call "
+    "caa_lens.models.check_model(model) once after the model was made: then positions are known from the cache itself"
+)
+
+
+def _names_of(layer: int, site: str) -> tuple[str, str, str]:
+    """The pattern, the site by a `HookedTransformer`'s name for it, and the end of a bridge's block.
+
+    A bridge has that name for a point of its own beside the point's, and tells it after all of its own: of the stream
+    both are listened to. At the end of a block it is seen whether the block had a site inside of it at all.
+    """
+    return f"blocks.{layer}.attn.hook_pattern", f"blocks.{layer}.{site}", f"blocks.{layer}.hook_out"
+
+
 class _BlockHookNames:
-    """Names a hook's two points for TransformerLens, and refuses a model that lacks them.
+    """Names a hook's points for TransformerLens, and refuses a model that lacks them.
 
     TransformerLens asks a callable name about every hook point of the model, blocks first and the unembedding last. A
     vector of a layer that the model does not have would match nothing without a word; here it is an error.
     """
 
-    def __init__(self, layer: int, names: tuple[str, str]) -> None:
+    def __init__(self, layer: int, names: tuple[str, ...]) -> None:
         self.layer = layer
         self.names = names
         self._last_block = -1
@@ -271,19 +308,21 @@ class _BlockHookNames:
         if name.startswith("unembed.") and self._last_block >= 0:
             last_block, found = self._last_block, self._found
             self._last_block, self._found = -1, set()
-            if len(found) != len(self.names):
-                if self.layer <= last_block:
-                    missing = next(name for name in self.names if name not in found)
-                    raise ValueError(
-                        f"the model has no hook point {missing!r}: if another module was put in its place (an SAE), "
-                        "take it away (reset_saes), or steer at another layer; and a model has to be a "
-                        "HookedTransformer, as caa_lens.load_model gives (a TransformerBridge is not supported yet)"
-                    )
+            pattern, *streams = self.names
+            if self.layer > last_block:
                 raise ValueError(
                     f"the vector is for layer {self.layer}, but the model has layers 0 to {last_block}: "
                     "extract it from this model"
                 )
+            # A bridge's own cache tells positions, so it may do without the pattern.
+            if found.isdisjoint(streams) or (pattern not in found and streams[0] in found):
+                missing = streams[0] if found.isdisjoint(streams) else pattern
+                raise ValueError(
+                    f"the model has no hook point {missing!r}: if another module was put in its place (an SAE), "
+                    "take it away (reset_saes), or steer at another layer; and a model has to be one of "
+                    "TransformerLens', as caa_lens.load_model gives"
+                )
         return False
 
     def __repr__(self) -> str:
-        return f"<hook points {' and '.join(self.names)}>"
+        return f"<hook points {' and '.join(self.names[:2])}>"

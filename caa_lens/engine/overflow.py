@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa_lens.engine.edits import Edit
+from caa_lens.models.placement import dtype_name, dtype_of
 
 REMEDY = "use smaller multipliers, or load the model in bfloat16 or float32"
 
@@ -29,7 +30,7 @@ def check_steps(model: Any, edits: Sequence[Edit]) -> None:
     # All vectors at once: a vector on a GPU is waited for once, not once an edit.
     components = [_largest(one) for one in edits]
     largest = torch.stack([one.to(components[0].device) for one in components]).tolist()
-    holds, formed_in = torch.finfo(model.cfg.dtype).max, torch.finfo(torch.float32).max
+    holds, formed_in = torch.finfo(dtype_of(model)).max, torch.finfo(torch.float32).max
     for one, component in zip(edits, largest, strict=True):
         m = float(torch.as_tensor(one.multiplier).detach().double().abs().max())
         # "set" forms m ||v|| first, and "ablate" m times a component of the stream.
@@ -38,7 +39,7 @@ def check_steps(model: Any, edits: Sequence[Edit]) -> None:
             norm = component * math.sqrt(len(one.direction))
         step = m if one.operator == "ablate" else m * component
         if max(m, m * norm) > formed_in or step > holds:
-            dtype = str(model.cfg.dtype).removeprefix("torch.") if step > holds else "float32"
+            dtype = dtype_name(model) if step > holds else "float32"
             limit = holds if step > holds else formed_in
             raise ValueError(
                 f"multiplier {m:g} at layer {one.layer} makes a step with a component of "
@@ -64,7 +65,7 @@ def check_scores(model: Any, logp: Float[Tensor, "pair condition side"], conditi
     of_condition = broken.sum(0).tolist()
     if not any(of_condition):
         return
-    dtype = str(model.cfg.dtype).removeprefix("torch.")
+    dtype = dtype_name(model)
     if bool(broken.all()):
         raise ValueError(
             f"every score of {model.cfg.model_name} is NaN in {dtype}, of {len(logp)} pairs under {len(conditions)} "
@@ -83,7 +84,7 @@ def check_scores(model: Any, logp: Float[Tensor, "pair condition side"], conditi
 def check_finite(model: Any, values: Tensor, what: str) -> None:
     """Raises `ValueError` if any of the values that a run gave is not finite; `what`: "the logits of prompt 2"."""
     if not bool(torch.isfinite(values).all()):
-        dtype = str(model.cfg.dtype).removeprefix("torch.")
+        dtype = dtype_name(model)
         raise ValueError(f"{what} of {model.cfg.model_name} are not finite in {dtype}: {REMEDY}")
 
 

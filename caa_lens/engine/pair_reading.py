@@ -20,6 +20,7 @@ from caa_lens.atomic_files import write_atomically
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine.activations import read_norms, read_pairs
 from caa_lens.models.checks import check_layers, check_model
+from caa_lens.models.placement import dtype_name, dtype_of
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
 from caa_lens.provenance import Provenance, layer_ranges
@@ -127,7 +128,7 @@ def pair_activations(
             bar.update(len(indices))
     if not bool(torch.isfinite(values).all()):
         raise ValueError(
-            f"activations of {model.cfg.model_name} are not finite in {model.cfg.dtype}: load it in bfloat16 or float32"
+            f"activations of {model.cfg.model_name} are not finite in {dtype_of(model)}: load it in bfloat16 or float32"
         )
     is_ab = pairs.kind == "ab"
     norms = values.norm(dim=-1) if is_ab else _token_norms(model, prompts, layers, batch_size)
@@ -146,7 +147,7 @@ def pair_activations(
             dataset_hash=pairs.content_hash,
             expression=pairs.behavior,
             details={
-                "model_dtype": str(model.cfg.dtype).removeprefix("torch."),
+                "model_dtype": dtype_name(model),
                 "n_layers": str(model.cfg.n_layers),
                 "system": system or "",
             },

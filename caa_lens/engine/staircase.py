@@ -34,11 +34,8 @@ class Staircases:
     few different ones.
     """
 
-    def __init__(
-        self, conditions: Sequence[EditedCondition], n_branches: int, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, conditions: Sequence[EditedCondition], device: torch.device | str = "cpu") -> None:
         self.conditions = _with_plain_numbers(conditions)
-        self.n_branches = n_branches
         self.device = device
         self._built: dict[int, list[tuple[Tensor, Staircase]]] = {}  # by the number of chunks
 
@@ -53,7 +50,7 @@ class Staircases:
             size = -(-n // n_chunks)
             chunks = [order[first : first + size] for first in range(0, n, size)]
             indices = torch.tensor(order).to(self.device).split(size)
-            stairs = [Staircase([self.conditions[i] for i in some], self.n_branches, self.device) for some in chunks]
+            stairs = [Staircase([self.conditions[i] for i in some], self.device) for some in chunks]
             self._built[n_chunks] = list(zip(indices, stairs, strict=True))
         yield from self._built[n_chunks]
 
@@ -71,13 +68,10 @@ class Staircase:
 
     Attributes:
         groups: after the last block, the indices of each group's conditions. Rows are ordered `[group branch]`, where
-            a branch is one of a question's suffixes.
+            a branch is one of a question's suffixes: as many as there are rows when the blocks begin.
     """
 
-    def __init__(
-        self, conditions: Sequence[EditedCondition], n_branches: int, device: torch.device | str = "cpu"
-    ) -> None:
-        self.n_branches = n_branches
+    def __init__(self, conditions: Sequence[EditedCondition], device: torch.device | str = "cpu") -> None:
         self.groups: list[list[int]] = [list(range(len(conditions)))]
         active = [tuple(step for step in condition if _acts(step)) for condition in _with_plain_numbers(conditions)]
         layers = sorted({step.layer for condition in active for step in condition})
@@ -93,11 +87,12 @@ class Staircase:
         moved = _on_device(edits, device)
 
         self._steps: dict[int, _Step] = {}
-        first = 0
+        first, n_groups = 0, 1
         for layer, source, (_, actions) in zip(layers, sources, splits, strict=True):
             stop = first + sum(map(len, actions))
             its = iter(zip(range(first, stop), edits[first:stop], strict=True))
             self._steps[layer] = _Step(
+                n_before=n_groups,
                 sources=source,
                 actions=[
                     tuple(
@@ -110,7 +105,7 @@ class Staircase:
                 multipliers=multipliers[first:stop],
                 only_adds=all(len(action) == 1 and _is_plain_add(action[0]) for action in actions),
             )
-            first = stop
+            first, n_groups = stop, len(source)
 
     def _split(self, conditions: Sequence[EditedCondition], layer: int) -> tuple[list[int], list[EditedCondition]]:
         """Split the groups at a layer: which group each one comes from, and what is done to the new ones, the last."""
@@ -135,7 +130,7 @@ class Staircase:
         step = self._steps.get(layer)
         if step is None:
             return resid
-        grouped = resid.unflatten(1, (-1, self.n_branches))[:, step.sources]  # [question group branch pos d_model]
+        grouped = resid.unflatten(1, (step.n_before, -1))[:, step.sources]  # [question group branch pos d_model]
         steered = grouped[:, -len(step.actions) :]
         if step.only_adds:
             added = (step.multipliers[:, None] * step.directions).to(resid.dtype)  # rounded once, as `add` does
@@ -156,12 +151,14 @@ class _Step:
     """What happens to the rows after one block.
 
     Attributes:
+        n_before: the number of groups before the step.
         sources: for each group after the step, the group it is copied from; groups that go on unsteered come first.
         actions: for each new group, what is done to it, one after another.
         directions, multipliers: of all new groups' edits in order, in float32.
         only_adds: whether every new group has one vector added everywhere, which is done to all of them at once.
     """
 
+    n_before: int
     sources: Int[Tensor, " group"]
     actions: "list[tuple[_Action, ...]]"
     directions: Float[Tensor, "edit d_model"]

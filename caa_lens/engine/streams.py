@@ -1,85 +1,97 @@
-"""Streams that are kept behind one block, and run on from there: what a fit trains through, again and again.
+"""Read and edit the stream between blocks while the model itself runs, of either kind.
 
-Nothing below a layer depends on what is done at it or above, so the blocks up to it run once. Texts are padded on the
-right: a causal model's earlier tokens do not see it.
+Torch's own hooks on the module whose output is `resid_post` do it: they are felt in the order in which they were added,
+behind those that the caller has there, and `model.reset_hooks()` leaves them alone.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from caa_lens.engine.edits import Edit
-from caa_lens.engine.plain_runs import plain_runs
-from caa_lens.prompts.batches import check_fits
-from caa_lens.prompts.prompt_formats import Prompt
+from caa_lens.models.adapters.choice import adapter_of
+from caa_lens.provenance import HOOK_POINT
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Streams:
-    """`resid_post` of a batch of texts behind one block, padded on the right.
+@contextmanager
+def reading(model: Any, layers: Sequence[int], keep: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """`keep(layer, resid_post)` for every run of these layers' blocks in the `with` block, `[batch pos d_model]`.
 
-    Attributes:
-        resid: in the model's dtype.
-        layer: the block; -1 for what goes into the first.
-        prompts: the texts.
+    Whatever module stands in the stream's place, its output is what is read.
     """
 
-    resid: Float[Tensor, "batch pos d_model"]
-    layer: int
-    prompts: tuple[Prompt, ...]
+    def read(module: Any, given: Any, out: Tensor, layer: int) -> None:
+        keep(layer, out)
 
-    @property
-    def tokens(self) -> Int[Tensor, "batch pos"]:
-        return _right_pad(self.prompts)
+    points = [adapter_of(model).resid_post(model, layer) for layer in layers]
+    handles = [
+        point.register_forward_hook(partial(read, layer=layer)) for layer, point in zip(layers, points, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def read_streams(model: Any, prompts: Sequence[Prompt], layer: int, *, batch_size: int = 8) -> Iterator[Streams]:
-    """Run the blocks up to a layer, and keep every token's stream behind it; -1 keeps what goes into the first block.
+@contextmanager
+def reading_what_is_written(
+    model: Any, layers: Sequence[int], keep: Callable[[int, str, Tensor], None]
+) -> Iterator[None]:
+    """`keep(layer, kind, out)` for what attention and MLP of these layers add to the stream, `[batch pos d_model]`."""
+    adapter = adapter_of(model)
+    with ExitStack() as open_ones:
+        for layer in layers:
+            for kind, point in adapter.written(model, layer).items():
+                open_ones.enter_context(adapter.listening(point, partial(keep, layer, kind)))
+        yield
+
+
+@contextmanager
+def editing(model: Any, edits: Sequence[Edit], behind: int = 0) -> Iterator[None]:
+    """What the model runs in the `with` block is edited; `behind` tokens lie in the cache of each run.
 
     Raises:
-        ValueError: for a prompt that is longer than the context.
+        ValueError: a layer's stream, or a site inside of a block, cannot be reached.
     """
-    at_once = batch_size if plain_runs(model).padded else 1
-    for prompt in prompts:
-        check_fits(prompt, model.cfg.n_ctx)
-    for first in range(0, len(prompts), at_once):
-        some = tuple(prompts[first : first + at_once])
-        tokens = _right_pad(some).to(model.W_E.device)
-        with torch.no_grad():
-            resid = model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=layer + 1)
-        yield Streams(resid=resid, layer=layer, prompts=some)
+
+    def apply(module: Any, given: Any, out: Tensor, edit: Edit) -> Tensor:
+        return edit.apply(out, behind)
+
+    adapter = adapter_of(model)
+    points = [adapter.hook_points(model, edit.layer, edit.site)[-1] for edit in edits]
+    with ExitStack() as open_ones:
+        for edit, point in zip(edits, points, strict=True):
+            if edit.site == HOOK_POINT:
+                handle = point.register_forward_hook(partial(apply, edit=edit))
+                open_ones.callback(handle.remove)
+            else:
+                open_ones.enter_context(adapter.listening(point, partial(edit.apply, offset=behind)))
+        yield
 
 
-def run_on(
+@contextmanager
+def reading_sites(model: Any, layers: Sequence[int], site: str, keep: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """`keep(layer, out)` for every run of a site inside of these layers' blocks in the `with` block."""
+    adapter = adapter_of(model)
+    with ExitStack() as open_ones:
+        for layer in layers:
+            open_ones.enter_context(adapter.listening(adapter.site(model, layer, site), partial(keep, layer)))
+        yield
+
+
+def last_residual(
     model: Any,
-    resid: Float[Tensor, "batch pos d_model"],
-    layer: int,
+    tokens: Int[Tensor, "batch pos"],
+    mask: Bool[Tensor, "batch all_pos"] | None = None,
     *,
-    until: int | None = None,
     edits: Sequence[Edit] = (),
+    n_layers: int | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """Run the blocks above a layer on its streams, up to and with block `until`; gradients are kept.
-
-    Args:
-        resid: behind block `layer`, whole texts from their first token on.
-        edits: what is done at that layer and above; positions count from a text's first token.
-    """
-    for edit in edits:
-        if edit.layer == layer:
-            resid = edit.apply(resid, 0)
-    hooks = [edit.hook() for edit in edits if edit.layer > layer]
-    mask = torch.ones(resid.shape[:2], dtype=torch.long, device=resid.device)
-    stop = model.cfg.n_layers if until is None else until + 1
-    with model.hooks(fwd_hooks=hooks):
-        return model(resid, start_at_layer=layer + 1, stop_at_layer=stop, attention_mask=mask)
-
-
-def _right_pad(prompts: Sequence[Prompt]) -> Int[Tensor, "batch pos"]:
-    tokens = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = torch.tensor(prompt.tokens)
-    return tokens
+    """`resid_post` behind the first `n_layers` blocks (all by default) of whole texts, edited, all hooks felt."""
+    with editing(model, edits):
+        return adapter_of(model).run(model, tokens, mask, n_layers=n_layers)

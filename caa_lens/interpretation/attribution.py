@@ -21,9 +21,7 @@ wrote differently; that includes what earlier steered blocks and earlier steered
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -35,13 +33,22 @@ from tqdm.auto import tqdm
 
 from caa_lens.arguments import as_multiplier, check_count, is_unicode
 from caa_lens.contrast.sets import ContrastSet
-from caa_lens.engine.activations import reading
 from caa_lens.engine.overflow import check_finite
 from caa_lens.engine.plain_runs import plain_runs
+from caa_lens.engine.streams import editing, last_residual, reading_what_is_written
 from caa_lens.measures.intervals import bootstrap_interval
+from caa_lens.models.adapters.choice import adapter_of
 from caa_lens.models.checks import check_model
+from caa_lens.models.placement import device_of_tokens, dtype_name
 from caa_lens.models.structure import rounding
-from caa_lens.models.unembedding import token_logits
+from caa_lens.models.unembedding import (
+    centred,
+    is_linear_behind_the_norm,
+    norm_scale,
+    soft_cap,
+    token_directions,
+    token_logits,
+)
 from caa_lens.plots.attribution import contribution_bars
 from caa_lens.prompts.batches import check_steered, left_pad
 from caa_lens.prompts.checks import check_prompt
@@ -181,14 +188,15 @@ def attribute_logits(
     prompts, tokens = _encode(model, pairs, chosen, system)
     for prompt in prompts:
         check_steered(prompt)
-    device = model.W_E.device
-    w = getattr(model.ln_final, "w", None)  # absent where it was folded into W_U
+    device = device_of_tokens(model)
     columns = torch.tensor(tokens, device=device)  # [question 2]
-    u = (model.W_U[:, columns[:, 0]].float() - model.W_U[:, columns[:, 1]].float()).T  # [question d_model]
+    u = token_directions(model, columns[:, 0]) - token_directions(model, columns[:, 1])  # [question d_model]
+    # A LayerNorm subtracts the mean over d_model from the stream; what is written along it changes nothing.
+    u = centred(model, u)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     components: list[tuple[str, int | None, str]] = [(f"vector {vector.layer}", vector.layer, "vector")]
     for layer in range(vector.layer + 1, model.cfg.n_layers):
-        components += [(f"{kind} {layer}", layer, kind) for kind in _kinds(model)]
+        components += [(f"{kind} {layer}", layer, kind) for kind in _kinds(model, layer)]
     components.append(("norm scale", None, "norm scale"))
     parts = torch.empty(len(prompts), len(components))
     differences = torch.empty(len(prompts), 2)  # [question run]
@@ -196,8 +204,7 @@ def attribute_logits(
         for first in range(0, len(order), batch_size):
             some = order[first : first + batch_size]
             rows = torch.tensor(some, device=device)
-            direction = u[rows] if w is None else u[rows] * w.float()
-            split, final = _run(model, [prompts[i] for i in some], vector, float(multiplier), direction)
+            split, final = _run(model, [prompts[i] for i in some], vector, float(multiplier), u[rows.to(u.device)])
             parts[some] = split.cpu()
             both = token_logits(model, final, columns[rows])  # [run question 2]
             differences[some] = (both[..., 0] - both[..., 1]).T.cpu()
@@ -220,7 +227,7 @@ def attribute_logits(
     )
     settings = {
         "model": str(model.cfg.model_name),
-        "dtype": str(model.cfg.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model),
         "prompt_format": chosen.name if chosen else "as given",
         "system": system or "",
     }
@@ -244,46 +251,43 @@ def _run(
 ) -> tuple[Float[Tensor, "question component"], Float[Tensor, "run question d_model"]]:
     """Contributions of every component, and the final residual stream of both runs, at the last position."""
     n = len(prompts)
-    batch = left_pad([*prompts, *prompts], n_ctx=model.cfg.n_ctx, device=model.W_E.device)
+    batch = left_pad([*prompts, *prompts], n_ctx=model.cfg.n_ctx, device=device_of_tokens(model))
     runs = torch.tensor([0.0] * n + [multiplier] * n, device=u.device)
     (steering,) = as_interventions(model, [vector], multiplier=runs, start=batch.steer_start)
     written: dict[tuple[int, str], Tensor] = {}
 
-    def keep(layer: int, out: Tensor, kind: str) -> None:
+    def keep(layer: int, kind: str, out: Tensor) -> None:
         last = out[:, -1].float().to(u.device).unflatten(0, (2, n))
         written[layer, kind] = ((last[1] - last[0]) * u).sum(-1)
 
     above = range(vector.layer + 1, model.cfg.n_layers)
-    with ExitStack() as open_ones:
-        open_ones.enter_context(model.hooks(fwd_hooks=[steering.hook()]))
-        for kind in _kinds(model):
-            open_ones.enter_context(reading(model, above, partial(keep, kind=kind), at=f"hook_{kind}_out"))
-        resid = model(batch.tokens, attention_mask=batch.attention_mask, stop_at_layer=model.cfg.n_layers)
+    with editing(model, [steering.edit()]), reading_what_is_written(model, above, keep):
+        resid = last_residual(model, batch.tokens, batch.attention_mask)
     final = resid[:, -1].to(u.device).unflatten(0, (2, n))  # [run question d_model]
-    scale = (final.float().pow(2).mean(-1) + model.cfg.eps).sqrt()  # [run question]
+    scale = norm_scale(model, final)  # [run question]
     direct = multiplier * (vector.direction.to(u.device).float() * u).sum(-1)
     unsteered = (final[0].float() * u).sum(-1)
-    parts = [written[layer, kind] for layer in above for kind in _kinds(model)]
+    parts = [written[layer, kind] for layer in above for kind in _kinds(model, layer)]
     split = torch.stack([direct, *parts], dim=1) / scale[1, :, None]
     rescaled = unsteered * (1 / scale[1] - 1 / scale[0])
     return torch.cat([split, rescaled[:, None]], dim=1), final
 
 
-def _kinds(model: Any) -> tuple[str, ...]:
-    return ("attn",) if model.cfg.attn_only else ("attn", "mlp")
+def _kinds(model: Any, layer: int) -> tuple[str, ...]:
+    return tuple(adapter_of(model).written(model, layer))
 
 
 def _check_linear(model: Any) -> None:
-    cfg = model.cfg
-    if cfg.normalization_type not in ("RMS", "RMSPre"):
+    name, cap = model.cfg.model_name, soft_cap(model)
+    if cap > 0:
         raise ValueError(
-            f"{cfg.model_name} has final norm {cfg.normalization_type!r}: attribution is written for RMS norms "
-            "(the Llama family and its kin)"
+            f"{name} caps its logits at {cap:g}, so that no sum of components gives them: use a model without a cap"
         )
-    if cfg.output_logits_soft_cap > 0:
+    if not is_linear_behind_the_norm(model):
         raise ValueError(
-            f"{cfg.model_name} caps its logits at {cfg.output_logits_soft_cap:g}, so that no sum of components gives "
-            "them: use a model without a cap"
+            f"what stands behind the blocks of {name} is not its own final norm and unembedding alone (hooks or "
+            "modules of your own, or a formula that is not known here), so that no sum of components gives its logits: "
+            "take these away"
         )
 
 

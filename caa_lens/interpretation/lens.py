@@ -44,6 +44,7 @@ from caa_lens.engine.overflow import check_finite
 from caa_lens.interpretation.lens_in_context import read_in_context
 from caa_lens.interpretation.words import check_words, show_token, word_tokens
 from caa_lens.models.checks import check_layers, check_model
+from caa_lens.models.placement import device_behind, dtype_name
 from caa_lens.models.unembedding import centred, normalised, unembed_linear
 from caa_lens.plots.lens import rank_curves, token_heatmaps
 from caa_lens.prompts.pair_prompts import encode_pairs
@@ -283,7 +284,7 @@ class _Options(NamedTuple):
     def settings(self, model: Any) -> dict[str, str]:
         settings = {
             "model": str(model.cfg.model_name),
-            "dtype": str(model.cfg.dtype).removeprefix("torch."),
+            "dtype": dtype_name(model),
             "multiplier": f"{self.multiplier:g}",
         }
         if self.reading == "in_context" and self.pairs is not None:
@@ -316,7 +317,7 @@ def _read(
     if zero := [layer for layer in layers if not vectors[layer].direction.any()]:
         raise ValueError(f"zero vectors promote no token over another: leave out the layers {zero}, as in layers=[...]")
     steps = options.multiplier * torch.stack([vectors[layer].direction.float() for layer in layers])
-    steps = steps.to(model.W_U.device)  # [layer d_model]
+    steps = steps.to(device_behind(model))  # [layer d_model]
     check_finite(model, steps, f"the vectors times {options.multiplier:g}")
     if options.reading == "in_context":
         assert options.pairs is not None
@@ -339,6 +340,6 @@ def lens_scores(model: Any, direction: Float[Tensor, " d_model"], reading: str) 
     _check_reading(reading)
     if reading == "in_context":
         raise ValueError("'in_context' is read at the residuals of pairs: call logit_lens(..., pairs=...)")
-    direction = direction.to(model.W_U.device).float()
+    direction = direction.to(device_behind(model)).float()
     scores = unembed_linear(model, normalised(model, direction) if reading == "normed" else centred(model, direction))
     return scores - scores.mean()

@@ -12,6 +12,7 @@ from caa_lens.interpretation.residual_stream import STATES_AT_ONCE
 from caa_lens.models.unembedding import (
     centred,
     final_logits,
+    final_norm,
     is_linear_behind_the_norm,
     normalised,
     unembed_linear,
@@ -48,7 +49,7 @@ def read_in_context(
             "computed from (a soft cap, or hooks of your own behind the blocks): use background=0"
         )
     shift = torch.zeros_like(steps)  # of the normalised stream, where all else is linear
-    shifts = torch.zeros(len(layers), model.W_U.shape[1], device=steps.device)  # of the logits, where it is not
+    shifts = torch.zeros(len(layers), model.cfg.d_vocab, device=steps.device)  # of the logits, where it is not
     change = torch.zeros_like(shifts) if with_probabilities else None
     for sides, _ in read_pairs(model, prompts, layers=layers):
         states = sides.flatten(0, 1).to(steps.device)  # [state layer d_model]
@@ -80,12 +81,13 @@ def _background(
     which would take states x directions x d_model numbers.
     """
     before = normalised(model, resid).sum(0)
-    if model.cfg.normalization_type is None:
+    norm = final_norm(model)
+    if norm is None:
         return torch.zeros_like(before)  # h + u and h - u are as far from h
     resid, directions = centred(model, resid), centred(model, directions)
     squares = resid.pow(2).sum(-1, keepdim=True) + directions.pow(2).sum(-1)  # [state direction]
     products = resid @ directions.T
-    d_model, eps = resid.shape[1], model.ln_final.eps
+    d_model, eps = resid.shape[1], norm.eps
     plus = ((squares + 2 * products) / d_model + eps).rsqrt()
     minus = ((squares - 2 * products) / d_model + eps).rsqrt()
     of_resid = ((plus + minus).mean(1, keepdim=True) / 2 * resid).sum(0)

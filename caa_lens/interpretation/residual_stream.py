@@ -18,14 +18,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from caa_lens.arguments import check_count, check_list, describe
-from caa_lens.engine.activations import reading
 from caa_lens.engine.edits import Edit
 from caa_lens.engine.operators import name_of
 from caa_lens.engine.overflow import check_finite
 from caa_lens.engine.positions import Reach
+from caa_lens.engine.streams import editing, last_residual, reading
 from caa_lens.interpretation.words import show_token
 from caa_lens.models.checks import check_layers, check_model
-from caa_lens.models.unembedding import device_behind, final_logits
+from caa_lens.models.placement import device_behind, device_of_tokens, dtype_name
+from caa_lens.models.unembedding import final_logits
 from caa_lens.plots.lens import residual_heatmaps
 from caa_lens.prompts.batches import check_fits, check_steered
 from caa_lens.prompts.checks import as_prompt
@@ -209,7 +210,7 @@ def residual_lens(
         frame=pd.concat(frames, ignore_index=True),
         settings={
             "model": str(model.cfg.model_name),
-            "dtype": str(model.cfg.dtype).removeprefix("torch."),
+            "dtype": dtype_name(model),
         },
         provenance=_by_words(interventions),
         prompt=prompt,
@@ -258,14 +259,14 @@ def _run(
     """`resid_post` of every layer at some positions, as the next block gets it: after the steering."""
     kept: list[Tensor] = []
     n_layers, device = model.cfg.n_layers, device_behind(model)
-    where = torch.tensor(positions, device=model.W_E.device)
+    where = torch.tensor(positions, device=device_of_tokens(model))
 
     def keep(layer: int, resid: Tensor) -> None:
         kept.append(resid[0, where.to(resid.device)].float().to(device))
 
-    tokens = torch.tensor([prompt.tokens], device=model.W_E.device)
-    with model.hooks(fwd_hooks=[edit.hook() for edit in edits]), reading(model, range(n_layers), keep):
-        model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=n_layers)
+    tokens = torch.tensor([prompt.tokens], device=device_of_tokens(model))
+    with editing(model, edits), reading(model, range(n_layers), keep):
+        last_residual(model, tokens)
     return torch.stack(kept)
 
 

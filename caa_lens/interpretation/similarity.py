@@ -34,10 +34,11 @@ from torch import Tensor
 
 from caa_lens.arguments import as_float, check_count, describe
 from caa_lens.atomic_files import write_atomically
-from caa_lens.engine.activations import reading
 from caa_lens.engine.overflow import check_finite
+from caa_lens.engine.streams import last_residual, reading
 from caa_lens.interpretation.words import show_token
 from caa_lens.models.checks import check_layers, check_model
+from caa_lens.models.placement import device_of_tokens, dtype_name
 from caa_lens.plots.attribution import similarity_heatmap
 from caa_lens.prompts.batches import check_fits
 from caa_lens.prompts.checks import check_prompt
@@ -280,7 +281,7 @@ def token_similarity(
             raise ValueError(f"the vector of layer {layer} is zero: nothing can be similar to it")
     prompt, format_name = _encode(model, text, answer, prompt_format, system, raw_text)
     check_fits(prompt, model.cfg.n_ctx)
-    device = model.W_E.device
+    device = device_of_tokens(model)
     directions = vectors.at(layers).directions.to(device).float()  # [layer d_model]
     kept: list[Tensor] = []  # stays on the device, so that no layer waits for it
 
@@ -291,7 +292,7 @@ def token_similarity(
 
     tokens = torch.tensor([prompt.tokens], device=device)
     with reading(model, layers, keep):
-        model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=layers[-1] + 1)
+        last_residual(model, tokens, n_layers=layers[-1] + 1)
     measures = torch.stack(kept, dim=1).cpu()  # [measure layer pos]
     check_finite(model, measures, "similarities")
     dots, cosines = measures.numpy()
@@ -313,7 +314,7 @@ def token_similarity(
         frame=pd.concat(frames, ignore_index=True),
         settings={
             "model": str(model.cfg.model_name),
-            "dtype": str(model.cfg.dtype).removeprefix("torch."),
+            "dtype": dtype_name(model),
             "prompt_format": format_name,
             "system": system or "",
         },

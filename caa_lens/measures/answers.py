@@ -26,9 +26,11 @@ from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.overflow import check_scores, check_steps
 from caa_lens.engine.staircase import Staircases
+from caa_lens.engine.streams import last_residual
 from caa_lens.measures.placed_conditions import Condition, PlacedConditions, check_condition
 from caa_lens.models.checks import check_model
-from caa_lens.models.unembedding import device_behind, token_logits, token_logp
+from caa_lens.models.placement import device_behind, device_of_tokens, dtype_name
+from caa_lens.models.unembedding import token_logits, token_logp
 from caa_lens.prompts.batches import check_fits, n_common
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, encode_answer, encode_letters, resolve_format
 from caa_lens.prompts.users_words import warn_of_words
@@ -147,7 +149,7 @@ def score_answers(
             logp[i] = _score_plainly(model, items[i], i, placed, range(len(conditions))).float().cpu()
             bar.update()
         for pairs_alike, columns, edits in () if reason else placed.shared(order):
-            staircases = Staircases(edits, len(items[0].branches), model.W_E.device)
+            staircases = Staircases(edits, device_of_tokens(model))
             others = sorted(set(range(len(conditions))) - set(columns))
             left = pairs_alike
             while left:
@@ -165,7 +167,7 @@ def score_answers(
     metric, values = ("p_matching", positive.exp()) if pairs.kind == "ab" else ("margin", positive - negative)
     settings = {
         "model": str(model.cfg.model_name),
-        "dtype": str(model.cfg.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model),
         "test": pairs.name,
         "test_hash": pairs.content_hash,
         "prompt_format": prompt_format.name,
@@ -247,10 +249,10 @@ def _score_with_shared_prefix(
     )
     suffixes = [[prompt.tokens[start:] for prompt in item.branches] for item, start in zip(items, starts, strict=True)]
     n_pos = max(_suffix_length(item) for item in items)
-    budget = max_tokens or shared_prefix.token_budget(model, prefix.keys[0].shape[-1], n_pos)
+    budget = max_tokens or shared_prefix.token_budget(model, max(starts), n_pos)
     at_once = max(1, budget // (n_pos * len(items) * len(items[0].branches)))
     read = _letter_logp if items[0].letters else _completion_logp
-    logp = torch.empty(len(items), len(staircases.conditions), 2, device=model.W_E.device)
+    logp = torch.empty(len(items), len(staircases.conditions), 2, device=device_of_tokens(model))
     for chunk, stairs in staircases.at_most(at_once):
         resid = shared_prefix.run_suffixes(model, prefix, suffixes, stairs)
         resid = resid.unflatten(1, (len(stairs.groups), -1))  # [pair group branch pos d_model]
@@ -265,10 +267,8 @@ def _score_plainly(
     logp = torch.empty(len(columns), 2, device=device_behind(model))
     for row, column in enumerate(columns):
         for side, prompt in enumerate(item.branches):
-            tokens = torch.tensor([prompt.tokens], device=model.W_E.device)
-            hooks = [edit.hook() for edit in placed.at(column, pair, side)]
-            with model.hooks(fwd_hooks=hooks):
-                resid = model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=model.cfg.n_layers)
+            tokens = torch.tensor([prompt.tokens], device=device_of_tokens(model))
+            resid = last_residual(model, tokens, edits=placed.at(column, pair, side))
             if item.letters:
                 logits = token_logits(model, resid[0, -1], torch.tensor(item.letters))
                 logp[row] = logits.log_softmax(-1)

@@ -27,6 +27,7 @@ from caa_lens.methods.data import check_finite_streams, hash_of
 from caa_lens.methods.fitted import Fitted
 from caa_lens.methods.reading import read_every_token
 from caa_lens.models.checks import check_layers, check_model
+from caa_lens.models.placement import dtype_name
 from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.provenance import Provenance
 from caa_lens.steering.interventions import Intervention
@@ -123,7 +124,7 @@ def fit(
             dataset_hash=hash_of(both),
             expression=name,
             details={
-                "model_dtype": str(model.cfg.dtype).removeprefix("torch."),
+                "model_dtype": dtype_name(model),
                 "caa_lens": importlib.metadata.version("caa-lens"),
                 "torch": torch.__version__,
             },

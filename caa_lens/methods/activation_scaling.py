@@ -29,12 +29,13 @@ from tqdm.auto import tqdm
 
 from caa_lens.arguments import as_float, as_seed, check_count, describe
 from caa_lens.engine.edits import SITES, Edit
+from caa_lens.engine.kept_streams import read_streams, right_padded, run_on
 from caa_lens.engine.positions import Positions
-from caa_lens.engine.streams import read_streams, run_on
 from caa_lens.methods.data import check_finite_streams, hash_of, plain_prompt
 from caa_lens.methods.fitted import Fitted
 from caa_lens.methods.training import Best, batches, check_training, frozen
 from caa_lens.models.checks import check_layers, check_model
+from caa_lens.models.placement import device_of_tokens, dtype_name
 from caa_lens.models.unembedding import final_logits
 from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.provenance import HOOK_POINT, Provenance
@@ -177,7 +178,7 @@ def fit(
     if held_out is not None and held_out.span != kept.span:
         raise ValueError(f"the validation prompts have other positions, {held_out.span}, than the others, {kept.span}")
     n_pos = kept.span[1] - kept.span[0]
-    alpha = torch.zeros(len(layers), len(sites), n_pos, device=model.W_E.device, requires_grad=True)
+    alpha = torch.zeros(len(layers), len(sites), n_pos, device=device_of_tokens(model), requires_grad=True)
     optimiser, best, step = torch.optim.Adam([alpha], lr=rate), Best(patience if held_out else None), 0
 
     def loss_of(questions: "_Questions", some: Sequence[int]) -> Loss:
@@ -266,7 +267,7 @@ class _Questions:
             )
         self.span = (spans.pop(), lengths[0])
         self.layer = layer
-        device = model.W_E.device
+        device = device_of_tokens(model)
         self.wanted, self.other = (
             torch.tensor([_token(model, one) for one in words], device=device)
             for words in ([one[1] for one in data], [one[2] for one in data])
@@ -277,10 +278,11 @@ class _Questions:
         self.content_hash = hash_of(
             [[list(p.tokens), int(a), int(b)] for p, a, b in zip(prompts, self.wanted, self.other, strict=True)]
         )
+        self.tokens = right_padded(prompts)
         self.streams = torch.cat([one.resid for one in read_streams(model, prompts, layer)])
         check_finite_streams(model, self.streams)
         with torch.no_grad():
-            self.plain = final_logits(model, run_on(model, self.streams, layer)[:, -1]).float()
+            self.plain = final_logits(model, run_on(model, self.tokens, self.streams, layer)[:, -1]).float()
 
     def __len__(self) -> int:
         return len(self.streams)
@@ -289,7 +291,8 @@ class _Questions:
         self, model: Any, some: Sequence[int], edits: Sequence[Edit], beta: float, margin: float
     ) -> tuple[Tensor, Tensor]:
         rows = list(some)
-        logits = final_logits(model, run_on(model, self.streams[rows], self.layer, edits=edits)[:, -1]).float()
+        final = run_on(model, self.tokens[rows], self.streams[rows], self.layer, edits=edits)
+        logits = final_logits(model, final[:, -1]).float()
         wanted, other = self.wanted[rows], self.other[rows]
         return (
             effectiveness(logits, wanted, other, beta, margin),
@@ -306,7 +309,7 @@ class _Questions:
             n_pairs=len(self),
             dataset_hash=self.content_hash,
             details={
-                "model_dtype": str(model.cfg.dtype).removeprefix("torch."),
+                "model_dtype": dtype_name(model),
                 "caa_lens": importlib.metadata.version("caa-lens"),
                 "torch": torch.__version__,
             },

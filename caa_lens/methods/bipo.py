@@ -27,12 +27,13 @@ from tqdm.auto import tqdm
 from caa_lens.arguments import as_float, as_seed, check_count
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine.edits import Edit
+from caa_lens.engine.kept_streams import read_streams, run_on
 from caa_lens.engine.positions import Positions
-from caa_lens.engine.streams import read_streams, run_on
 from caa_lens.methods.data import check_finite_streams, two_sets
 from caa_lens.methods.fitted import Fitted
 from caa_lens.methods.training import WORST, Best, batches, check_training, frozen, warm_up_then_cosine
 from caa_lens.models.checks import check_layers, check_model
+from caa_lens.models.placement import device_of_tokens
 from caa_lens.models.unembedding import token_logp
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat
 from caa_lens.steering.interventions import Intervention
@@ -124,7 +125,7 @@ def fit(
         kept if validation is None else _Kept.of(model, validation, layer, positions, with_eos, prompt_format, system)
     )
     rate = 3e-3 * kept.rms if learning_rate is None else as_float("learning_rate", learning_rate)
-    v = torch.zeros(model.cfg.d_model, device=model.W_E.device, requires_grad=True)
+    v = torch.zeros(model.cfg.d_model, device=device_of_tokens(model), requires_grad=True)
     optimiser = torch.optim.AdamW([v], lr=rate, weight_decay=0.0)
     n_steps = epochs * -(-len(data) // batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, warm_up_then_cosine(n_steps, min(100, n_steps // 10)))
@@ -224,7 +225,7 @@ class _Kept:
 
     def read_reference(self, model: Any, batch_size: int) -> None:
         with torch.no_grad():
-            none = torch.zeros(model.cfg.d_model, device=model.W_E.device)
+            none = torch.zeros(model.cfg.d_model, device=device_of_tokens(model))
             self._reference = [self._difference(model, i, none).detach() for i in range(len(self.sets.positive))]
 
     def margin(self, model: Any, pair: int, v: Float[Tensor, " d_model"]) -> Float[Tensor, ""]:
@@ -250,7 +251,8 @@ class _Kept:
         prompt = (self.sets.positive, self.sets.negative)[side][pair]
         resid = self._streams[side][pair].to(v.device)[None]
         edit = Edit(layer=self.layer, positions=span_of(self.positions, prompt), direction=v)
-        final = run_on(model, resid, self.layer, edits=[edit])[0]
+        ids = torch.tensor([prompt.tokens[: resid.shape[1]]])
+        final = run_on(model, ids, resid, self.layer, edits=[edit])[0]
         tokens = [*prompt.tokens, *([] if self._eos is None else [self._eos])]
         targets = torch.tensor(tokens[prompt.answer_start :])
         return token_logp(model, final[prompt.answer_start - 1 :], targets).sum()

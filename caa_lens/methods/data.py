@@ -12,6 +12,7 @@ from torch import Tensor
 
 from caa_lens.arguments import describe
 from caa_lens.contrast.sets import ContrastSet
+from caa_lens.models.placement import dtype_name
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
 from caa_lens.provenance import PAIR_HASHES, Provenance
@@ -42,7 +43,7 @@ class TwoSets:
             expression=self.name,
             details={
                 **({PAIR_HASHES: " ".join(self.pair_hashes)} if self.pair_hashes else {}),
-                "model_dtype": str(model.cfg.dtype).removeprefix("torch."),
+                "model_dtype": dtype_name(model),
                 "caa_lens": importlib.metadata.version("caa-lens"),
                 "transformer_lens": importlib.metadata.version("transformer-lens"),
                 "torch": torch.__version__,
@@ -117,6 +118,6 @@ def check_finite_streams(model: Any, *states: Tensor) -> None:
     """Raises `ValueError` for activations that are not finite."""
     if not all(bool(torch.isfinite(some).all()) for some in states):
         raise ValueError(
-            f"activations of {model.cfg.model_name} are not finite in {model.cfg.dtype}: load the model in bfloat16 or "
-            "float32"
+            f"activations of {model.cfg.model_name} are not finite in {dtype_name(model)}: load the model in "
+            "bfloat16 or float32"
         )

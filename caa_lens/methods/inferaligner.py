@@ -27,6 +27,7 @@ from caa_lens.methods.data import check_finite_streams, hash_of
 from caa_lens.methods.fitted import Fitted
 from caa_lens.methods.reading import read_all
 from caa_lens.models.checks import check_layers, check_model
+from caa_lens.models.placement import dtype_name
 from caa_lens.prompts.checks import as_prompt
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat
 from caa_lens.provenance import Provenance
@@ -186,7 +187,7 @@ def fit(
             dataset_hash=hash_of([[_text(one) for one in some] for some in data]),
             details={
                 "guide": str(models[-1].cfg.model_name),
-                "model_dtype": str(model.cfg.dtype).removeprefix("torch."),
+                "model_dtype": dtype_name(model),
                 "caa_lens": importlib.metadata.version("caa-lens"),
                 "torch": torch.__version__,
             },

@@ -30,8 +30,8 @@ from tqdm.auto import tqdm
 from caa_lens.arguments import as_float, check_count
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.edits import Edit
+from caa_lens.engine.kept_streams import Streams, read_streams, run_on
 from caa_lens.engine.positions import Positions
-from caa_lens.engine.streams import Streams, read_streams, run_on
 from caa_lens.methods.data import check_finite_streams, two_sets
 from caa_lens.methods.fitted import Fitted
 from caa_lens.models.checks import check_layers, check_model
@@ -222,7 +222,7 @@ def _on(model: Any, streams: Streams, layer: int, edits: Sequence[Edit], where: 
         Edit(layer=one.layer, positions=(first, stop), operator=one.operator, parameters=one.parameters)
         for one in edits
     ]
-    resid = run_on(model, streams.resid, streams.layer, until=layer, edits=placed)
+    resid = run_on(model, streams.tokens, streams.resid, streams.layer, until=layer, edits=placed)
     return Streams(resid=resid, layer=layer, prompts=streams.prompts)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +11,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from caa_lens.engine.activations import read_residuals
+from caa_lens.engine.kept_streams import read_streams, run_on
 from caa_lens.engine.plain_runs import plain_runs
-from caa_lens.engine.streams import read_streams, run_on
+from caa_lens.engine.streams import reading_sites
 from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.provenance import HOOK_POINT
 
@@ -39,7 +39,7 @@ def read_every_token(
         resid, at = streams.resid, [streams.resid.float().cpu()]
         with torch.no_grad():
             for below, layer in pairwise(layers):
-                resid = run_on(model, resid, below, until=layer)
+                resid = run_on(model, streams.tokens, resid, below, until=layer)
                 at.append(resid.float().cpu())
         every = torch.stack(at, dim=1)  # [batch layer pos d_model]
         kept += [row[:, : len(prompt)] for row, prompt in zip(every, streams.prompts, strict=True)]
@@ -61,20 +61,14 @@ def read_last_at_site(
         return read_all(model, _at_last(prompts), layers, batch_size=batch_size, what=what, progress=progress)
     kept: list[Tensor] = []
     at_once = batch_size if plain_runs(model).padded else 1
-    names = [f"blocks.{layer}.{site}" for layer in layers]
     with tqdm(total=len(prompts), desc=what, unit="prompt", disable=not progress) as bar, torch.no_grad():
         for first in range(0, len(prompts), at_once):
             some = prompts[first : first + at_once]
-            found: dict[str, Tensor] = {}
-
-            def keep(values: Tensor, hook: Any, found: dict[str, Tensor]) -> None:
-                found[hook.name] = values
-
-            hooks = [(name, partial(keep, found=found)) for name in names]
-            with model.hooks(fwd_hooks=hooks):
+            found: dict[int, Tensor] = {}
+            with reading_sites(model, layers, site, found.__setitem__):
                 for streams in read_streams(model, some, layers[-1], batch_size=at_once):
                     last = torch.tensor([len(prompt) - 1 for prompt in streams.prompts])
-                    rows = [found[name][torch.arange(len(last)), last.to(found[name].device)] for name in names]
+                    rows = [found[layer][torch.arange(len(last)), last.to(found[layer].device)] for layer in layers]
                     kept.append(torch.stack([row.flatten(1).float().cpu() for row in rows], dim=1))
             bar.update(len(some))
     return torch.cat(kept)

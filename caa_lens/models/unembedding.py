@@ -1,15 +1,21 @@
 """From the residual stream to logits as the model itself does it, but in float32.
 
-    logits = cap( norm(x) W_U + b_U )
+    logits = cap( k ( norm(x) W_U + b_U ) )
 
 `norm` is the model's own final norm (RMSNorm or LayerNorm, with its weights or with these folded into W_U, or none at
-all), and `cap` its soft cap, c tanh(logits / c), where it has one (Gemma 2). Half precision is good for the blocks, but
-not for this: a bfloat16 logit between 16 and 32 is a multiple of 0.125, and a probability that is read from two of them
-has hardly more than a dozen values. So the last block's output is taken as it is, and everything behind it is computed
-in float32, whatever the weights' type. Where somebody has put hooks on the final norm or the unembedding, or another
-module in their place, they are run as they are, in their own type.
+all), k what some models multiply their logits by (Cohere, Granite; 1 elsewhere), and `cap` a soft cap,
+c tanh(logits / c), where there is one (Gemma 2). Half precision is good for the blocks, but not for this: a bfloat16
+logit between 16 and 32 is a multiple of 0.125, and a probability that is read from two of them has hardly more than a
+dozen values. So the last block's output is taken as it is, and everything behind it is computed in float32, whatever
+the weights' type.
+
+Which norm it is, whether its weight is stored less one, and what k is, is read off numbers: the formula has to give
+what the model's own modules give, and a bridge's whole forward. Where somebody has put hooks on the final norm or the
+unembedding, or another module in their place, they are run as they are, in their own type; where no formula gives the
+model's numbers, the states are put behind its last block, and it makes the logits of them itself.
 """
 
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,24 +24,46 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caa_lens.models.structure import once_a_structure, rounding, untouched
+from caa_lens.models.adapters.adapter import FinalNorm
+from caa_lens.models.adapters.choice import adapter_of
+from caa_lens.models.placement import device_behind, dtype_of
+from caa_lens.models.structure import once_a_structure, rounding, untouched, without_users_hooks
 
 PIECE = 2**25  # numbers of W_U that are converted at once, 134 MB in float32
 AT_ONCE = 256  # positions whose logits over the whole vocabulary are held at once
+
+
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """What was found to give a model's logits.
+
+    Attributes:
+        norm: which of the adapter's final norms it is; None if none of them gives the model's numbers.
+        scale: what the model multiplies its logits by.
+        whole: whether the modules behind the blocks, times `scale` and capped, are all that makes logits.
+    """
+
+    norm: int | None
+    scale: float
+    whole: bool
 
 
 def final_logits(model: Any, resid: Float[Tensor, "*state d_model"]) -> Float[Tensor, "*state d_vocab"]:
     """The logits that residuals give as the last block's output, in float32; `AT_ONCE` states at a time keep it small.
 
     Raises:
-        ValueError: for a final norm that is neither RMSNorm nor LayerNorm.
+        ValueError: for a final norm of a HookedTransformer that is neither RMSNorm nor LayerNorm.
     """
     resid = resid.to(device_behind(model))
-    if not _is_own(model):
-        states = resid.reshape(1, -1, resid.shape[-1]).to(model.cfg.dtype)
-        logits = model.unembed(model.ln_final(states) if _final_norm(model) is not None else states)
-        return soft_capped(model, logits.float()).reshape(*resid.shape[:-1], -1)
-    return soft_capped(model, _times_unembedding(model, _normed(model, resid)) + _wide(model, model.b_U))
+    if is_own(model):
+        logits = _times_unembedding(model, _normed(model, resid)) + _wide(model, model.b_U)
+        return soft_capped(model, _formula(model).scale * logits)
+    formula, states = _formula(model), resid.reshape(-1, resid.shape[-1]).to(dtype_of(model))
+    if formula.whole:
+        logits = soft_capped(model, formula.scale * adapter_of(model).run_behind(model, states[None])[0].float())
+    else:
+        logits = torch.cat([adapter_of(model).whole_from(model, some).float() for some in states.split(AT_ONCE)])
+    return logits.to(resid.device).reshape(*resid.shape[:-1], -1)
 
 
 def token_logits(
@@ -43,12 +71,12 @@ def token_logits(
 ) -> Float[Tensor, "*state token"]:
     """`final_logits` of some tokens only, without those of all others where nothing else sees them."""
     resid, tokens = resid.to(device_behind(model)), tokens.to(device_behind(model))
-    if not _is_own(model):
+    if not is_own(model):
         logits = final_logits(model, resid)
         return logits.gather(-1, tokens.expand(*logits.shape[:-1], tokens.shape[-1]))
     columns = _wide(model, model.W_U[:, tokens])  # [d_model *state token]
     logits = torch.einsum("...d,d...t->...t", _normed(model, resid), columns)
-    return soft_capped(model, logits + _wide(model, model.b_U[tokens]))
+    return soft_capped(model, _formula(model).scale * (logits + _wide(model, model.b_U[tokens])))
 
 
 def token_logp(
@@ -67,50 +95,91 @@ def token_logp(
     return torch.cat(pieces).reshape(resid.shape[:-1])
 
 
-def device_behind(model: Any) -> torch.device:
-    """Where the unembedding lies, which may be another device than the first block's."""
-    return next(model.unembed.parameters()).device
+def soft_cap(model: Any) -> float:
+    """What the model's logits cannot exceed; 0 for no cap."""
+    return float(getattr(model.cfg, "output_logits_soft_cap", 0) or 0)
 
 
 def soft_capped(model: Any, logits: Tensor) -> Tensor:
     """Logits after the model's cap, if it has one."""
-    cap = model.cfg.output_logits_soft_cap
+    cap = soft_cap(model)
     return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
 
 # ---- the parts, for lenses that are linear in them ------------------------------------------------------------------
 
 
+def final_norm(model: Any) -> FinalNorm | None:
+    """The model's final norm; None where it has none.
+
+    Raises:
+        ValueError: the formula of the final norm is not known.
+    """
+    norms, formula = adapter_of(model).final_norms(model), _formula(model)  # the first refuses what it does not know
+    if formula.norm is None:
+        raise ValueError(
+            f"no formula of a final norm gives the numbers of {model.cfg.model_name!r}, expected RMSNorm or LayerNorm: "
+            "read it with reading='in_context', or with residual_lens, which run the model's own modules"
+        )
+    return norms[formula.norm]
+
+
 def centred(model: Any, states: Float[Tensor, "*state d_model"]) -> Float[Tensor, "*state d_model"]:
     """What the final norm divides: x itself, or for LayerNorm x minus its mean over d_model. In float32."""
-    states = _wide(model, states)
-    return states - states.mean(-1, keepdim=True) if "LayerNorm" in _norm_kind(model) else states
+    return _centred(model, states, final_norm(model))
 
 
 def normalised(model: Any, states: Float[Tensor, "*state d_model"]) -> Float[Tensor, "*state d_model"]:
     """The final norm without its weight and bias, in float32: x / rms(x) of what `centred` gives; x without a norm."""
-    states = centred(model, states)
-    norm = _final_norm(model)
-    return states if norm is None else states / (states.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt()
+    return _normalised(model, states, final_norm(model))
+
+
+def norm_scale(model: Any, states: Float[Tensor, "*state d_model"]) -> Float[Tensor, "*state"]:
+    """What the final norm divides by: rms of what `centred` gives; 1 without a norm."""
+    norm = final_norm(model)
+    states = _centred(model, states, norm)
+    return torch.ones_like(states[..., 0]) if norm is None else (states.pow(2).mean(-1) + norm.eps).sqrt()
 
 
 def unembed_linear(model: Any, normed: Float[Tensor, "*state d_model"]) -> Float[Tensor, "*state d_vocab"]:
-    """(x * w) W_U in float32 with the final norm's weight w: linear, without any bias and without the cap."""
-    weight = getattr(_final_norm(model), "w", None)  # absent where it was folded into W_U
-    return _times_unembedding(model, normed if weight is None else normed * _wide(model, weight))
+    """k (x * w) W_U in float32 with the final norm's weight w: linear, without any bias and without the cap."""
+    weight = _weight(model, final_norm(model))
+    return _formula(model).scale * _times_unembedding(model, normed if weight is None else normed * weight)
+
+
+def token_directions(model: Any, tokens: Int[Tensor, "*token"]) -> Float[Tensor, "*token d_model"]:
+    """What the normalised stream is multiplied by for a token's logit: k w W_U[:, token], in float32."""
+    columns = _wide(model, model.W_U[:, tokens.to(device_behind(model))]).movedim(0, -1)
+    weight = _weight(model, final_norm(model))
+    return _formula(model).scale * (columns if weight is None else columns * weight)
 
 
 def is_linear_behind_the_norm(model: Any) -> bool:
     """Whether logits are linear in the normalised stream: no cap, and nobody's hooks or modules."""
-    return model.cfg.output_logits_soft_cap <= 0 and _is_own(model)
+    return soft_cap(model) <= 0 and is_own(model)
 
 
-def _normed(model: Any, states: Float[Tensor, "*state d_model"]) -> Float[Tensor, "*state d_model"]:
-    normed = normalised(model, states)
-    for name, combine in (("w", torch.mul), ("b", torch.add)):
-        parameter = getattr(_final_norm(model), name, None)
-        normed = normed if parameter is None else combine(normed, _wide(model, parameter))
-    return normed
+def _centred(model: Any, states: Tensor, norm: FinalNorm | None) -> Tensor:
+    states = _wide(model, states)
+    return states - states.mean(-1, keepdim=True) if norm is not None and norm.kind == "LN" else states
+
+
+def _normalised(model: Any, states: Tensor, norm: FinalNorm | None) -> Tensor:
+    states = _centred(model, states, norm)
+    return states if norm is None else states / (states.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt()
+
+
+def _weight(model: Any, norm: FinalNorm | None) -> Tensor | None:
+    if norm is None or norm.weight is None:
+        return None
+    return _wide(model, norm.weight).to(device_behind(model)) + norm.offset
+
+
+def _normed(model: Any, states: Tensor, norm: FinalNorm | None = None) -> Tensor:
+    norm = final_norm(model) if norm is None else norm
+    normed, weight = _normalised(model, states, norm), _weight(model, norm)
+    normed = normed if weight is None else normed * weight
+    return normed if norm is None or norm.bias is None else normed + _wide(model, norm.bias).to(normed.device)
 
 
 def _times_unembedding(model: Any, normed: Float[Tensor, "*state d_model"]) -> Float[Tensor, "*state d_vocab"]:
@@ -123,43 +192,77 @@ def _times_unembedding(model: Any, normed: Float[Tensor, "*state d_model"]) -> F
 
 def _wide(model: Any, tensor: Tensor) -> Tensor:
     """In float32; a float64 model keeps its own type."""
-    return tensor.to(torch.float64 if model.cfg.dtype == torch.float64 else torch.float32)
+    return tensor.to(torch.float64 if dtype_of(model) == torch.float64 else torch.float32)
 
 
-def _final_norm(model: Any) -> Any:
-    return model.ln_final if model.cfg.normalization_type is not None else None
+# ---- which formula it is --------------------------------------------------------------------------------------------
+
+_checked: WeakKeyDictionary[Any, tuple[tuple, Formula]] = WeakKeyDictionary()
 
 
-def _norm_kind(model: Any) -> str:
-    """Name of the final norm's class. Raises `ValueError` for one whose formula is not known here."""
-    norm = _final_norm(model)
-    kind = "none" if norm is None else type(norm).__name__
-    if kind not in ("none", "RMSNorm", "RMSNormPre", "LayerNorm", "LayerNormPre"):
-        raise ValueError(
-            f"the final norm of {model.cfg.model_name!r} is a {kind}, expected RMSNorm or LayerNorm: the lens knows no "
-            "formula for another one"
-        )
-    return kind
-
-
-_checked: WeakKeyDictionary[Any, tuple[tuple, bool]] = WeakKeyDictionary()
-
-
-def _is_own(model: Any) -> bool:
+def is_own(model: Any) -> bool:
     """Whether the formulas here stand for what is behind the blocks: own modules, and the same numbers once."""
-    behind = [module for module in (_final_norm(model), model.unembed) if module is not None]
-    if not all(untouched(module) for module in behind):
-        return False
-    kinds = [(id(type(part)), id(type(part).forward)) for module in behind for part in module.modules()]
-    signature = (*kinds, model.cfg.dtype, model.cfg.normalization_type)
-    return once_a_structure(_checked, model, signature, _agrees)
+    formula, parts = _formula(model), adapter_of(model).parts_behind(model)
+    return formula.norm is not None and formula.whole and all(untouched(model, part) for part in parts)
+
+
+def _formula(model: Any) -> Formula:
+    parts = adapter_of(model).parts_behind(model)
+    kinds = [(id(type(part)), id(type(part).forward)) for module in parts for part in module.modules()]
+    return once_a_structure(_checked, model, (*kinds, dtype_of(model), soft_cap(model)), _find)
 
 
 @torch.inference_mode()
-def _agrees(model: Any) -> bool:
-    """Whether norm and unembedding, run as they are, give what the formulas give, but for rounding in their type."""
+def _find(model: Any) -> Formula:
+    with without_users_hooks(model):
+        norm = _norm_that_agrees(model)
+        scale = _scale_that_agrees(model)
+    return Formula(norm, 1.0 if scale is None else scale, scale is not None)
+
+
+def _norm_that_agrees(model: Any) -> int | None:
+    """Which norm, with the unembedding, gives what the modules give, but for rounding in their type."""
+    adapter = adapter_of(model)
+    try:
+        norms = adapter.final_norms(model)
+    except ValueError:
+        return None
+    W_U = getattr(model, "W_U", None)
+    if W_U is None or W_U.is_meta:  # another module in its place; or on disk: its modules fetch it when they run
+        return None
     generator = torch.Generator().manual_seed(0)
-    states = torch.randn(1, 2, model.cfg.d_model, generator=generator).to(device_behind(model), model.cfg.dtype)
-    run = model.unembed(states if _final_norm(model) is None else model.ln_final(states)).double().nan_to_num()
-    told = (_times_unembedding(model, _normed(model, states)) + _wide(model, model.b_U)).double().nan_to_num()
-    return bool((run - told).norm() <= rounding(model) * told.norm())
+    # Their mean is not 0, so that it shows whether the norm subtracts it.
+    states = torch.randn(1, 4, model.cfg.d_model, generator=generator) + 0.5
+    states = states.to(device_behind(model), dtype_of(model))
+    run = adapter.run_behind(model, states).double().nan_to_num()
+    agree: list[tuple[int, Tensor]] = []
+    for index, norm in enumerate(norms):
+        told = _normed(model, states, norm) if norm is not None else _wide(model, states)
+        told = (_times_unembedding(model, told) + _wide(model, model.b_U)).double().nan_to_num()
+        error = (run - told).norm()
+        if bool(error <= rounding(model) * told.norm()):
+            agree.append((index, error))
+    if len(agree) > 1:  # in half precision more than one may be near
+        agree.sort(key=lambda one: float(one[1]))
+    return agree[0][0] if agree else None
+
+
+def _scale_that_agrees(model: Any) -> float | None:
+    """By which number of the configuration the model multiplies its logits, so that its own forward gives them."""
+    adapter = adapter_of(model)
+    scales = adapter.scales(model)
+    if len(scales) == 1:
+        return scales[0]
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.cfg.d_vocab, (1, 6), generator=generator).to(adapter.device(model))
+    whole = adapter.whole(model, tokens).double()
+    behind = adapter.run_behind(model, adapter.run(model, tokens)).double().to(whole.device)
+    if not bool(whole.isfinite().all()):
+        return 1.0
+    cap = soft_cap(model)
+    inside = cap * torch.atanh((whole / cap).clamp(-1 + 1e-6, 1 - 1e-6)) if cap > 0 else whole
+    measured = float((inside * behind).sum() / behind.pow(2).sum().clamp_min(1e-30))
+    scale = min(scales, key=lambda one: (abs(one - measured), one != 1.0))
+    told = soft_capped(model, scale * behind)
+    agrees = abs(scale - measured) <= min(rounding(model), 0.01) * abs(measured)
+    return scale if agrees and bool((told - whole).norm() <= rounding(model) * whole.norm()) else None

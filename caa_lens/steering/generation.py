@@ -1,15 +1,15 @@
 """Generate steered text: whole, in batches, or as a stream.
 
-The loop feeds the prompt once and then one token at a time. It keeps keys and values in place and computes logits of
-the last position only, in float32. Where the model has hooks of the caller's own, or is not a plain Llama, every step
-goes through the model's own `forward` and a warning says so: with TransformerLens' cache, so that those hooks see the
-prompt once and then each token; or over the whole text again, where that cache was not found to give the same numbers
-(see `plain_runs`; with hooks, the first token behind the prompt is run both ways), or with `use_cache=False`.
+The loop feeds the prompt once and then one token at a time, and computes logits of the last position only, in float32.
+A plain Llama of TransformerLens keeps keys and values in place; a bridge runs its own forward over Hugging Face's
+cache. Where the model has hooks of the caller's own, or is not known to bear this, every step goes through the model's
+own `forward` and a warning says so: with the cache of its kind, so that those hooks see the prompt once and then each
+token; or over the whole text again, where that cache was not found to give the same numbers (see `plain_runs`; with
+hooks, the first token behind the prompt is run both ways), or with `use_cache=False`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +21,13 @@ from caa_lens.arguments import as_float, as_seed, check_count
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.edits import Edit, inside_blocks
 from caa_lens.engine.overflow import check_finite
-from caa_lens.engine.plain_runs import agrees, new_cache, plain_runs
+from caa_lens.engine.plain_runs import agrees, plain_runs
 from caa_lens.engine.positions import of_row
+from caa_lens.engine.streams import editing, last_residual
+from caa_lens.models.adapters.adapter import Text
+from caa_lens.models.adapters.choice import adapter_of
 from caa_lens.models.checks import check_model
+from caa_lens.models.placement import device_of_tokens
 from caa_lens.models.structure import structure_of
 from caa_lens.models.unembedding import final_logits
 from caa_lens.prompts.batches import PromptBatch, left_pad
@@ -140,7 +144,7 @@ def generate_tokens(
     seed = as_seed(seed)
     for prompt in prompts:
         check_prompt(model, prompt)
-    device = model.W_E.device
+    device = device_of_tokens(model)
     batch = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=device, room=max_new_tokens)
     interventions = placed(model, as_interventions(model, vectors), prompts, batch.padding.tolist())
     edits = [one.edit(batch.steer_start) for one in interventions]
@@ -177,8 +181,14 @@ def _chosen_forward(
     """The fastest way to run the model that is known to give the model's own numbers."""
     reason = (shared_prefix.unsupported(model) or inside_blocks(edits)) if use_cache else None
     if use_cache and reason is None:
-        return _in_place(model, batch, edits, max_new_tokens)
+        visible = batch.attention_mask if bool(batch.padding.any()) else None
+        room = batch.tokens.shape[1] + max_new_tokens
+        text = adapter_of(model).kept_text(model, len(batch.tokens), visible, room)
+        if text is not None:
+            return _kept(batch, edits, text)
     runs, structure = plain_runs(model), structure_of(model)
+    if use_cache and reason is None and not runs.cached:
+        reason = f"no key-value cache of {model.cfg.model_name} was found to give its own numbers"
     if reason is not None and not (structure.hooked and structure.only_ours):
         what = "text is generated through the model's own forward," if runs.cached else WHOLE_TEXT
         shared_prefix.warn_unshared(reason, what=what)
@@ -230,30 +240,30 @@ def _choose(logits: Float[Tensor, "batch d_vocab"], temperature: float, generato
 def _uncached(model: Any, batch: PromptBatch, edits: Sequence[Edit]) -> Forward:
     """Every step runs the whole text: the slow, obvious way."""
     seen: list[Tensor] = []
-    hooks = [edit.hook() for edit in edits]
 
     def forward(tokens: Tensor) -> Tensor:
         seen.append(tokens)
         text = torch.cat(seen, dim=1)
         mask = F.pad(batch.attention_mask, (0, text.shape[1] - batch.tokens.shape[1]), value=True)
-        with model.hooks(fwd_hooks=hooks):
-            return model(text, attention_mask=mask, stop_at_layer=model.cfg.n_layers)[:, -1]
+        return last_residual(model, text, mask, edits=edits)[:, -1]
 
     return forward
 
 
 def _cached(model: Any, batch: PromptBatch, edits: Sequence[Edit]) -> Forward:
-    """The model's own forward with TransformerLens' own KV cache."""
-    cache = new_cache(model, len(batch.tokens))
-    hooks = [edit.hook() for edit in edits]
+    """The model's own forward with the KV cache of its kind."""
+    adapter = adapter_of(model)
+    cache = adapter.new_cache(model, len(batch.tokens))
+    behind = 0
 
     def forward(tokens: Tensor) -> Tensor:
-        first = cache.previous_attention_mask.shape[1] == 0
-        mask = batch.attention_mask if first else torch.ones_like(tokens, dtype=torch.bool)
-        with model.hooks(fwd_hooks=hooks):
-            return model(tokens, attention_mask=mask.long(), past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)[
-                :, -1
-            ]
+        nonlocal behind
+        until = behind + tokens.shape[1]
+        mask = F.pad(batch.attention_mask, (0, until - batch.tokens.shape[1]), value=True)
+        with editing(model, edits, behind):
+            resid = adapter.run(model, tokens, mask, cache=cache)
+        behind = until
+        return resid[:, -1]
 
     return forward
 
@@ -285,61 +295,18 @@ def _cached_if_hooks_bear_it(model: Any, batch: PromptBatch, edits: Sequence[Edi
     return forward
 
 
-def _in_place(model: Any, batch: PromptBatch, edits: Sequence[Edit], max_new_tokens: int) -> Forward:
-    """The blocks' own modules over keys and values that are written in place."""
-    cfg, device = model.cfg, model.W_E.device
-    n_rows, n_prompt = batch.tokens.shape
-    room = n_prompt + max_new_tokens
-    shape = (n_rows, cfg.n_key_value_heads or cfg.n_heads, room, cfg.d_head)
-    keys = [torch.empty(shape, dtype=cfg.dtype, device=device) for _ in range(cfg.n_layers)]
-    values = [torch.empty(shape, dtype=cfg.dtype, device=device) for _ in range(cfg.n_layers)]
-    # Layers of a model from `load_model` share one rotary table, so that it is looked up once a step.
-    tables = {id(block.attn.rotary_cos): shared_prefix.rotary_tables(block.attn, room) for block in model.blocks}
-    padded = bool(batch.padding.any())
-    visible = F.pad(batch.attention_mask, (0, max_new_tokens), value=True)[:, None, None]  # [batch 1 1 pos]
+def _kept(batch: PromptBatch, edits: Sequence[Edit], text: Text) -> Forward:
+    """A text whose keys and values the kind of model keeps by itself, faster than its own forward does."""
     at_layer: dict[int, list[Edit]] = {}
     for edit in edits:
-        at_layer.setdefault(edit.layer, []).append(edit.to(device))
-    behind = 0
+        at_layer.setdefault(edit.layer, []).append(edit.to(batch.tokens.device))
 
-    def forward(tokens: Tensor) -> Tensor:
-        nonlocal behind
-        n_new = tokens.shape[1]
-        until = behind + n_new
-        position = (torch.arange(behind, until, device=device) - batch.padding[:, None]).clamp_min(0)  # [batch pos]
-        rotary = {table: (cos[position], sin[position]) for table, (cos, sin) in tables.items()}
-        mask: Tensor | None = None
-        if padded:
-            mask = visible[..., :until]
-            if n_new > 1:
-                mask = mask & torch.ones(n_new, until, dtype=torch.bool, device=device).tril(until - n_new)
-                # A padded position sees itself, so that its softmax is defined; nobody looks at it.
-                mask = mask | torch.eye(n_new, dtype=torch.bool, device=device)
-        resid = F.embedding(tokens, model.W_E)
+    def edited(layer: int, resid: Tensor) -> Tensor:
+        for edit in at_layer.get(layer, ()):
+            resid = edit.apply(resid, text.behind)
+        return resid
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, layer: int, attn: Any) -> Tensor:
-            cos, sin = rotary[id(attn.rotary_cos)]
-            keys[layer][:, :, behind:until] = shared_prefix.rotate(attn, k, cos, sin).transpose(1, 2)
-            values[layer][:, :, behind:until] = v.transpose(1, 2)
-            z = F.scaled_dot_product_attention(
-                shared_prefix.rotate(attn, q, cos, sin).transpose(1, 2),
-                keys[layer][:, :, :until],
-                values[layer][:, :, :until],
-                attn_mask=mask,
-                is_causal=mask is None and n_new > 1,
-                scale=1 / attn.attn_scale,
-                enable_gqa=q.shape[2] != k.shape[2],
-            )
-            return z.transpose(1, 2)
-
-        for layer, block in enumerate(model.blocks):
-            resid = shared_prefix.run_block(block, resid, partial(attend, layer=layer, attn=block.attn))
-            for edit in at_layer.get(layer, ()):
-                resid = edit.apply(resid, behind)
-        behind = until
-        return resid[:, -1]
-
-    return forward
+    return lambda tokens: text.step(tokens, edited)[:, -1]
 
 
 def _check_rows(edit: Edit, n_rows: int) -> None:

@@ -16,7 +16,8 @@ from caa_lens.engine.edits import SITES, Edit, check_edit, said
 from caa_lens.engine.operators import Formula, check_operator, check_parameters, name_of
 from caa_lens.engine.overflow import check_steps
 from caa_lens.engine.positions import Positions
-from caa_lens.models.checks import check_hook_points, check_layers
+from caa_lens.models.adapters.choice import adapter_of
+from caa_lens.models.checks import check_layers
 from caa_lens.provenance import HOOK_POINT, UNKNOWN, Provenance, one_model
 from caa_lens.vectors.checks import check_vector
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
@@ -204,7 +205,7 @@ def check_intervention(model: Any, one: Intervention) -> None:
         check_vector(model, one.vector)
     assert one.layer is not None
     check_layers(model, [one.layer])
-    check_hook_points(model, one.layer, one.site)
+    adapter_of(model).hook_points(model, one.layer, one.site)
     width = site_width(model, one.site)
     for name, tensor in one.parameters.items():
         its = tensor.shape[-1] if tensor.ndim else 1

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from caa_lens.engine.edits import Edit
-from caa_lens.models.checks import check_hook_points
+from caa_lens.models.adapters.choice import adapter_of
 from caa_lens.prompts.batches import PromptBatch
 from caa_lens.steering.steered_runs import SteeredRuns
 
@@ -37,12 +37,13 @@ class OpenBlock:
         self._left = False
         if not edits:
             return
-        points = [_points_of(self.model, one) for one in edits]
+        adapter = adapter_of(self.model)
+        points = [adapter.hook_points(self.model, one.layer, one.site) for one in edits]
         self._register()
         self.runs = SteeredRuns(self.model, edits, prompts)
-        for i, (one, two_points) in enumerate(zip(edits, points, strict=True)):
+        for i, (one, its_points) in enumerate(zip(edits, points, strict=True)):
             hook = self._hook(one, i, self.runs)
-            for point in two_points:
+            for point in its_points:
                 point.add_hook(hook)
                 self._hooks.append((point, point.fwd_hooks[-1]))
 
@@ -97,11 +98,6 @@ class OpenBlock:
             if not _BLOCKS:
                 _STANCE.pop().__exit__(None, None, None)
         return any(one.model is self.model and one.runs is not None and one.runs.ran for one in younger)
-
-
-def _points_of(model: Any, edit: Edit) -> list[Any]:
-    check_hook_points(model, edit.layer, edit.site)
-    return [model.hook_dict[name] for name in edit.hook_points]
 
 
 def _current_task() -> Any:

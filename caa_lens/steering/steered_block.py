@@ -13,6 +13,7 @@ from torch import Tensor
 
 from caa_lens.engine.positions import Positions, Reach, check_positions, chosen
 from caa_lens.models.checks import check_model
+from caa_lens.models.placement import device_of_tokens
 from caa_lens.prompts.batches import PromptBatch, left_pad
 from caa_lens.prompts.checks import as_prompt
 from caa_lens.prompts.prompt_formats import Prompt, explain
@@ -87,7 +88,7 @@ def steer(
     if prompt is not None:
         given = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
         prompts = [as_prompt(model, one) for one in given]
-        batch = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=model.W_E.device)
+        batch = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=device_of_tokens(model))
         if isinstance(positions, str) and positions in POSITIONS:
             where = placed_span(positions, prompts, batch.padding.tolist())
         else:

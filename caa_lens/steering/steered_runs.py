@@ -16,6 +16,8 @@ from torch import Tensor
 
 from caa_lens.engine.edits import Edit
 from caa_lens.engine.positions import Reach
+from caa_lens.models.adapters.adapter import Entry
+from caa_lens.models.adapters.choice import adapter_of
 from caa_lens.prompts.batches import PromptBatch
 
 
@@ -65,6 +67,7 @@ class _Pass:
     first: int
     last: int
     n_rows: int
+    number: int | None = None  # of the model's own forward, where the kind of model tells
     whole: bool = False  # whether its latest block came to its end
     continued: bool = False
     acted: set[int] = field(default_factory=set)
@@ -171,23 +174,28 @@ class SteeredRuns:
             if isinstance(tokens := (given or tuple(keywords.values()))[0], Tensor):
                 self._embedded[threading.get_ident()] = tokens
 
+        adapter = adapter_of(model)
         handles = [model.embed.register_forward_pre_hook(embed, with_kwargs=True)]
         for index, block in enumerate(model.blocks):
 
             def enter(module: Any, given: tuple, keywords: dict, index: int = index) -> None:
-                resid = given[0] if given else keywords["resid_pre"]
-                self._enter_block(index, resid, keywords.get("past_kv_cache_entry"), keywords.get("attention_mask"))
+                self._enter_block(index, adapter.entering(model, index, given, keywords))
 
-            def leave(module: Any, given: tuple, resid: Any, index: int = index) -> None:
-                self._leave_block(index, resid)
+            def leave(module: Any, given: tuple, output: Any, index: int = index) -> None:
+                self._leave_block(index, output[0] if isinstance(output, tuple) else output)
 
             block = getattr(block, "_orig_mod", block)  # of one that torch.compile wraps
             handles += [block.register_forward_pre_hook(enter, with_kwargs=True), block.register_forward_hook(leave)]
         return handles
 
-    def _enter_block(self, index: int, resid: Tensor, cache: Any, mask: Tensor | None) -> None:
-        thread = threading.get_ident()
+    def _enter_block(self, index: int, entry: Entry) -> None:
+        thread, resid, cache = threading.get_ident(), entry.resid, entry.cache
         here = self._passes.get(thread)
+        if here is not None and entry.run is not None and entry.run == here.number:
+            here.last, here.whole = index, False
+            if entry.injected:  # what the blocks below wrote is forgotten
+                here.first, here.acted = index, set()
+            return
         output, of_pass = self._outputs.get(index - 1, (None, None))
         goes_on = output is not None and output() is resid
         if here is not None and here.whole and goes_on and of_pass is here and index == here.last + 1:
@@ -196,10 +204,11 @@ class SteeredRuns:
         if here is not None:
             self._end_pass(here)
         n_rows, n_pos = resid.shape[:2]
-        behind = 0 if cache is None else cache.past_keys.shape[1]
+        behind = entry.behind
         earlier = of_pass if goes_on else self._stopped.get((index, n_rows, n_pos, behind))
         run = earlier.run if earlier is not None and cache is not None else self._run_of(cache, behind)
         here = _Pass(run=run, behind=behind, until=behind + n_pos, first=index, last=index, n_rows=n_rows)
+        here.number = entry.run
         if earlier is not None:
             earlier.continued = True
             here.first = earlier.first
@@ -208,7 +217,7 @@ class SteeredRuns:
         run.length = max(run.length, here.until)
         tokens = self._embedded.pop(thread, None)
         if earlier is None:
-            self._look(here, n_pos, tokens if index == 0 else None, mask)
+            self._look(here, n_pos, tokens if index == 0 else None, entry.mask)
 
     def _leave_block(self, index: int, resid: Any) -> None:
         if (here := self._passes.get(threading.get_ident())) is not None:

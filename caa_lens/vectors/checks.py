@@ -3,7 +3,8 @@
 from typing import Any
 
 from caa_lens.arguments import describe
-from caa_lens.models.checks import check_hook_points, check_layers
+from caa_lens.models.adapters.choice import adapter_of
+from caa_lens.models.checks import check_layers
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 
 
@@ -47,4 +48,4 @@ def check_vector(model: Any, vector: SteeringVector) -> None:
     """Raises `ValueError` for a vector that cannot be added in this model: its layer, its width, its hook points."""
     check_layers(model, [vector.layer])
     check_width(model, vector)
-    check_hook_points(model, vector.layer)
+    adapter_of(model).hook_points(model, vector.layer)

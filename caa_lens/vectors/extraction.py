@@ -23,6 +23,7 @@ from caa_lens.arguments import check_count, describe
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine.activations import read_pairs
 from caa_lens.models.checks import check_layers, check_model
+from caa_lens.models.placement import dtype_name, dtype_of
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import PromptFormat, resolve_format
 from caa_lens.provenance import PAIR_HASHES, Provenance, layer_ranges
@@ -148,7 +149,7 @@ def extract(
             expression=pairs.behavior,
             details={
                 PAIR_HASHES: " ".join(pairs.pair_hashes),
-                "model_dtype": str(model.cfg.dtype).removeprefix("torch."),
+                "model_dtype": dtype_name(model),
                 **({"system": system} if system else {}),
                 "caa_lens": importlib.metadata.version("caa-lens"),
                 "transformer_lens": importlib.metadata.version("transformer-lens"),
@@ -231,7 +232,7 @@ def _direction(
 def _check_finite(values: Tensor, model: Any) -> None:
     if not bool(torch.isfinite(values).all()):
         raise ValueError(
-            f"activations of {model.cfg.model_name} are not finite in {model.cfg.dtype}: "
+            f"activations of {model.cfg.model_name} are not finite in {dtype_of(model)}: "
             "load the model in bfloat16 or float32"
         )
 

@@ -84,6 +84,9 @@ def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
         (["generate", "Hi", "--multiplier=2"], "nothing to steer with"),
         (["extract", "sentiment", "x.safetensors", "--layers", "a-b"], "not understood"),
         (["generate", "Hi", "--model", "no/such/folder"], "error:"),
+        (["extract", "sentiment", "x.safetensors", "--backend", "x"], "got backend='x', expected 'hooked', 'bridge'"),
+        (["lens", "v.safetensors", "--backend", "x"], "got backend='x', expected 'hooked', 'bridge'"),
+        (["demo", "--out", "run", "--backend", "x"], "got backend='x', expected 'hooked', 'bridge'"),
     ],
 )
 def test_mistakes_end_in_one_line_and_write_nothing(words, message, tmp_path, monkeypatch, capsys):

@@ -27,6 +27,7 @@ from caa_lens.engine.pair_reading import pair_activations
 from caa_lens.engine.plain_runs import PlainRuns, plain_runs
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
 from caa_lens.measures.open_ended.text_measures import answer_logp
+from caa_lens.models.adapters import llama_blocks
 from caa_lens.models.structure import structure_of
 from caa_lens.prompts.prompt_formats import Prompt, encode_answer, resolve_format
 from caa_lens.steering.steered_runs import NothingSteeredWarning
@@ -130,21 +131,21 @@ def test_numbers_are_compared_once_and_again_when_the_model_has_changed(monkeypa
 def test_half_precision_passes_the_comparison_and_a_wrong_block_does_not(dtype, monkeypatch):
     model = model_of("llama grouped", dtype=dtype)
     assert shared_prefix.unsupported(model) is None
-    own = shared_prefix.rotate
-    monkeypatch.setattr(shared_prefix, "rotate", lambda attn, x, cos, sin: own(attn, x, sin, cos))
+    own = llama_blocks.rotate
+    monkeypatch.setattr(llama_blocks, "rotate", lambda attn, x, cos, sin: own(attn, x, sin, cos))
     assert "differ on a short prompt" in shared_prefix.unsupported(copy.deepcopy(model))
 
 
 def test_the_comparison_costs_less_than_one_forward_of_a_question():
     model, seen = model_of("llama"), []
     with pytest.MonkeyPatch.context() as patch:
-        run_block = shared_prefix.run_block
+        run_block = llama_blocks.run_block
 
         def counting(block, resid, attend):
             seen.append(resid.shape[:-1].numel())
             return run_block(block, resid, attend)
 
-        patch.setattr(shared_prefix, "run_block", counting)
+        patch.setattr(llama_blocks, "run_block", counting)
         handle = model.blocks[0].register_forward_hook(lambda m, i, out: seen.append(out.shape[:-1].numel() * 4))
         shared_prefix._disagreement(model)
         handle.remove()

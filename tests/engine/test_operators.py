@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from caa_lens.engine.edits import Edit
 from caa_lens.engine.operators import OPERATORS, check_operator, check_parameters
 from caa_lens.engine.staircase import Staircase
+from caa_lens.models.adapters.choice import adapter_of
 
 D, MASK = 12, torch.ones(1, 1, dtype=torch.long)
 DRAW = torch.Generator().manual_seed(3)
@@ -154,7 +155,7 @@ OTHER = {**PARAMETERS["affine"], "shift": PARAMETERS["affine"]["shift"] + 1}
 @pytest.mark.parametrize("n_branches", [1, 2])
 def test_conditions_with_other_parameters_are_never_merged(conditions, n_branches):
     start = torch.randn(3, n_branches, 5, D, generator=torch.Generator().manual_seed(1))
-    stairs, resid = Staircase(conditions, n_branches), start
+    stairs, resid = Staircase(conditions), start
     for layer in range(3):
         resid = stairs(layer, resid + torch.tanh(resid.roll(1, -1)))
     groups = resid.unflatten(1, (-1, n_branches))
@@ -164,7 +165,7 @@ def test_conditions_with_other_parameters_are_never_merged(conditions, n_branche
 
 def test_conditions_with_the_same_parameters_share_their_rows():
     same = [(edit_of("affine"),), (edit_of("affine"),), (edit_of("affine", layer=2),)]
-    assert [sorted(group) for group in Staircase(same, 1).groups] == [[0, 1], [2]]
+    assert [sorted(group) for group in Staircase(same).groups] == [[0, 1], [2]]
 
 
 # ---- parameters by position ------------------------------------------------------------------------------------------
@@ -208,9 +209,7 @@ def test_edits_inside_a_block_run_at_their_hook_point_also_one_token_at_a_time()
             expected = model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.2.{site}", by_hand)])
             found = model.run_with_hooks(tokens, fwd_hooks=[edit.hook()])
             assert not torch.allclose(found, model(tokens), atol=1e-3)
-            from caa_lens.engine.plain_runs import new_cache
-
-            cache, pieces = new_cache(model, 1), []
+            cache = adapter_of(model).new_cache(model, 1)
             with model.hooks(fwd_hooks=[edit.hook()]):
                 pieces = [
                     model(tokens[:, i : i + 1], past_kv_cache=cache, attention_mask=MASK)

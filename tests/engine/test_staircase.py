@@ -47,7 +47,7 @@ def alone(condition, resid):
 @pytest.mark.parametrize("n_branches", [1, 2])
 def test_every_condition_has_the_numbers_of_its_own_run(conditions, n_branches):
     start = torch.randn(3, n_branches, 5, D_MODEL, generator=torch.Generator().manual_seed(1))
-    stairs, resid = Staircase(conditions, n_branches), start
+    stairs, resid = Staircase(conditions), start
     for layer in range(N_LAYERS):
         resid = stairs(layer, block(layer, resid))
     groups = resid.unflatten(1, (-1, n_branches))
@@ -58,7 +58,7 @@ def test_every_condition_has_the_numbers_of_its_own_run(conditions, n_branches):
 @pytest.mark.parametrize("at_once", [1, 2, 3, 5, 8, 11, 40])
 def test_chunks_hold_no_more_conditions_than_fit_and_are_no_more_than_twice_as_many_as_needed(at_once):
     conditions = [(step(layer, multiplier=m),) for m in (1.0, 2.0) for layer in (3, 0, 2, 1, 3)]
-    chunks = list(Staircases([*conditions, ()], 1).at_most(at_once))
+    chunks = list(Staircases([*conditions, ()]).at_most(at_once))
     sizes = [len(indices) for indices, _ in chunks]
     assert max(sizes) <= at_once
     assert len(sizes) <= 2 * -(-11 // at_once)

@@ -207,12 +207,12 @@ def conditions_of(n: int, operator: str = "add") -> list:
 @pytest.mark.parametrize("operator", ["add", "ablate", "set"])
 def test_a_staircase_takes_three_copies_and_no_wait_whatever_the_number_of_conditions(operator):
     for n in (1, 8, 64):
-        assert counts(lambda n=n: Staircase(edits_of(conditions_of(n, operator)), 1, "card")) == (0, 3)
+        assert counts(lambda n=n: Staircase(edits_of(conditions_of(n, operator)), "card")) == (0, 3)
 
 
 def test_a_staircase_copies_nothing_while_it_runs():
     with fake_gpu():
-        stairs = Staircase(edits_of([*conditions_of(8), *conditions_of(8, "ablate")]), 1, "card")
+        stairs = Staircase(edits_of([*conditions_of(8), *conditions_of(8, "ablate")]), "card")
 
     def run():
         resid = torch.ones(2, 1, 3, D_MODEL, device="card")
@@ -228,7 +228,7 @@ def test_multipliers_on_the_card_are_read_in_one_go():
         multipliers = torch.ones(n, device="card").unbind()
         conditions = [(cl.Intervention(vector=VECTORS[0], multiplier=m),) for m in multipliers]
         before = gpu.waits
-        list(Staircases(edits_of(conditions), 1, "card").at_most(2))
+        list(Staircases(edits_of(conditions), "card").at_most(2))
         return gpu.waits - before
 
     for n in (1, 8, 32):

@@ -9,6 +9,7 @@ from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
 from caa_lens.measures.answers import score_answers
+from caa_lens.models.adapters import llama_blocks
 from caa_lens.models.unembedding import token_logp
 from caa_lens.prompts.prompt_formats import (
     PromptFormat,
@@ -223,13 +224,13 @@ def test_a_question_longer_than_the_context_is_refused_before_anything_runs(tiny
 @pytest.mark.parametrize("pairs", [AB, TEXT], ids=["letters", "completions"])
 def test_tokens_in_flight_stay_within_the_budget_whatever_the_number_of_questions(tiny_chat, pairs, monkeypatch):
     seen = []
-    run_block = shared_prefix.run_block
+    run_block = llama_blocks.run_block
 
     def recording(block, resid, attend):
         seen.append(resid.shape[:-1].numel())
         return run_block(block, resid, attend)
 
-    monkeypatch.setattr(shared_prefix, "run_block", recording)
+    monkeypatch.setattr(llama_blocks, "run_block", recording)
     monkeypatch.setattr(shared_prefix, "MOST_TOKENS", 200)
     peaks = []
     for n_copies in (1, 3):

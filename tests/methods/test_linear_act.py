@@ -136,7 +136,7 @@ def test_several_layers_are_fitted_as_by_the_slow_twin_each_behind_those_below(t
 def test_behind_an_identity_block_the_one_sided_fit_is_exactly_the_identity(tiny_chat, monkeypatch):
     """And fitted at once, both layers would have the same map, applied twice."""
 
-    def identity_block(model, resid, layer, *, until, edits=()):
+    def identity_block(model, tokens, resid, layer, *, until, edits=()):
         for edit in edits:
             resid = edit.apply(resid, 0)
         return resid

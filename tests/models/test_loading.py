@@ -11,8 +11,8 @@ from helpers.models import SHARED, edited, random_llama
 from helpers.templates import LLAMA2_TEMPLATE
 
 from caa_lens.models.loading import load as models
-from caa_lens.models.loading.llama_config import hooked_config, n_parameters
-from caa_lens.models.loading.load import ModelTooLargeError, load_model
+from caa_lens.models.loading.llama_config import hooked_config
+from caa_lens.models.loading.load import ModelTooLargeError, load_model, n_parameters
 
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 VARIANTS = {
@@ -144,7 +144,10 @@ def test_llama_2_7b_has_the_published_number_of_parameters():
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"model_type": "mistral"}, "model_type='mistral', expected 'llama': only models of the Llama arch"),
+        (
+            {"model_type": "mistral"},
+            "model_type='mistral', expected 'llama': only models of the Llama architecture become",
+        ),
         ({"attention_bias": True}, "attention_bias=True, expected False: biases in the attention"),
         ({"mlp_bias": True}, "mlp_bias=True, expected False: biases in the MLP"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu', expected 'silu'"),
@@ -164,7 +167,7 @@ def test_llama_2_7b_has_the_published_number_of_parameters():
 )
 def test_what_would_be_computed_wrongly_is_refused(folder, tmp_path, entries, message):
     with pytest.raises(ValueError, match=message):
-        load_model(edited(folder, tmp_path, **entries), device="cpu")
+        load_model(edited(folder, tmp_path, **entries), device="cpu", backend="hooked")
 
 
 def test_incomplete_config_is_refused(folder):

@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -16,7 +17,8 @@ from caa_lens.vectors.steering_vectors import SteeringVector
 
 PAIRS = cl.ContrastSet.from_pairs([("How are you?", "Well.", "Ill."), ("Is it late?", "Yes.", "No.")])
 PROMPT = cl.prompts.Prompt.from_tokens([1, 2, 3])
-VECTORS = random_vectors(tiny_model())
+# As of `tiny_model()`, which TransformerLens 4 cannot make.
+VECTORS = random_vectors(SimpleNamespace(cfg=SimpleNamespace(n_layers=5, d_model=32, model_name="tiny-random-llama")))
 QUIET = {"progress": False}
 # Every public function that takes a model; what they do with a right one is tested elsewhere.
 CALLS = {

@@ -28,8 +28,10 @@ from tqdm.auto import tqdm
 from caa_lens.arguments import check_count
 from caa_lens.engine.overflow import check_finite
 from caa_lens.engine.plain_runs import plain_runs
+from caa_lens.engine.streams import last_residual
 from caa_lens.measures.open_ended.items import answers_frame
 from caa_lens.models.checks import check_model
+from caa_lens.models.placement import device_of_tokens
 from caa_lens.models.unembedding import token_logp
 from caa_lens.prompts.batches import left_pad
 from caa_lens.prompts.checks import check_prompt
@@ -139,7 +141,7 @@ def answer_logp(
     batch_size = check_count("batch_size", batch_size)
     for prompt in prompts:
         check_prompt(model, prompt)
-    device = next(model.parameters()).device
+    device = device_of_tokens(model)
     logp = [torch.empty(0) for _ in prompts]
     # Longest first: little padding, and a lack of memory shows at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -149,7 +151,7 @@ def answer_logp(
         for first in range(0, len(order), batch_size):
             indices = order[first : first + batch_size]
             batch = left_pad([prompts[i] for i in indices], n_ctx=model.cfg.n_ctx, device=device)
-            resid = model(batch.tokens, attention_mask=batch.attention_mask, stop_at_layer=model.cfg.n_layers)
+            resid = last_residual(model, batch.tokens, batch.attention_mask)
             lengths = [len(prompts[i]) - prompts[i].answer_start for i in indices]
             chosen = []
             for row, n in enumerate(lengths):

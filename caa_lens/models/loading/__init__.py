@@ -1,1 +1,1 @@
-"""From files on a disk or a hub to a `HookedTransformer` of Llama's kind."""
+"""From files on a disk or a hub to a model of TransformerLens: a `HookedTransformer` or a `TransformerBridge`."""

@@ -5,7 +5,7 @@ missing or left over.
 """
 
 import json
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,14 +33,16 @@ class SafetensorsFolder:
 
     Args:
         folder: holds ``model.safetensors``, or shards with ``model.safetensors.index.json``.
+        quantised: tensors of any type are taken, for transformers to make sense of.
 
     Raises:
         FileNotFoundError: no safetensors, or a shard that the index names is not there.
         ValueError: a file or the index is damaged, or the index names a tensor that its shard does not hold.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, quantised: bool = False) -> None:
         self.folder = folder
+        self.quantised = quantised
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, Shape] = {}
         shard_of = _read_index(folder)
@@ -61,7 +63,7 @@ class SafetensorsFolder:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (safe_open cannot be iterated)
                     tensor = file.get_slice(name)
-                    if tensor.get_dtype() not in FLOAT_DTYPES:
+                    if not self.quantised and tensor.get_dtype() not in FLOAT_DTYPES:
                         raise ValueError(
                             f"{path}: {name!r} is stored as {tensor.get_dtype()}, expected one of"
                             f" {', '.join(sorted(FLOAT_DTYPES))}: use a checkpoint that is not quantised"
@@ -71,6 +73,11 @@ class SafetensorsFolder:
             raise ValueError(
                 f"{path} is damaged or was not downloaded to its end ({error}): download it again"
             ) from None
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(file.stat().st_size for file in set(self.files.values()))
 
     def read(self, name: str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
         """A copy of one tensor, on a device and in a type (as stored, if none is given)."""
@@ -103,7 +110,7 @@ class SafetensorsFolder:
         if missing or extra:
             raise ValueError(
                 f"{self.folder} does not hold the tensors of the Llama that its config.json describes:"
-                f" missing {_some(missing)}; unexpected {_some(extra)}: check that weights and config belong"
+                f" missing {some(missing)}; unexpected {some(extra)}: check that weights and config belong"
                 " together"
             )
         for name, shape in expected.items():
@@ -114,7 +121,8 @@ class SafetensorsFolder:
                 )
 
 
-def _some(names: Set[str]) -> str:
+def some(names: Collection[str]) -> str:
+    """The first three of some names in words, and how many more there are."""
     shown, hidden = sorted(names)[:3], len(set(names)) - 3
     return (", ".join(map(repr, shown)) or "none") + (f" and {hidden} more" if hidden > 0 else "")
 
@@ -218,8 +226,8 @@ class GgufFile:
         missing, extra = wanted - self.names, self.names - wanted - {"rope_freqs.weight"}
         if missing or extra:
             raise ValueError(
-                f"{self.path} does not hold the tensors of a Llama: missing {_some(missing)}; unexpected"
-                f" {_some(extra)}: mixtures of experts and other variants cannot be loaded"
+                f"{self.path} does not hold the tensors of a Llama: missing {some(missing)}; unexpected"
+                f" {some(extra)}: mixtures of experts and other variants cannot be loaded"
             )
 
     def dequantised(self, dtype: torch.dtype) -> dict[str, Tensor]:

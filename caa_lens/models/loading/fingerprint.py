@@ -8,9 +8,6 @@ from caa_lens.models.loading.checkpoints import INDEX_NAME
 from caa_lens.models.loading.demo_model import demo_model_path
 from caa_lens.models.loading.hub import CONFIG_FILES, WEIGHT_FILES, download
 
-# What a tokenizer may be read from beside `CONFIG_FILES`.
-MORE_TOKENIZER_FILES = ["added_tokens.json", "vocab.json", "merges.txt"]
-
 
 def model_files(name_or_path: str | Path, revision: str | None = None) -> list[Path]:
     """The files that `load_model` reads of a model, by name in order; a hub model is downloaded, as for loading it.
@@ -38,7 +35,7 @@ def model_files(name_or_path: str | Path, revision: str | None = None) -> list[P
     weights = {file for pattern in patterns for file in folder.glob(pattern)}
     if not weights:
         raise FileNotFoundError(f"{folder} holds no safetensors: expected a model's folder")
-    texts = {file for pattern in CONFIG_FILES + MORE_TOKENIZER_FILES for file in folder.glob(pattern)}
+    texts = {file for pattern in CONFIG_FILES for file in folder.glob(pattern)}
     return sorted(weights | {file for file in texts if file.is_file()})
 
 

@@ -14,7 +14,10 @@ CONFIG_FILES = [
     "generation_config.json",
     "tokenizer*",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template*",
+    "vocab.json",
+    "merges.txt",
 ]
 WEIGHT_FILES = ["model*.safetensors", "model.safetensors.index.json"]
 

@@ -21,20 +21,12 @@ Config = Mapping[str, Any]
 """The contents of a Hugging Face ``config.json``."""
 
 
-def n_parameters(config: Config) -> int:
-    """Number of parameters of the Llama that a ``config.json`` describes; tied embeddings count once.
-
-    Args:
-        config: the parsed ``config.json``.
-
-    Raises:
-        ValueError: not a Llama, or not one that can be loaded here (as `hooked_config`).
-    """
-    return count_parameters(hooked_config(config))
+class NotByHookedTransformerError(ValueError):
+    """A model that HookedTransformer does not compute as transformers does; a TransformerBridge may."""
 
 
 def count_parameters(cfg: "HookedTransformerConfig") -> int:
-    """Number of parameters of the Llama that a TransformerLens configuration describes, as `n_parameters`."""
+    """Number of parameters of the Llama that a TransformerLens configuration describes, tied embeddings once."""
     return sum(math.prod(shape) for shape in expected_shapes(cfg).values())
 
 
@@ -49,22 +41,23 @@ def hooked_config(
         device: where they go.
 
     Raises:
-        ValueError: another architecture, or an option that TransformerLens does not compute the same way.
+        NotByHookedTransformerError: another architecture, or an option that it does not compute the same way.
+        ValueError: the configuration is not complete.
     """
     from transformer_lens.config import HookedTransformerConfig
 
     def require(key: str, default: Any, reason: str) -> None:
         got = config.get(key) or default
         if got != default:
-            raise ValueError(f"config.json has {key}={got!r}, expected {default!r}: {reason}")
+            raise NotByHookedTransformerError(f"config.json has {key}={got!r}, expected {default!r}: {reason}")
 
     if config.get("model_type") != "llama":
-        raise ValueError(
+        raise NotByHookedTransformerError(
             f"config.json has model_type={config.get('model_type')!r}, expected 'llama': only models of the"
-            " Llama architecture can be loaded (Llama 1 to 3, TinyLlama, SmolLM2, Vicuna ...)"
+            " Llama architecture become a HookedTransformer (Llama 1 to 3, TinyLlama, SmolLM2, Vicuna ...)"
         )
     if config.get("quantization_config"):
-        raise ValueError(
+        raise NotByHookedTransformerError(
             "config.json has a quantization_config, expected plain weights: use the checkpoint that it was"
             " quantised from, or a GGUF file"
         )
@@ -110,7 +103,7 @@ def _rotary_options(config: Config) -> dict[str, Any]:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     base = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
-        raise ValueError("config.json has a partial_rotary_factor, expected none: it is not supported")
+        raise NotByHookedTransformerError("config.json has a partial_rotary_factor, expected none: it is not supported")
     if kind == "default":
         return {"rotary_base": base}
     trained_length = rope.get("original_max_position_embeddings") or config.get(
@@ -139,7 +132,7 @@ def _rotary_options(config: Config) -> dict[str, Any]:
             "yarn_truncate": rope.get("truncate", True),
             "yarn_original_max_position_embeddings": trained_length,
         }
-    raise ValueError(
+    raise NotByHookedTransformerError(
         f"config.json has the rope type {kind!r} ({rope}), expected 'default', 'linear', 'llama3', or 'yarn'"
         " without mscale: TransformerLens does not compute other types as Hugging Face does"
     )

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from caa_lens.models.loading.hub import checkpoint_id
 
-# TransformerLens takes about 3 s to import and transformers 4 s, so both are imported where they are used.
+# transformers takes about 4 s to import, so it is imported where it is used.
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "tokenizer.model"]
-BESIDE_TOKENIZER = ["special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json"]
+BESIDE_TOKENIZER = [
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+]
 
 
 def folder_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -23,24 +29,40 @@ def folder_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     is then its own idea: of Llama 2's files it forgets the blank in front of a text, and merges runs of blanks.
     """
     from tokenizers import Tokenizer
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, LlamaTokenizer
 
     whole, pieces = folder / "tokenizer.json", folder / "tokenizer.model"
     if not whole.is_file() and not (folder / "tokenizer_config.json").is_file():
+        _check_bare(folder)
         bare = sentencepiece_tokenizer(pieces)
         if (folder / "chat_template.jinja").is_file():
             bare.chat_template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
         return bare
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if not hasattr(tokenizer, "backend_tokenizer"):  # written in Python, and nothing beside it says how
+        return tokenizer
     if whole.is_file():
         _prepare_like(tokenizer, Tokenizer.from_file(str(whole)))
-    elif pieces.is_file():
+    elif pieces.is_file() and isinstance(tokenizer, LlamaTokenizer):
         original = sentencepiece_tokenizer(pieces).backend_tokenizer
         _prepare_like(tokenizer, original)
         configuration = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         if configuration.get("add_bos_token") is None:  # transformers 5 then adds none, before it did
             tokenizer.backend_tokenizer.post_processor = original.post_processor
     return tokenizer
+
+
+def _check_bare(folder: Path) -> None:
+    """A `tokenizer.model` does not say how a text is prepared for it; of Llamas and Mistrals that is known."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return
+    if kind not in (None, "llama", "mistral", "mixtral"):
+        raise ValueError(
+            f"{folder} has a tokenizer.model alone, which is read for Llama and Mistral only, and this is a {kind!r}: "
+            "put the checkpoint's tokenizer.json or tokenizer_config.json beside it, or give tokenizer="
+        )
 
 
 def _prepare_like(tokenizer: "PreTrainedTokenizerBase", original: Any) -> None:
@@ -93,8 +115,8 @@ def sentencepiece_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def attach_tokenizer(model: "HookedTransformer", tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
-    """What ``set_tokenizer`` does, except that it loads the tokenizer anew and makes it add a BOS."""
+def attach_tokenizer(model: Any, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+    """What TransformerLens' ``set_tokenizer`` does, except that it loads the tokenizer anew and makes it add a BOS."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     # On the left, TransformerLens would guess the mask from pad tokens, which may be real EOS tokens.

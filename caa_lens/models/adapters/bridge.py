@@ -1,0 +1,399 @@
+"""A `TransformerBridge` of TransformerLens 3.9 or 4, seen through the library's eyes.
+
+A bridge wraps a module of Hugging Face and runs it. What it shares with a HookedTransformer are names; what is behind
+them is not the same: `stop_at_layer=n_layers` gives logits, `past_kv_cache` is ignored without a word, the KV cache is
+Hugging Face's, and a sliding window keeps fewer keys than there are tokens. So every run here is the module's own
+forward that a hook ends behind the last block that is wanted, with a cache that is compared with what was run.
+
+Rows of one prompt share its keys: the prompt is run once into the cache, and suffixes run as one row each, so that
+masks and rotary angles of the module's own making have a batch of one and fit however many rows split off between its
+blocks. There is no code by architecture, and whether it holds is for `engine.shared_prefix.unsupported` to find out.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from caa_lens.models.adapters import hf_cache
+from caa_lens.models.adapters.adapter import Adapter, BlockEdit, Coming, Entry, FinalNorm, Hear, Text
+from caa_lens.models.adapters.watch import Watch, check_filled, length_of, stamp, watch_at
+from caa_lens.provenance import HOOK_POINT
+
+
+class _Stop(Exception):
+    """Ends a run behind the last block that is wanted."""
+
+
+class Bridge(Adapter):
+    """The adapter of a `TransformerBridge`: Hugging Face's own forward and cache."""
+
+    wiring = frozenset({"transformer_lens", "transformers", "accelerate", "torch", "peft", "bitsandbytes"})
+    rows_copy_prefix = True
+
+    def meet(self, model: Any) -> None:
+        """Let a bridge's hook points know how many tokens lie behind a run; once a model."""
+        if watch_at(model.blocks[0].hook_out) is not None:
+            return
+        watch = Watch()
+        module = model.original_model
+        module.register_forward_pre_hook(watch.enter, with_kwargs=True)
+        module.register_forward_hook(watch.leave, with_kwargs=True)
+        for block in model.blocks:
+            for point in filter(_is_hook_point, block.modules()):
+                stamp(point, watch)
+            attention = getattr(block, "attn", None)
+            if isinstance(attention, nn.Module):
+                attention.register_forward_pre_hook(watch.repair, with_kwargs=True)
+
+    def check(self, model: Any) -> None:
+        module = getattr(model, "original_model", None)
+        what = f"the bridge {model.cfg.model_name!r}"
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"{what} runs its model elsewhere, expected one whose modules are here: load it with "
+                "caa_lens.load_model(...)"
+            )
+        config = getattr(module, "config", None)
+        if getattr(config, "is_encoder_decoder", False):
+            raise TypeError(
+                f"{what} is an encoder with a decoder, whose prompt and answer are two streams: take a decoder alone"
+            )
+        causal = getattr(model.adapter, "supports_causal_loss", True)
+        if not causal or getattr(model.cfg, "attention_dir", "causal") != "causal":
+            raise TypeError(f"{what} is an encoder, whose tokens see those behind them: take a model that generates")
+        if not isinstance(getattr(model, "blocks", None), nn.ModuleList) or not len(model.blocks):
+            raise TypeError(
+                f"{what} has no list of blocks, expected one stack of them: {type(module).__name__} is not supported"
+            )
+        self.meet(model)
+        lost = next(
+            (name for name, one in module.named_parameters() if one.is_meta and not _is_offloaded(module)), None
+        )
+        if lost is not None:
+            raise ValueError(
+                f"the model's weights are not loaded ({lost} is on the device 'meta'): load it with "
+                "caa_lens.load_model(...)"
+            )
+        if module.training and (names := _dropouts(config)):
+            raise ValueError(
+                f"the model is in training mode and has dropout ({', '.join(names)}), which changes every "
+                "number: call model.eval()"
+            )
+
+    def dtype(self, model: Any) -> torch.dtype:
+        weight = _weight(model.embed)
+        return weight.dtype if weight is not None and weight.is_floating_point() else model.original_model.dtype
+
+    def device(self, model: Any) -> torch.device:
+        return _device_of(model, model.embed)
+
+    def device_behind(self, model: Any) -> torch.device:
+        return _device_of(model, model.unembed)
+
+    def run(
+        self,
+        model: Any,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Bool[Tensor, "batch all_pos"] | None = None,
+        *,
+        n_layers: int | None = None,
+        cache: Any = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        self.meet(model)
+        until = model.cfg.n_layers if n_layers is None else n_layers
+        kept: list[Tensor] = []
+
+        def stop(module: Any, given: Any, output: Any) -> None:
+            kept.append(_stream(output))
+            raise _Stop
+
+        def stop_before(module: Any, given: tuple, keywords: Mapping[str, Any]) -> None:
+            stop(module, given, given[0] if given else keywords["hidden_states"])
+
+        options: dict[str, Any] = {"use_cache": cache is not None}
+        if cache is not None:
+            options["past_key_values"] = cache
+        if mask is not None:
+            options["attention_mask"] = mask.long()
+            if "position_ids" in inspect.signature(model.original_model.forward).parameters:
+                position = (options["attention_mask"].cumsum(-1) - 1).clamp_min(0)
+                options["position_ids"] = position[:, -tokens.shape[1] :]
+        n_behind = 0 if cache is None else length_of(cache) or 0
+        if until:  # behind all other hooks of the block, which were there before
+            handle = model.blocks[until - 1].register_forward_hook(stop)
+        else:
+            handle = model.blocks[0].register_forward_pre_hook(stop_before, with_kwargs=True)
+        try:
+            model(tokens, **options)
+        except _Stop:
+            pass
+        finally:
+            handle.remove()
+        if cache is not None and until == model.cfg.n_layers:
+            check_filled(cache, n_behind + tokens.shape[1])
+        (resid,) = kept
+        return resid
+
+    def run_on(
+        self,
+        model: Any,
+        tokens: Int[Tensor, "batch pos"],
+        resid: Float[Tensor, "batch pos d_model"],
+        layer: int,
+        *,
+        n_layers: int | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The blocks below run, too, and what they write is forgotten: a bridge starts at its first block only."""
+        if layer + 1 >= (model.cfg.n_layers if n_layers is None else n_layers):
+            return resid
+
+        def put_in(module: Any, given: tuple, keywords: dict) -> tuple[tuple, dict]:
+            return ((resid, *given[1:]), keywords) if given else (given, {**keywords, "hidden_states": resid})
+
+        handle = model.blocks[layer + 1].register_forward_pre_hook(put_in, with_kwargs=True)
+        try:
+            return self.run(model, tokens, n_layers=n_layers)
+        finally:
+            handle.remove()
+
+    def new_cache(self, model: Any, n_rows: int) -> Any:
+        return hf_cache.new_cache(model.original_model.config)
+
+    def whole(self, model: Any, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        self.meet(model)
+        return model(tokens, use_cache=False)
+
+    def resid_post(self, model: Any, layer: int) -> nn.Module:
+        return model.blocks[layer].hook_out
+
+    def written(self, model: Any, layer: int) -> Mapping[str, nn.Module]:
+        block = model.blocks[layer]
+        points = {kind: getattr(block, f"hook_{kind}_out", None) for kind in ("attn", "mlp")}
+        return {kind: point for kind, point in points.items() if isinstance(point, nn.Module)}
+
+    def site(self, model: Any, layer: int, site: str) -> nn.Module:
+        found = model.blocks[layer]
+        for part in site.split("."):
+            found = getattr(found, part, None)
+        if isinstance(found, nn.Module) and _is_hook_point(found):
+            return found
+        raise ValueError(
+            f"{model.cfg.model_name!r} has no hook point blocks.{layer}.{site}, so that nothing can be read or steered "
+            "there: take another site, such as 'hook_resid_post'"
+        )
+
+    @contextmanager
+    def listening(self, point: Any, hear: Hear) -> Iterator[None]:
+        """By TransformerLens' own hook: some points run only if they have one, and some give several heads as such."""
+
+        def hook(out: Tensor, hook: Any) -> Tensor | None:
+            return hear(out)
+
+        point.add_hook(hook)
+        mine = point.fwd_hooks[-1]
+        try:
+            yield
+        finally:
+            mine.hook.remove()
+            point.fwd_hooks = [one for one in point.fwd_hooks if one is not mine]
+
+    def hook_points(self, model: Any, layer: int, site: str = HOOK_POINT) -> Sequence[Any]:
+        """The site alone: how many tokens lie behind, the model's cache tells."""
+        self.meet(model)
+        if site != HOOK_POINT:
+            return [self.site(model, layer, site)]
+        point = model.blocks[layer].hook_out
+        if not _is_hook_point(point):
+            raise ValueError(
+                f"{type(point).__name__} stands in the place of blocks.{layer}.hook_out, so that nothing can be "
+                f"steered at layer {layer}: steer at another layer, or take the module away that was put there"
+            )
+        return [point]
+
+    def entering(self, model: Any, layer: int, given: tuple, keywords: Mapping[str, Any]) -> Entry:
+        watch = watch_at(model.blocks[layer].hook_out)
+        assert watch is not None
+        run, block = watch.run, model.blocks[layer]
+        injected = getattr(block, "_start_residual", None) is not None
+        return Entry(
+            resid=given[0] if given else keywords["hidden_states"],
+            behind=run.behind or 0,
+            cache=run.cache,
+            mask=run.mask,
+            run=run.number,
+            injected=injected and getattr(block, "_start_at_layer_idx", None) == layer,
+        )
+
+    def final_norms(self, model: Any) -> Sequence[FinalNorm | None]:
+        norm = getattr(model, "ln_final", None)
+        if norm is None:
+            return [None]
+        inner = getattr(norm, "original_component", norm)
+        weight, bias = getattr(inner, "weight", None), getattr(inner, "bias", None)
+        eps = next(
+            (float(getattr(inner, name)) for name in ("eps", "variance_epsilon") if hasattr(inner, name)), model.cfg.eps
+        )
+        # Some store the weight less one, and what a norm's class is called does not say what it computes.
+        kinds = (
+            ("LN", "RMS") if isinstance(inner, nn.LayerNorm) or "LayerNorm" in type(inner).__name__ else ("RMS", "LN")
+        )
+        return [
+            FinalNorm(kind=kind, weight=weight, bias=bias, eps=eps, offset=offset)
+            for kind in kinds
+            for offset in (0.0, 1.0)
+        ]
+
+    def parts_behind(self, model: Any) -> Sequence[nn.Module]:
+        norm = getattr(model, "ln_final", None)
+        return [model.unembed] if norm is None else [norm, model.unembed]
+
+    def run_behind(self, model: Any, states: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        for part in self.parts_behind(model):
+            states = part(states)
+        return states
+
+    def scales(self, model: Any) -> Sequence[float]:
+        """1, and every number of the configuration, and one by it: some models multiply, some divide."""
+        text = model.original_model.config.get_text_config(decoder=True)
+        numbers = {float(value) for value in vars(text).values() if isinstance(value, float) and 0 < abs(value) < 1e6}
+        return [1.0, *sorted(numbers | {1 / one for one in numbers})]
+
+    def whole_from(self, model: Any, states: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
+        last = model.blocks[model.cfg.n_layers - 1].hook_out
+        handle = last.register_forward_hook(lambda module, given, output: states[None].to(output))
+        try:
+            return self.whole(model, torch.zeros(1, len(states), dtype=torch.long, device=self.device(model)))[0]
+        finally:
+            handle.remove()
+
+    def modules(self, model: Any) -> Iterator[tuple[str, nn.Module]]:
+        seen: set[int] = set()
+        inside = ((f"original_model.{name}", module) for name, module in model.original_model.named_modules())
+        for name, module in (*model.named_modules(), *inside):
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield name, module
+
+    def values_of(self, module: nn.Module) -> Iterator[Any]:
+        # Its wrappers note all kinds of things about the latest run in attributes.
+        yield module.training
+        if "forward" in vars(module):
+            yield id(vars(module)["forward"])
+
+    def alterations(self, name: str, module: nn.Module, *, inside: bool = False) -> Sequence[str]:
+        return ()  # whatever is in a bridge is run with it
+
+    def altered(self, model: Any) -> Sequence[str]:
+        return ()
+
+    def depends_on_length(self, model: Any) -> str | None:
+        return hf_cache.depends_on_length(model.original_model.config)
+
+    def cannot_share(self, model: Any) -> str | None:
+        reason = self.depends_on_length(model)
+        try:
+            reason = reason or hf_cache.recurrent_layers(self.new_cache(model, 1))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = f"transformers makes no KV cache for it ({error})"
+        return None if reason is None else f"{model.cfg.model_name} has no keys to share: {reason}"
+
+    def prefill(self, model: Any, prefixes: Sequence[Sequence[int]], n_layers: int | None = None) -> Any:
+        shared = []
+        for prefix in prefixes:
+            cache = self.new_cache(model, 1)
+            if len(prefix):
+                tokens = torch.tensor([list(prefix)], device=self.device(model))
+                self.run(model, tokens, n_layers=n_layers, cache=cache)
+            shared.append(hf_cache.shared_by_rows(cache))
+        return shared
+
+    def run_suffixes(
+        self,
+        model: Any,
+        prefix: Any,
+        suffixes: Sequence[Sequence[Sequence[int]]],
+        edit: BlockEdit,
+        n_layers: int | None = None,
+        coming: Coming | None = None,
+    ) -> Float[Tensor, "question row pos d_model"]:
+        n_pos = max(len(row) for rows in suffixes for row in rows)
+        found = []
+        with self._between_blocks(model, edit, n_layers) as kept:
+            for question, (cache, rows) in enumerate(zip(prefix, suffixes, strict=True)):
+                branches = []
+                for branch, row in enumerate(rows):
+                    if coming is not None:
+                        coming(slice(question, question + 1), slice(branch, branch + 1))
+                    tokens = torch.tensor([list(row)], device=self.device(model))
+                    with suppress(_Stop):
+                        model(tokens, past_key_values=cache, use_cache=True)
+                    branches.append(F.pad(kept.pop(), (0, 0, 0, n_pos - len(row))))  # [group pos d_model]
+                found.append(torch.stack(branches, dim=1).flatten(0, 1))
+        return torch.stack(found)
+
+    @contextmanager
+    def _between_blocks(self, model: Any, edit: BlockEdit, n_layers: int | None) -> Iterator[list[Tensor]]:
+        """`edit` between all blocks; the list holds what it gave behind the last one, `[row pos d_model]`."""
+        last = (model.cfg.n_layers if n_layers is None else n_layers) - 1
+        kept: list[Tensor] = []
+
+        def at(layer: int) -> Any:
+            def hook(module: Any, given: Any, resid: Tensor) -> Tensor:
+                edited = edit(layer, resid[None])[0]
+                if layer == last:
+                    kept.append(edited)
+                    raise _Stop
+                return edited
+
+            return hook
+
+        handles = [model.blocks[layer].hook_out.register_forward_hook(at(layer)) for layer in range(last + 1)]
+        try:
+            yield kept
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def kept_text(self, model: Any, n_rows: int, visible: Bool[Tensor, "batch pos"] | None, room: int) -> Text | None:
+        return None
+
+
+def _stream(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _is_hook_point(module: Any) -> bool:
+    return any(base.__name__ == "HookPoint" for base in type(module).__mro__)
+
+
+def _weight(part: Any) -> Tensor | None:
+    weight = getattr(getattr(part, "original_component", part), "weight", None)
+    return weight if isinstance(weight, Tensor) else None
+
+
+def _device_of(model: Any, part: Any) -> torch.device:
+    """Where a part runs: where its weight lies, or where it is fetched to, if it lies on disk or elsewhere."""
+    weight = _weight(part)
+    if weight is not None and not weight.is_meta:
+        return weight.device
+    hook = getattr(getattr(part, "original_component", part), "_hf_hook", None)
+    for one in (hook, *getattr(hook, "hooks", ())):
+        if getattr(one, "execution_device", None) is not None:
+            return torch.device(one.execution_device)
+    return next((one.device for one in model.original_model.parameters() if not one.is_meta), torch.device("cpu"))
+
+
+def _is_offloaded(module: Any) -> bool:
+    return any(hasattr(one, "_hf_hook") for one in module.modules())
+
+
+def _dropouts(config: Any) -> list[str]:
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    values = vars(text).items() if text is not None else ()
+    return sorted(name for name, value in values if "drop" in name and isinstance(value, float) and value > 0)
