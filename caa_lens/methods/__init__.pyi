@@ -14,3 +14,8 @@ from .instruction import Instruction as Instruction
 from .inferaligner import InferAligner as InferAligner
 from .activation_scaling import ActivationScaling as ActivationScaling
 from .bipo import Bipo as Bipo
+from .comparing import compare as compare
+from .compared import Comparison as Comparison
+from .compared import Choice as Choice
+from .candidates import Candidate as Candidate
+from .costs import Cost as Cost
