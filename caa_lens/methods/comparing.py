@@ -117,9 +117,7 @@ def compare(
         fits[one.name] = one.fit(model, fit_on, settings[one.name], seed)
         seconds[one.name] = time.perf_counter() - begun
 
-    prompts = [
-        [chosen_format.encode(model.tokenizer, text) for text in _texts(some)] for some in neutral
-    ]
+    prompts = [[chosen_format.encode(model.tokenizer, text) for text in _texts(some)] for some in neutral]
     if not all(prompts):
         raise ValueError("no neutral questions given: expected some to choose on, and others to report")
     to_choose, to_report = (
@@ -142,8 +140,8 @@ def compare(
     by_token = torch.cat(divergences, dim=1)  # [condition token]
     text = _of_steered_text(model, prompts[1], conditions, n_tokens, progress) if steered_text else {}
     for i, (one, setting, s) in enumerate(keys):
-        cost = _mean_and_p95(by_token[i])
-        row = _row(one.name, setting, s, conditions[i], tested.values[:, i + 1], tested.values[:, 0], *cost)
+        of_it = _mean_and_p95(by_token[i])
+        row = _row(one.name, setting, s, conditions[i], tested.values[:, i + 1], tested.values[:, 0], *of_it)
         rows.append(row.assign(**{name: values[i] for name, values in text.items()}))
     for strength, instruction in zip((1.0, -1.0), words, strict=True):
         told = score(test, [()], system=instruction).values[:, 0]
