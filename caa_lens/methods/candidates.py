@@ -29,7 +29,7 @@ from caa_lens.vectors.steering_vectors import SteeringVector
 Fits = Mapping[int, Any]
 VECTORS = (-3.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 3.0)
 SHARES = (-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0)
-SETTING = (-2.5, -2.0, -1.5, -1.0, 1.0, 1.5, 2.0, 2.5)
+SETTING = (-3.5, -2.0, -1.5, -1.0, 1.0, 1.5, 2.0, 3.5)
 SCALES = (-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 1.0, 2.0)
 N_HEADS = (1, 2, 4, 6, 8, 10, 16, 20, 32)
 N_COORDINATES = 100
