@@ -45,7 +45,7 @@ newest: $(READY)
 	PYTHONPATH=$(abspath $(NEWEST)) $(BIN)/python .ci/newest.py asks > $(NEWEST)/asks.txt
 	$(PIP_INSTALL) --no-deps --upgrade --target $(NEWEST) -r $(NEWEST)/asks.txt
 	PYTHONPATH=$(abspath $(NEWEST)) $(BIN)/python .ci/newest.py versions
-	PYTHONPATH=$(abspath $(NEWEST)) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m bridge $(ARGS)
+	CAA_LENS_ALL_FAMILIES=1 PYTHONPATH=$(abspath $(NEWEST)) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m bridge $(ARGS)
 
 # Small faults planted in the sources, one at a time, which the tests must notice: 12 a module, unless ARGS say otherwise.
 mutants: $(READY)

@@ -1,4 +1,4 @@
-"""Peak resident memory of loading a Llama, in units of the loaded weights: ours beside TransformerLens' own.
+"""Peak resident memory of loading a Llama, in units of the loaded weights: ours, as either kind, and TransformerLens'.
 
     python benchmarks/load_memory.py
 
@@ -33,7 +33,8 @@ CONFIG = {
 }
 # (type in the files, number of files, type in memory)
 CASES = [("float16", 1, "float16"), ("float16", 1, "float32"), ("bfloat16", 4, "bfloat16")]
-LOADERS = ["caa_lens.load_model", "HookedTransformer.from_pretrained"]
+BACKENDS = {"load_model, hooked": "hooked", "load_model, bridge": "bridge"}
+LOADERS = [*BACKENDS, "HookedTransformer.from_pretrained"]
 
 
 def write_llama(folder: Path, dtype: str, n_files: int) -> None:
@@ -96,8 +97,10 @@ def measure(loader: str, folder: Path, dtype: str) -> dict[str, float]:
     torch.set_num_threads(1)
     Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM anew
     before, start = resident("VmRSS"), time.perf_counter()
-    ours = loader == LOADERS[0]
-    model = load_model(folder, dtype=dtype, device="cpu") if ours else from_pretrained(folder, dtype)
+    if loader in BACKENDS:
+        model = load_model(folder, dtype=dtype, device="cpu", backend=BACKENDS[loader])
+    else:
+        model = from_pretrained(folder, dtype)
     seconds = time.perf_counter() - start
     weights = n_parameters(CONFIG) * getattr(torch, dtype).itemsize
     peak, kept = resident("VmHWM") - before, resident("VmRSS") - before

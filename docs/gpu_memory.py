@@ -7,7 +7,6 @@ Shapes are those of the models' published `config.json`.
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -51,8 +50,7 @@ PAPERS = {"Llama 2 7B": "meta-llama/Llama-2-7b-chat-hf", "Llama 2 13B": "meta-ll
 def row(name: str, config: dict) -> list[str]:
     cfg = hooked_config(config, dtype=torch.bfloat16)
     weights = count_parameters(cfg) * cfg.dtype.itemsize
-    model = SimpleNamespace(cfg=cfg, W_E=torch.empty(0, dtype=cfg.dtype))
-    prompts = shared_prefix.kv_bytes(model, MOST_TOKENS)
+    prompts = shared_prefix.kv_numbers(cfg, MOST_TOKENS) * cfg.dtype.itemsize
     answers = MOST_TOKENS * (8 * cfg.d_model + 4 * cfg.d_mlp + 4 * cfg.n_heads * PROMPT) * cfg.dtype.itemsize
     smallest = HEADROOM * weights
     comfortable = max(smallest, weights + 4 * max(prompts, answers))  # each gets a quarter of what is free

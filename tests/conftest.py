@@ -9,11 +9,47 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 # other would only slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from functools import partial
+
 import pytest
 import torch
-from helpers.models import SHARED, tiny_model
+from helpers.models import SHARED, kinds_here
+from helpers.models import tiny_model as make_tiny_model
 
 torch.set_num_threads(1)
+
+
+def pytest_generate_tests(metafunc):
+    """Whatever asks for a small model runs once a kind; what is marked `hooked`, on a HookedTransformer alone."""
+    if "model_kind" in metafunc.fixturenames:
+        kinds = kinds_here()
+        if metafunc.definition.get_closest_marker("one_kind"):
+            kinds = kinds[:1]
+        if metafunc.definition.get_closest_marker("hooked"):
+            kinds = ("hooked",)
+        metafunc.parametrize("model_kind", kinds, indirect=True, scope="session")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """The half of a test that is about a bridge is what `-m bridge` chooses."""
+    for item in items:
+        if hasattr(item, "callspec") and item.callspec.params.get("model_kind") == "bridge":
+            item.add_marker(pytest.mark.bridge)
+        if item.get_closest_marker("hooked") and "hooked" not in kinds_here():
+            item.add_marker(pytest.mark.skip(reason="is about HookedTransformer, which TransformerLens 4 has not"))
+
+
+@pytest.fixture(scope="session")
+def model_kind(request):
+    """Which of TransformerLens' two kinds the test's small models are: "hooked" or "bridge"."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tiny_model(model_kind):
+    """Makes small random Llamas of the kind that the test is run for."""
+    return partial(make_tiny_model, kind=model_kind)
 
 
 @pytest.fixture(scope="session")
@@ -34,13 +70,13 @@ def demo_tokenizer():
 
 
 @pytest.fixture
-def tiny():
+def tiny(tiny_model):
     """A fresh random Llama with grouped queries and no tokenizer."""
     return tiny_model()
 
 
 @pytest.fixture(scope="session")
-def tiny_chat(demo_tokenizer):
+def tiny_chat(demo_tokenizer, tiny_model):
     """A small random Llama behind the real tokenizer: fast, and prompts are real."""
     return tiny_model(d_vocab=len(demo_tokenizer), n_ctx=512, tokenizer=demo_tokenizer)
 

@@ -13,6 +13,8 @@ from caa_lens.contrast.sets import ContrastSet
 from caa_lens.demo import DemoConfig, run_demo
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
+pytestmark = pytest.mark.one_kind
+
 SMALL = DemoConfig(n_test=6, layers=(1, 3), prompts=("Describe a walk in the park.",), max_new_tokens=4)
 
 

@@ -105,9 +105,8 @@ def _disagreement(model: Any) -> str | None:
     device = adapter.device(model)
     try:
         run_suffixes(model, prefill(model, prefixes), suffixes, compare, coming=coming)
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError) as error:
-        why = str(error).partition("\n")[0] or type(error).__name__
-        return f"{cfg.model_name} cannot be run behind a prompt that rows share ({why})"
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError):
+        return f"rows cannot be split off between the blocks of {cfg.model_name}, whose masks or positions count them"
     worst = torch.stack(differences).reshape(-1, cfg.n_layers).max(0).values
     if bool((worst <= rounding(model)).all()):  # never true of NaN; one wait for the device
         return None
@@ -179,7 +178,11 @@ def prefix_budget(model: Any, prefix_length: int) -> int:
 
 
 def kv_bytes(model: Any, n_pos: int) -> int:
-    """Bytes of the keys and values of one prefix: 2 x layers x kv heads x d_head x tokens x bytes of a number."""
-    cfg = model.cfg
+    """Bytes of the keys and values of one prefix."""
+    return kv_numbers(model.cfg, n_pos) * dtype_of(model).itemsize
+
+
+def kv_numbers(cfg: Any, n_pos: int) -> int:
+    """How many numbers the keys and values of one prefix are: 2 x layers x kv heads x d_head x tokens."""
     n_kv = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
-    return 2 * cfg.n_layers * n_kv * cfg.d_head * n_pos * dtype_of(model).itemsize
+    return 2 * cfg.n_layers * n_kv * cfg.d_head * n_pos

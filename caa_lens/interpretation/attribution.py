@@ -6,8 +6,9 @@ tokens a and b is linear in x once the final norm's scale s(x) is known (RMS nor
 
     D(x) = x . u / s(x) + const,      u = w * (W_U[:, a] - W_U[:, b])
 
-with w the final norm's weight (1 where it was folded into W_U). With 0 the unsteered and 1 the steered run, the change
-splits exactly into
+with w the final norm's weight (1 where it was folded into W_U). A LayerNorm divides the stream less its mean
+over d_model, c(x) . u / sd(x). Since c(x) . u = x . c(u), u is centred once and s is sd; the norm's bias is in the
+constant, and all else holds. With 0 the unsteered and 1 the steered run, the change splits exactly into
 
     vector        m v . u / s1                                      its own direct path to the logits
     attn k        (attn_out1[k] - attn_out0[k]) . u / s1            what block k's attention wrote differently, k > l
@@ -43,7 +44,7 @@ from caa_lens.models.placement import device_of_tokens, dtype_name
 from caa_lens.models.structure import rounding
 from caa_lens.models.unembedding import (
     centred,
-    is_linear_behind_the_norm,
+    has_formula,
     norm_scale,
     soft_cap,
     token_directions,
@@ -283,11 +284,10 @@ def _check_linear(model: Any) -> None:
         raise ValueError(
             f"{name} caps its logits at {cap:g}, so that no sum of components gives them: use a model without a cap"
         )
-    if not is_linear_behind_the_norm(model):
+    if not has_formula(model):
         raise ValueError(
-            f"what stands behind the blocks of {name} is not its own final norm and unembedding alone (hooks or "
-            "modules of your own, or a formula that is not known here), so that no sum of components gives its logits: "
-            "take these away"
+            f"no formula gives what {name} makes of its last block's output (a final norm that is neither RMSNorm nor "
+            "LayerNorm, or a module in its place), so that no sum of components gives its logits: use another model"
         )
 
 
@@ -304,7 +304,8 @@ def _check_sum(
     if float(error.max()) > 8 * rounding(model):
         raise ValueError(
             f"the components miss the change of the logits by {float(error.max()):.2g} of their size: something else "
-            f"than the blocks of {model.cfg.model_name} writes to the stream, such as hooks or modules of your own"
+            f"than attention and MLPs of {model.cfg.model_name} writes to the stream (blocks of another kind, a scale "
+            "of its own, or hooks or modules of yours)"
         )
 
 

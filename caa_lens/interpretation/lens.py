@@ -7,13 +7,13 @@ the multiplier, rms(x) = sqrt(mean(x^2) + eps), and h the layer's real residuals
     normed       centre( (v / rms(v) * g) W_U )   the final norm applied as if v were the whole residual
     in_context   centre( mean over h of lens(h + v) - lens(h) ),   lens(h) = cap( norm(h) W_U + b_U )
 
-Where the final norm is LayerNorm, v stands for v minus its mean over d_model in the first two; and `lens` is the
-model's own way to logits, soft cap and all (see `unembedding`). `centre` subtracts the mean over the vocabulary, which
-softmax ignores. The final norm's weight is used whether or not
-it was folded into W_U. `direct` and `normed` rank tokens alike (they differ by the factor rms(v)); `normed` makes
-layers comparable, since vectors grow with depth. `in_context` is the faithful one: the size of v against the real
-residual, and what the norm does to their sum, count. All three follow the vector's direct path to the logits only:
-early layers act through the blocks above them, and may say little here.
+Where the final norm is LayerNorm, v stands for v minus its mean over d_model in the first two, and rms for sd: the norm
+as an affine map about zero, norm(v) - norm(0), without its bias, which no vector changes; and `lens` is the model's own
+way to logits, soft cap and all (see `unembedding`). `centre` subtracts the mean over the vocabulary, which softmax
+ignores. The final norm's weight is used whether or not it was folded into W_U. `direct` and `normed` rank tokens alike
+(they differ by the factor rms(v)); `normed` makes layers comparable, since vectors grow with depth. `in_context` is the
+faithful one: the size of v against the real residual, and what the norm does to their sum, count. All three follow the
+vector's direct path to the logits only: early layers act through the blocks above them, and may say little here.
 
 `in_context` reads h over each prompt's `read` span, at both answers of each pair: the letter of an A/B pair; of a
 completion of several tokens the *averaged* residual, one state a prompt. Where unembedding is linear (no soft cap), the

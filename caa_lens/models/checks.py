@@ -10,6 +10,7 @@ import torch
 
 from caa_lens.arguments import check_list, describe
 from caa_lens.models.adapters.choice import known_adapter
+from caa_lens.models.comparison import check_parts
 
 _OTHER = {
     ("transformer_lens", "HookedEncoder"): "a HookedEncoder, which writes no text: take a model that generates",
@@ -31,13 +32,15 @@ def check_model(model: Any, *, may_be_compiled: bool = False) -> None:
 
     A `TransformerBridge` is prepared at this occasion: its hook points learn how many tokens lie in a KV cache, its
     runs are watched for a cache that stays empty, and transformers' own names for the cache are mended (see
-    `models.adapters.watch`).
+    `models.adapters.watch`). At the first time it is run on a few tokens, without anybody's hooks: what TransformerLens
+    computes in its own way has to be what transformers' modules give.
 
     Raises:
         TypeError: for anything but a `HookedTransformer` or a `TransformerBridge` of a decoder, by its name and with
             what to give instead.
         ValueError: for one whose dtypes disagree, whose weights are not loaded, whose dropout is switched on, or that
-            `torch.compile` compiled, whole or in part, which drops hooks without a word.
+            `torch.compile` compiled, whole or in part, which drops hooks without a word; or a bridge with a part that
+            computes something else than the module of transformers it stands for.
     """
     given = model
     if type(model).__name__ == "OptimizedModule":  # what torch.compile wraps a model into
@@ -56,6 +59,7 @@ def check_model(model: Any, *, may_be_compiled: bool = False) -> None:
     if not may_be_compiled:
         _check_uncompiled(given)
     adapter.check(model)
+    check_parts(model)
     if model.training and any(_drops(module) for module in model.modules()):
         raise ValueError("the model is in training mode and has dropout, which changes every number: call model.eval()")
 

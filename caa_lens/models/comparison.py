@@ -1,13 +1,18 @@
 """Whether the library sees the model that was loaded: its numbers beside those of the untouched Hugging Face module."""
 
+import importlib.metadata
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from caa_lens.models.adapters.choice import adapter_of
 from caa_lens.models.placement import dtype_name, dtype_of
+from caa_lens.models.structure import rounding, without_users_hooks
 from caa_lens.models.unembedding import final_logits
 
 # Root mean square over the vocabulary of what log-probabilities may differ by, in nats. In half precision the module
@@ -37,17 +42,94 @@ def check_against(model: Any, tokens: Int[Tensor, "1 pos"], logp: Float[Tensor, 
     if not error <= allowed:
         raise ValueError(
             f"{name} does not give the numbers of its own Hugging Face module: log-probabilities differ by {error:.2g} "
-            f"nats, expected at most {allowed:g}. TransformerLens' adapter for {type(adapter).__name__.lower()}s of this "
-            "architecture is wrong for it; check=False loads it all the same"
+            f"nats, expected at most {allowed:g}. TransformerLens' adapter of this architecture is wrong for it; "
+            "check=False loads it all the same"
         )
     n = tokens.shape[1]
+    if adapter.quantised(model):  # its tokens do depend on what else is in a batch, by the rounding of whole numbers
+        return _said(model, n, error, _cached(model, tokens, logp, allowed))
     before = final_logits(model, adapter.run(model, tokens[:, : n // 2])[0]).log_softmax(-1)
     if not _difference(before, logp[: n // 2]) <= allowed:
         raise ValueError(f"{name} sees the tokens behind a token, expected a model that generates, from left to right")
+    return _said(model, n, error, _cached(model, tokens, logp, allowed))
+
+
+def _said(model: Any, n: int, error: float, with_cache: str) -> str:
     return (
-        f"{model.cfg.model_name}: compared with the untouched Hugging Face module on {n} tokens, log-probabilities agree "
-        f"to {error:.1g} nats ({dtype_name(model)}), {_cached(model, tokens, logp, allowed)}"
+        f"{model.cfg.model_name}: compared with the untouched Hugging Face module on {n} tokens, log-probabilities "
+        f"agree to {error:.1g} nats ({dtype_name(model)}), {with_cache}"
     )
+
+
+_compared: WeakSet[Any] = WeakSet()
+
+
+def check_parts(model: Any) -> None:
+    """Compare what TransformerLens computes in its own way with what it stands for, part by part; once a model.
+
+    A bridge's attention, norms and MLPs are TransformerLens' own code over the weights of Hugging Face's modules, which
+    are still there. Each is given what it gets in a run of a short text. A part whose original cannot be run by itself
+    is passed over.
+
+    Raises:
+        ValueError: a part computes something else than what it stands for.
+        TypeError: a token's numbers depend on what comes after it.
+    """
+    adapter = adapter_of(model)
+    if model in _compared:
+        return
+    differences: list[tuple[str, nn.Module, float]] = []
+    with torch.no_grad(), without_users_hooks(model), ExitStack() as at_the_end:
+        adapter.settle(model)
+        parts = list(adapter.written_anew(model))
+        if parts:
+            _check_one_way(model)
+            generator = torch.Generator().manual_seed(0)
+            tokens = torch.randint(model.cfg.d_vocab, (1, min(6, model.cfg.n_ctx)), generator=generator)
+            for name, part, original in parts:
+                hook = partial(_compare, differences=differences, name=name, original=original)
+                at_the_end.callback(part.register_forward_hook(hook, with_kwargs=True).remove)
+            adapter.run(model, tokens.to(adapter.device(model)))
+    for name, original, difference in differences:
+        if not difference <= rounding(model):
+            lens, hf = (importlib.metadata.version(package) for package in ("transformer-lens", "transformers"))
+            raise ValueError(
+                f"TransformerLens {lens} computes {name} of {model.cfg.model_name} otherwise than transformers {hf} "
+                f"does ({type(original).__name__}): by {difference:.2g} of its size, so that no number would be the "
+                "model's. Another version of TransformerLens may do it right"
+            )
+    _compared.add(model)
+
+
+def _check_one_way(model: Any) -> None:
+    """Two texts that differ in their second token only: the first must not know."""
+    adapter = adapter_of(model)
+    if adapter.quantised(model):
+        return  # its tokens do depend on what else is in a batch, by the rounding of whole numbers
+    texts = [torch.tensor([[0, token]], device=adapter.device(model)) for token in (0, model.cfg.d_vocab - 1)]
+    one, other = (adapter.run(model, text)[0, 0].float() for text in texts)
+    if float((one - other).norm() / one.norm().clamp_min(1e-30)) > rounding(model):
+        raise TypeError(
+            f"{model.cfg.model_name} is an encoder, whose tokens see those behind them: take a model that generates, "
+            "from left to right"
+        )
+
+
+def _compare(
+    part: Any, given: tuple, keywords: dict, output: Any, *, differences: list, name: str, original: nn.Module
+) -> None:
+    if any(keywords.get(cache) is not None for cache in ("past_key_values", "cache", "layer_past", "cache_params")):
+        return  # which would be filled twice
+    try:
+        expected = original(*given, **keywords)
+    except Exception:  # whatever a module says that cannot be run by itself
+        return
+    found, expected = (one[0] if isinstance(one, tuple) else one for one in (output, expected))
+    if isinstance(found, Tensor) and isinstance(expected, Tensor) and found.shape == expected.shape:
+        wide = torch.promote_types(torch.float32, expected.dtype)
+        error = (found.to(wide) - expected.to(wide)).norm() / expected.to(wide).norm().clamp_min(1e-30)
+        if bool(expected.isfinite().all()):
+            differences.append((name, original, float(error)))
 
 
 def _cached(model: Any, tokens: Int[Tensor, "1 pos"], logp: Float[Tensor, "pos d_vocab"], allowed: float) -> str:

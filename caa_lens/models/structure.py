@@ -124,14 +124,19 @@ def _users_hooks(module: nn.Module, wiring: frozenset[str], *, unwrapped: bool =
     if not raw:
         return found
     wrapped = [hook for hook in raw if _home_of(hook) == "transformer_lens.hook_points"]
-    given = [handle.user_hook for handle in getattr(module, "fwd_hooks", ())]
+    given: list[Any] = [handle.user_hook for handle in getattr(module, "fwd_hooks", ())]
+    if len(given) != len(wrapped):
+        given = [None] * len(wrapped)
     for hook in raw:
         home = _home_of(hook)
         if hook in wrapped or home.startswith("caa_lens.models."):
             continue
         if home.partition(".")[0] not in wiring:
             found.append(hook)
-    return [*found, *(given if unwrapped and len(given) == len(wrapped) else wrapped)]
+    for own, hook in zip(given, wrapped, strict=True):  # hook points are not TransformerLens' own affair alone
+        if own is None or _home_of(own).partition(".")[0] not in wiring:
+            found.append(hook if own is None or not unwrapped else own)
+    return found
 
 
 def _is_ours(hook: Callable) -> bool:

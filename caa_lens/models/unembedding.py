@@ -154,6 +154,12 @@ def token_directions(model: Any, tokens: Int[Tensor, "*token"]) -> Float[Tensor,
     return _formula(model).scale * (columns if weight is None else columns * weight)
 
 
+def has_formula(model: Any) -> bool:
+    """Whether the formulas give the model's logits where nobody's hooks are."""
+    formula = _formula(model)
+    return formula.norm is not None and formula.whole
+
+
 def is_linear_behind_the_norm(model: Any) -> bool:
     """Whether logits are linear in the normalised stream: no cap, and nobody's hooks or modules."""
     return soft_cap(model) <= 0 and is_own(model)
@@ -202,8 +208,7 @@ _checked: WeakKeyDictionary[Any, tuple[tuple, Formula]] = WeakKeyDictionary()
 
 def is_own(model: Any) -> bool:
     """Whether the formulas here stand for what is behind the blocks: own modules, and the same numbers once."""
-    formula, parts = _formula(model), adapter_of(model).parts_behind(model)
-    return formula.norm is not None and formula.whole and all(untouched(model, part) for part in parts)
+    return has_formula(model) and all(untouched(model, part) for part in adapter_of(model).parts_behind(model))
 
 
 def _formula(model: Any) -> Formula:

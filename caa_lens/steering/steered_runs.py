@@ -80,6 +80,7 @@ class SteeredRuns:
         self.edits = tuple(edits)
         self._reach = [Reach.of(one.positions) for one in edits]
         self._n_layers = len(model.blocks)
+        self._model = weakref.ref(model)
         self._prompts = prompts
         self._padding = 0 if prompts is None else int(prompts.padding.max())
         self._passes: dict[int, _Pass] = {}  # of each thread, the latest
@@ -179,7 +180,9 @@ class SteeredRuns:
         for index, block in enumerate(model.blocks):
 
             def enter(module: Any, given: tuple, keywords: dict, index: int = index) -> None:
-                self._enter_block(index, adapter.entering(model, index, given, keywords))
+                entry = adapter.entering(model, index, given, keywords)
+                if not entry.stops:
+                    self._enter_block(index, entry)
 
             def leave(module: Any, given: tuple, output: Any, index: int = index) -> None:
                 self._leave_block(index, output[0] if isinstance(output, tuple) else output)
@@ -252,6 +255,10 @@ class SteeredRuns:
         if self._padding and n_rows == n_prompts:
             self._padding_seen += _sees(mask, ~prompts.attention_mask[:, : here.until])
 
+    def _cache_made(self, here: _Pass) -> Any:
+        model = self._model()
+        return None if here.number is None or model is None else adapter_of(model).cache_of(model, here.number)
+
     # ---- judging --------------------------------------------------------------------------------------------------
 
     def _end_pass(self, here: _Pass) -> None:
@@ -278,6 +285,9 @@ class SteeredRuns:
                     here.run.missed.setdefault(i, ("started", here.first))
                 elif i not in here.acted:
                     here.run.missed.setdefault(i, ("removed", 0))
+        if here.run.cache is None and (cache := self._cache_made(here)) is not None:
+            here.run.cache = weakref.ref(cache)  # others may go on with it
+            self._cached[id(cache)] = here.run
         if here.run.cache is None:
             self._end_run(here.run)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 
 import caa_lens as cl
+from caa_lens.models.loading.weights import checkpoint_parameters
+from caa_lens.models.placement import device_of_tokens
 from caa_lens.prompts.prompt_formats import default_format, encode_answer
 
 MODEL = "demo"
@@ -55,13 +57,13 @@ def main() -> None:
 def finetune(model, pairs) -> None:
     """Teach the positive completions, in place."""
     prompts = [encode_answer(default_format(model), model.tokenizer, pair.question, pair.positive) for pair in pairs]
-    parameters = [parameter.requires_grad_(True) for parameter in model.parameters()]
+    parameters = [parameter.requires_grad_(True) for parameter in checkpoint_parameters(model).values()]
     optimizer = torch.optim.Adam(parameters, lr=RATE)
     for step in range(STEPS):
         optimizer.zero_grad()
         losses = []
         for prompt in [prompts[(step * BATCH + i) % len(prompts)] for i in range(BATCH)]:
-            tokens = torch.tensor([prompt.tokens], device=model.W_E.device)
+            tokens = torch.tensor([prompt.tokens], device=device_of_tokens(model))
             with torch.enable_grad():
                 logp = model(tokens).log_softmax(-1)[0, prompt.answer_start - 1 : -1]
                 loss = -logp.gather(-1, tokens[0, prompt.answer_start :, None]).mean() / BATCH

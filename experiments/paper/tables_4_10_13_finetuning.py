@@ -102,6 +102,7 @@ def taught(context: "Context", unit: Unit) -> tuple[Any, "PromptFormat"]:
     """
     import numpy as np
 
+    from caa_lens.models.placement import device_of_tokens
     from caa_lens.prompts.prompt_formats import resolve_format
 
     config, pairs, side = context.config, context.sets(unit["behavior"]).generate, unit["finetune"]
@@ -109,7 +110,11 @@ def taught(context: "Context", unit: Unit) -> tuple[Any, "PromptFormat"]:
     context.release()  # one model in memory at a time
     if config.finetune == "lora":
         original = context.model
-        prompt_format, tokenizer, device = resolve_format(original, None), original.tokenizer, original.W_E.device
+        prompt_format, tokenizer, device = (
+            resolve_format(original, None),
+            original.tokenizer,
+            device_of_tokens(original),
+        )
         name = original.cfg.model_name
         lessons = letters_of(tokenizer, pairs, side, prompt_format)
         del original
@@ -156,17 +161,24 @@ def teach(model: Any, lessons: Sequence[Lesson], *, rate: float) -> list[float]:
     no memory, so that this is the same as all steps after it.
 
     Raises:
-        ValueError: the model is in half precision.
+        ValueError: the model is in half precision, or quantised.
     """
     import torch
 
     from caa_lens.models.loading.weights import checkpoint_parameters
+    from caa_lens.models.placement import device_of_tokens, dtype_name, dtype_of
 
-    if model.W_E.dtype != torch.float32:
-        got = str(model.W_E.dtype).removeprefix("torch.")
+    if dtype_of(model) != torch.float32:
+        got = dtype_name(model)
         raise ValueError(
             f"got a model in {got}, expected float32: nearly all steps would be rounded away; load it with "
             "dtype='float32', and convert it after it was taught, if need be"
+        )
+
+    if quantised := [name for name, one in model.named_parameters() if not one.is_floating_point()]:
+        raise ValueError(
+            f"got a quantised model ({quantised[0]} and {len(quantised) - 1} more hold whole numbers), which has no "
+            "gradient, expected one in float32: load it without quantisation"
         )
 
     def step(parameter: Any) -> None:
@@ -180,7 +192,9 @@ def teach(model: Any, lessons: Sequence[Lesson], *, rate: float) -> list[float]:
     hooks = [parameter.requires_grad_(True).register_post_accumulate_grad_hook(step) for parameter in trained]
     try:
         with torch.enable_grad():
-            losses = [_lesson(model(torch.tensor([t], device=model.W_E.device)), letter) for t, letter in lessons]
+            losses = [
+                _lesson(model(torch.tensor([t], device=device_of_tokens(model))), letter) for t, letter in lessons
+            ]
     finally:
         for hook in hooks:
             hook.remove()
@@ -190,7 +204,10 @@ def teach(model: Any, lessons: Sequence[Lesson], *, rate: float) -> list[float]:
 
 
 def teach_lora(folder: Path, lessons: Sequence[Lesson], out: Path, *, device: Any, seed: int) -> list[float]:
-    """One epoch of Adam on rank-8 adapters; the merged weights and their config are written to `out`."""
+    """One epoch of Adam on rank-8 adapters; the merged weights and their config are written to `out`.
+
+    Adapted are attention's projections where they have Llama's names, else all linear maps.
+    """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -201,7 +218,9 @@ def teach_lora(folder: Path, lessons: Sequence[Lesson], out: Path, *, device: An
     torch.manual_seed(seed)  # of the adapters' first values
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
     projections = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    adapted = get_peft_model(model, LoraConfig(r=LORA_RANK, target_modules=projections, task_type="CAUSAL_LM"))
+    has = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    where: Any = projections if has.issuperset(projections) else "all-linear"
+    adapted = get_peft_model(model, LoraConfig(r=LORA_RANK, target_modules=where, task_type="CAUSAL_LM"))
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=LORA_RATE)
     losses = []

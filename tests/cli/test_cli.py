@@ -15,6 +15,8 @@ from caa_lens.vectors.extraction import extract
 from caa_lens.vectors.interchange import write_vectors
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
+pytestmark = pytest.mark.one_kind
+
 runner = CliRunner()
 COMMANDS = [["demo"], ["extract"], ["sweep"], ["transfer"], ["lens"], ["similarity"], ["generate"], ["vectors", "show"]]
 

@@ -4,8 +4,7 @@ import warnings
 
 import pytest
 import torch
-from helpers.models import tiny_model
-from helpers.steering import hook_counts
+from helpers.steering import hook_counts, streams
 
 from caa_lens.engine.activations import read_pairs, read_residuals
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
@@ -36,18 +35,12 @@ def random_prompts(lengths, *, span=1):
 
 
 def one_by_one(model, prompts, layers=None):
-    """The oracle: TransformerLens' own cache of each prompt alone, without padding, `[prompt layer d_model]`."""
+    """The oracle: what the blocks give for each prompt alone, without padding, `[prompt layer d_model]`."""
     layers = range(model.cfg.n_layers) if layers is None else layers
     rows = []
     for prompt in prompts:
-        with torch.no_grad():
-            _, cache = model.run_with_cache(
-                torch.tensor([prompt.tokens]),
-                names_filter=lambda name: name.endswith("resid_post"),
-                stop_at_layer=model.cfg.n_layers,
-            )
-        span = slice(*prompt.read)
-        rows.append(torch.stack([cache["resid_post", layer][0, span].float().mean(0) for layer in layers]))
+        own = streams(model, [prompt.tokens])[:, 0, slice(*prompt.read)]
+        rows.append(torch.stack([own[layer].float().mean(0) for layer in layers]))
     return torch.stack(rows)
 
 
@@ -91,9 +84,9 @@ def test_a_letters_residual_is_not_that_of_its_neighbours(tiny_chat):
     # Off by one would not be seen if neighbouring tokens had nearly the same activations.
     prompt = encoded_pairs(tiny_chat.tokenizer)[0][0]
     (found,) = read_residuals(tiny_chat, [prompt])
-    _, cache = tiny_chat.run_with_cache(torch.tensor([prompt.tokens]), stop_at_layer=tiny_chat.cfg.n_layers)
+    own = streams(tiny_chat, [prompt.tokens])[:, 0]
     for layer in range(tiny_chat.cfg.n_layers):
-        at = cache["resid_post", layer][0]
+        at = own[layer]
         distance = (at - found[0, layer]).norm(dim=-1)
         assert int(distance.argmin()) == len(prompt) - 2
         assert float(distance.sort().values[1]) > 0.1 * float(at.norm(dim=-1).mean())
@@ -115,7 +108,7 @@ def test_a_span_is_averaged_and_one_token_stands_for_itself(tiny):
     assert (each - span).norm(dim=-1).min() > 0.1  # else any one token would pass for the mean
 
 
-def test_a_span_is_averaged_in_float32_in_a_half_precision_model():
+def test_a_span_is_averaged_in_float32_in_a_half_precision_model(tiny_model):
     model = tiny_model(dtype=torch.bfloat16)
     prompt = prompt_of(random_ids(30, seed=1), (2, 29))
     (found,) = read_residuals(model, [prompt])
@@ -135,10 +128,10 @@ def test_some_layers_are_those_of_the_full_run_in_ascending_order(tiny):
 def test_callers_hooks_are_felt_and_kept(tiny):
     prompts = random_prompts([9, 21, 4])
     (plain,) = read_residuals(tiny, prompts)
-    tiny.add_hook("blocks.2.hook_resid_mid", lambda resid, hook: resid * 1.5)
+    tiny.add_hook("blocks.2.hook_mlp_out", lambda out, hook: out * 1.5)
     before = hook_counts(tiny)
     (found,) = read_residuals(tiny, prompts)
-    assert hook_counts(tiny) == before == {"blocks.2.hook_resid_mid": 1}
+    assert hook_counts(tiny) == before == {"blocks.2.hook_mlp_out": 1}
     assert_same(found, one_by_one(tiny, prompts))
     torch.testing.assert_close(found[:, :2], plain[:, :2], rtol=1e-5, atol=1e-5)
     assert ((found - plain)[:, 2:].norm(dim=-1) > 0.1).all()
@@ -158,7 +151,7 @@ def test_pairs_are_both_their_prompts(tiny_chat, batch_size):
 
 
 @pytest.mark.parametrize("n_key_value_heads", [None, 1, 2])
-def test_pairs_of_every_shape_are_read_as_if_alone(n_key_value_heads):
+def test_pairs_of_every_shape_are_read_as_if_alone(n_key_value_heads, tiny_model):
     model = tiny_model(n_key_value_heads=n_key_value_heads)
     start = random_ids(40, seed=9)
 
@@ -208,7 +201,7 @@ def test_hooks_of_the_callers_are_felt_by_pairs_and_kept(tiny_chat):
     plain = collect(tiny_chat, pairs)
     with tiny_chat.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda resid, hook: resid + 2.0)]):
         before = hook_counts(tiny_chat)
-        with pytest.warns(SharedPrefixWarning, match="hooks of your own at blocks.1.hook_resid_post"):
+        with pytest.warns(SharedPrefixWarning, match=r"hooks of your own at blocks\.1\.hook_(resid_post|out)$"):
             found = collect(tiny_chat, pairs, batch_size=2)
         expected = pairs_one_by_one(tiny_chat, pairs)
         assert hook_counts(tiny_chat) == before == {"blocks.1.hook_resid_post": 1}
@@ -221,7 +214,7 @@ def test_hooks_of_the_callers_are_felt_by_pairs_and_kept(tiny_chat):
 
 
 @pytest.mark.parametrize(("dtype", "rel"), [(torch.bfloat16, 4e-2), (torch.float16, 5e-3)])
-def test_half_precision_is_close_to_float32(dtype, rel):
+def test_half_precision_is_close_to_float32(dtype, rel, tiny_model):
     half, full = tiny_model(dtype=dtype), tiny_model()
     full.load_state_dict({name: value.to(full.state_dict()[name].dtype) for name, value in half.state_dict().items()})
     pairs = [(prompt, prompt_of([*prompt.tokens[:-2], 1, 2])) for prompt in random_prompts([9, 40, 17, 23])]

@@ -32,6 +32,8 @@ from caa_lens.models.structure import structure_of
 from caa_lens.prompts.prompt_formats import Prompt, encode_answer, resolve_format
 from caa_lens.steering.steered_runs import NothingSteeredWarning
 
+pytestmark = pytest.mark.hooked  # the shapes, and what is done to them, are of HookedTransformers
+
 
 @pytest.fixture(scope="module")
 def tokenizer(demo_tokenizer):

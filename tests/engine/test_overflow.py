@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 
 from caa_lens.arguments import as_float, as_seed, check_count, check_list
 from caa_lens.contrast.sets import ContrastSet
@@ -14,6 +14,7 @@ from caa_lens.interpretation.similarity import token_similarity
 from caa_lens.measures.answers import score_answers
 from caa_lens.measures.open_ended.text_measures import measure_texts
 from caa_lens.measures.sweeps import sweep
+from caa_lens.models.checks import check_model
 from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.generation import generate, generate_tokens
 from caa_lens.steering.interventions import Intervention
@@ -25,12 +26,12 @@ PAIRS = ContrastSet.from_pairs([("How are you?", "Well.", "Ill."), ("Is it late?
 
 
 @pytest.fixture(scope="module")
-def half(demo_tokenizer):
+def half(demo_tokenizer, tiny_model):
     return tiny_model(d_vocab=len(demo_tokenizer), n_ctx=256, tokenizer=demo_tokenizer, dtype=torch.float16)
 
 
 @pytest.fixture(scope="module")
-def massive(demo_tokenizer):
+def massive(demo_tokenizer, tiny_model):
     """A stream with one large component, as real ones have: a step that fits by itself may not fit onto it."""
     model = tiny_model(d_vocab=len(demo_tokenizer), n_ctx=256, tokenizer=demo_tokenizer, dtype=torch.float16)
     model.W_E.data[:, 0] = 50000
@@ -42,7 +43,7 @@ def along_it(layer):
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [("float16", 65504.0), ("bfloat16", 3.3895e38), ("float32", 3.4028e38)])
-def test_a_step_is_refused_where_the_models_dtype_ends(dtype, largest):
+def test_a_step_is_refused_where_the_models_dtype_ends(dtype, largest, tiny_model):
     model = tiny_model(dtype=getattr(torch, dtype), n_layers=2)
     vector = random_vectors(model, layers=[1])[1].normalized()
     vector = vector / float(vector.direction.abs().max())  # its largest component is 1
@@ -56,6 +57,7 @@ def test_a_step_is_refused_where_the_models_dtype_ends(dtype, largest):
 @pytest.mark.parametrize("operator", ["add", "ablate", "set"])
 def test_every_use_of_a_multiplier_is_checked_before_the_model_runs(half, operator, monkeypatch):
     vectors = random_vectors(half)
+    check_model(half)  # a bridge is compared once with the module inside
     monkeypatch.setattr(half, "forward", lambda *given, **options: pytest.fail("ran"))
     step = Intervention(vector=vectors[2], multiplier=1e6, operator=operator)
     prompt = Prompt.from_tokens([1, 2, 3])

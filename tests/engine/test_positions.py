@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers.models import random_vectors
-from helpers.steering import LOGITS, logits_of, some_tokens
+from helpers.steering import LOGITS, Kept, logits_of, some_tokens, streams
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.operators import OPERATORS
@@ -54,8 +54,7 @@ def test_exactly_the_chosen_positions_are_steered_and_the_others_untouched_bit_f
     with steer(tiny, Intervention(vector=v, multiplier=1.5, operator=operator), positions=positions):
         assert torch.equal(logits_of(tiny, tokens), steered)
     torch.testing.assert_close(steered, logits_of(tiny, tokens, [at(v, where, operator, 1.5)]), **LOGITS)
-    _, plain = tiny.run_with_cache(tokens, names_filter=v.hook_name)
-    changed = (resid["after"] != plain[v.hook_name]).any(-1)
+    changed = (resid["after"] != streams(tiny, tokens)[v.layer]).any(-1)
     assert [row.nonzero()[:, 0].tolist() for row in changed] == [list(columns) for columns in where]
 
 
@@ -63,16 +62,14 @@ def test_exactly_the_chosen_positions_are_steered_and_the_others_untouched_bit_f
 @pytest.mark.parametrize("padding", [(0, 0), (0, 4)], ids=["unpadded", "left-padded"])
 @pytest.mark.parametrize("place", PLACES)
 def test_positions_mean_the_same_in_chunks_with_a_kv_cache(tiny, place, padding, sizes):
-    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-
     positions, where = PLACES[place]
     tokens, v = some_tokens(2, N_POS), random_vectors(tiny)[1]
     mask = (torch.arange(N_POS) >= torch.tensor(padding)[:, None]).long()
     expected = logits_of(tiny, tokens, [at(v, where)], attention_mask=mask)
-    cache, pieces = TransformerLensKeyValueCache.init_cache(tiny.cfg, "cpu", 2), []
+    kept, pieces = Kept(tiny, 2), []
     with steer(tiny, v, positions=positions):
         for piece, real in zip(tokens.split(sizes, 1), mask.split(sizes, 1), strict=True):
-            pieces.append(logits_of(tiny, piece, attention_mask=real, past_kv_cache=cache))
+            pieces.append(kept(piece, mask=real))
     torch.testing.assert_close(torch.cat(pieces, 1)[mask.bool()], expected[mask.bool()], **LOGITS)
 
 

@@ -1,15 +1,17 @@
 """The shared-prefix engine against its slow twin: one full forward of TransformerLens per condition."""
 
+import itertools
+import re
+
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
-from helpers.steering import logits_of, plain_hook
+from helpers.models import random_vectors
+from helpers.steering import plain_hook, streams
 from torch.testing import assert_close
 
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.edits import Edit
 from caa_lens.engine.staircase import Staircase
-from caa_lens.provenance import hook_name_of
 
 TEXTS = [[5, 9, 2, 40, 33, 8, 21], [1, 2, 3], [50, 12, 7, 7, 7, 19, 4, 60, 31, 2, 11]]
 
@@ -23,40 +25,47 @@ def edit_of(vector, operator="add", multiplier=1.0):
 def twin_residual(model, tokens, condition=(), start=0):
     """`resid_post` of the last block for one text, steered by plain hooks from `start` on, uncached."""
     hooks = [plain_hook(one.layer, one.direction, start, one.multiplier, one.operator) for one in condition]
-    return logits_of(model, [tokens], hooks, stop_at_layer=model.cfg.n_layers)[0]
+    with model.hooks(fwd_hooks=hooks):
+        return streams(model, [tokens])[-1, 0]
 
 
 @pytest.mark.parametrize("n_key_value_heads", [None, 2, 1])
-def test_suffixes_behind_a_prefix_equal_whole_texts(n_key_value_heads):
+def test_suffixes_behind_a_prefix_equal_whole_texts(n_key_value_heads, tiny_model):
     model = tiny_model(n_key_value_heads=n_key_value_heads)
     splits = [3, 0, 10]
     suffixes = [[text[n:], [*text[n:], 17, 18]] for text, n in zip(TEXTS, splits, strict=True)]
-    seen = {}
+    seen, which = {}, []
 
     def record(layer, resid):
-        seen[layer] = resid
+        questions, rows = (range(3)[which[0]], range(2)[which[1]])
+        for (question, row), stream in zip(itertools.product(questions, rows), resid.flatten(0, 1), strict=True):
+            seen[layer, question, row] = stream
         return resid
+
+    def coming(*question_and_row):
+        which[:] = question_and_row
 
     with torch.inference_mode():
         prefix = shared_prefix.prefill(model, [text[:n] for text, n in zip(TEXTS, splits, strict=True)])
-        out = shared_prefix.run_suffixes(model, prefix, suffixes, record)
+        out = shared_prefix.run_suffixes(model, prefix, suffixes, record, coming=coming)
     for i, (text, n) in enumerate(zip(TEXTS, splits, strict=True)):
         for row, whole in enumerate([text, [*text, 17, 18]]):
-            with torch.no_grad():
-                _, cache = model.run_with_cache(torch.tensor([whole]), stop_at_layer=model.cfg.n_layers)
+            own = streams(model, [whole])[:, 0]
             length = len(whole) - n
             for layer in range(model.cfg.n_layers):
-                expected = cache[hook_name_of(layer)][0, n:]
-                assert_close(seen[layer][i, row, :length], expected, atol=2e-5, rtol=1e-5)
-            assert_close(out[i, row, :length], cache[hook_name_of(model.cfg.n_layers - 1)][0, n:], atol=2e-5, rtol=1e-5)
+                assert_close(seen[layer, i, row][:length], own[layer, n:], atol=2e-5, rtol=1e-5)
+            assert_close(out[i, row, :length], own[-1, n:], atol=2e-5, rtol=1e-5)
 
 
-def test_a_batch_of_empty_prefixes_is_a_plain_forward(tiny):
+def test_a_batch_of_empty_prefixes_is_a_plain_forward(tiny, model_kind):
     with torch.inference_mode():
         prefix = shared_prefix.prefill(tiny, [[], [], []])  # not as many as key heads
         out = shared_prefix.run_suffixes(tiny, prefix, [[text] for text in TEXTS[:3]], lambda layer, resid: resid)
-    assert prefix.keys[0].shape == (3, 2, 8, 0)
-    assert prefix.values[0].shape == (3, 2, 0, 8)
+    if model_kind == "hooked":
+        assert prefix.keys[0].shape == (3, 2, 8, 0)
+        assert prefix.values[0].shape == (3, 2, 0, 8)
+    else:
+        assert [one.get_seq_length() for one in prefix] == [0, 0, 0]
     assert_close(out[0, 0, :7], twin_residual(tiny, TEXTS[0]), atol=2e-5, rtol=1e-5)
     assert_close(out[1, 0, :3], twin_residual(tiny, TEXTS[1]), atol=2e-5, rtol=1e-5)
 
@@ -121,7 +130,7 @@ def test_rows_that_no_condition_needs_any_more_are_dropped(tiny):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_no_further_from_float32_than_a_plain_forward_is(dtype):
+def test_half_precision_is_no_further_from_float32_than_a_plain_forward_is(dtype, tiny_model):
     exact = tiny_model()
     model = tiny_model(dtype=dtype)
     model.load_state_dict({k: v.to(dtype) if v.is_floating_point() else v for k, v in exact.state_dict().items()})
@@ -141,7 +150,8 @@ def test_half_precision_is_no_further_from_float32_than_a_plain_forward_is(dtype
     assert sum(fast) <= 1.5 * sum(plain)
 
 
-def test_positions_past_the_precomputed_rotary_table_are_right():
+@pytest.mark.hooked  # the table is of TransformerLens
+def test_positions_past_the_precomputed_rotary_table_are_right(tiny_model):
     model = tiny_model(n_ctx=4096)
     torch.manual_seed(0)
     text = torch.randint(0, 64, (2060,)).tolist()
@@ -155,15 +165,16 @@ def test_positions_past_the_precomputed_rotary_table_are_right():
 def test_a_model_with_hooks_of_its_own_is_not_supported(tiny):
     assert shared_prefix.unsupported(tiny) is None
     with tiny.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda resid, hook: None)]):
-        assert "hooks of your own at blocks.1.hook_resid_post" in shared_prefix.unsupported(tiny)
+        assert re.search(r"hooks of your own at blocks\.1\.hook_(resid_post|out)$", shared_prefix.unsupported(tiny))
 
 
+@pytest.mark.hooked  # a bridge is any architecture
 def test_a_model_of_another_architecture_is_not_supported(tiny):
     tiny.cfg.parallel_attn_mlp = True
     assert "not a plain Llama-family model" in shared_prefix.unsupported(tiny)
 
 
-def test_the_kv_cost_of_a_row_is_the_formula_of_the_docs():
+def test_the_kv_cost_of_a_row_is_the_formula_of_the_docs(tiny_model):
     model = tiny_model(n_layers=3, n_key_value_heads=2)
     assert shared_prefix.kv_bytes(model, 150) == 2 * 3 * 2 * 8 * 150 * 4
 

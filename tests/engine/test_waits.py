@@ -23,6 +23,7 @@ VECTORS = cl.SteeringVectors(directions=torch.ones(N_LAYERS, D_MODEL), layers=tu
 # No vector is infinite, no text ends early, no vector is zero, no padding is seen.
 READS = {"check_rows": False, "generate_tokens": False, "_warn_of_zero": False, "_sees": False}
 pytestmark = [
+    pytest.mark.hooked,  # the fake card carries a HookedTransformer
     # A fake tensor has no place in memory, which a hook asks for to notice that a tensor's numbers were replaced.
     pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning"),
     # All numbers that come down are ones, so that both sides of a pair are alike.

@@ -12,8 +12,19 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
 
 
+KINDS = ("hooked", "bridge")
+
+
+def kinds_here():
+    """The kinds of models that the installed TransformerLens can make."""
+    from importlib.metadata import version
+
+    return KINDS if int(version("transformer-lens").partition(".")[0]) < 4 else KINDS[1:]
+
+
 def tiny_model(
     *,
+    kind: str = "hooked",
     n_layers: int = 5,
     n_key_value_heads: int | None = 2,
     d_model: int = 32,
@@ -23,7 +34,15 @@ def tiny_model(
     seed: int = 0,
     tokenizer: object = None,
 ):
-    """A random `HookedTransformer` of Llama's shape with four heads, quick enough for laws."""
+    """A random model of Llama's shape with four heads, quick enough for laws; both kinds have the same numbers."""
+    shape = {"n_layers": n_layers, "d_model": d_model, "d_vocab": d_vocab, "n_ctx": n_ctx, "dtype": dtype}
+    make = {"hooked": _hooked_transformer, "bridge": _bridge}[kind]
+    model = make(n_key_value_heads=n_key_value_heads, seed=seed, **shape)
+    model.tokenizer = tokenizer
+    return model.eval()
+
+
+def _hooked_transformer(*, n_layers, n_key_value_heads, d_model, d_vocab, n_ctx, dtype, seed):
     import warnings
 
     from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -60,9 +79,57 @@ def tiny_model(
         *(block.ln2 for block in model.blocks),
     ]:
         norm.w.data = 1 + 0.3 * torch.randn_like(norm.w)
-    model.tokenizer = tokenizer
-    model.eval()
     return model
+
+
+def _bridge(*, n_layers, n_key_value_heads, d_model, d_vocab, n_ctx, dtype, seed):
+    """The numbers are drawn in the order in which a `HookedTransformer` draws its own."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from caa_lens.models.loading.bridges import boot
+
+    config = LlamaConfig(
+        vocab_size=d_vocab,
+        hidden_size=d_model,
+        intermediate_size=48,
+        num_hidden_layers=n_layers,
+        num_attention_heads=4,
+        num_key_value_heads=n_key_value_heads or 4,
+        max_position_embeddings=n_ctx,
+        rms_norm_eps=1e-5,
+        attn_implementation="eager",
+        architectures=["LlamaForCausalLM"],
+    )
+    with torch.device("meta"):
+        hf = LlamaForCausalLM(config)
+    hf.to(dtype).to_empty(device="cpu")
+    hf.model.rotary_emb = type(hf.model.rotary_emb)(config=config)
+    torch.manual_seed(seed)
+
+    def drawn(*shape):
+        return torch.empty(shape, dtype=dtype).normal_(std=0.15)
+
+    def into_heads(n_heads):
+        return drawn(n_heads, d_model, d_model // 4).transpose(1, 2).reshape(-1, d_model).contiguous()
+
+    hf.model.embed_tokens.weight.data = drawn(d_vocab, d_model)
+    for layer in hf.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        attention.q_proj.weight.data = into_heads(4)
+        attention.o_proj.weight.data = drawn(4, d_model // 4, d_model).reshape(-1, d_model).T.contiguous()
+        attention.k_proj.weight.data = into_heads(config.num_key_value_heads)
+        attention.v_proj.weight.data = into_heads(config.num_key_value_heads)
+        mlp.up_proj.weight.data = drawn(d_model, 48).T.contiguous()
+        mlp.down_proj.weight.data = drawn(48, d_model).T.contiguous()
+        mlp.gate_proj.weight.data = drawn(d_model, 48).T.contiguous()
+    hf.lm_head.weight.data = drawn(d_model, d_vocab).T.contiguous()
+    for norm in [
+        hf.model.norm,
+        *(layer.input_layernorm for layer in hf.model.layers),
+        *(layer.post_attention_layernorm for layer in hf.model.layers),
+    ]:
+        norm.weight.data = 1 + 0.3 * torch.randn(d_model, dtype=dtype)
+    return boot(hf, "tiny-random-llama", None, "", check=False)
 
 
 def load_in_its_place(monkeypatch, load):

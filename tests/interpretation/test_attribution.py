@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
+from helpers.steering import streams
 from torch.testing import assert_close
 
 from caa_lens.contrast.sets import ContrastSet
@@ -47,6 +48,8 @@ def measured(model, question, v, m):
 
 
 def folded_twin(model):
+    from helpers.models import tiny_model
+
     twin = tiny_model(n_key_value_heads=model.cfg.n_key_value_heads)
     twin.load_and_process_state_dict(
         model.state_dict(), fold_ln=True, center_writing_weights=False, center_unembed=False, fold_value_biases=False
@@ -59,13 +62,7 @@ def contributions(result):
     return torch.from_numpy(table.to_numpy().copy())
 
 
-@pytest.mark.parametrize("layer", [0, 2, 4])
-@pytest.mark.parametrize("n_key_value_heads", [2, None])
-@pytest.mark.parametrize("fold", [False, True])
-def test_components_sum_to_the_change_that_the_model_itself_makes(layer, n_key_value_heads, fold):
-    model = tiny_model(n_key_value_heads=n_key_value_heads)
-    model.b_U.data = torch.randn(64)
-    model = folded_twin(model) if fold else model
+def assert_components_sum_to_the_models_own_change(model, layer):
     v = random_vectors(model)[layer]
     result = attribute_logits(model, QUESTIONS, v, multiplier=1.5, batch_size=2)
     for i, question in enumerate(QUESTIONS):
@@ -77,6 +74,23 @@ def test_components_sum_to_the_change_that_the_model_itself_makes(layer, n_key_v
     assert result.explained == pytest.approx(1, rel=1e-3)
 
 
+@pytest.mark.parametrize("layer", [0, 2, 4])
+@pytest.mark.parametrize("n_key_value_heads", [2, None])
+def test_components_sum_to_the_change_that_the_model_itself_makes(layer, n_key_value_heads, tiny_model):
+    assert_components_sum_to_the_models_own_change(tiny_model(n_key_value_heads=n_key_value_heads), layer)
+
+
+@pytest.mark.hooked  # a bridge is not folded
+@pytest.mark.parametrize("layer", [0, 2, 4])
+@pytest.mark.parametrize("n_key_value_heads", [2, None])
+@pytest.mark.parametrize("fold", [False, True])
+def test_components_sum_to_the_change_also_with_a_bias_and_folded(layer, n_key_value_heads, fold, tiny_model):
+    model = tiny_model(n_key_value_heads=n_key_value_heads)
+    model.b_U.data = torch.randn(64)
+    assert_components_sum_to_the_models_own_change(folded_twin(model) if fold else model, layer)
+
+
+@pytest.mark.hooked  # a bridge is not folded
 def test_folding_the_final_norm_into_the_unembedding_changes_no_contribution(tiny):
     v = random_vectors(tiny)[1]
     plain, folded = (contributions(attribute_logits(model, QUESTIONS, v)) for model in (tiny, folded_twin(tiny)))
@@ -99,7 +113,7 @@ def test_the_direct_path_and_the_norms_scale_by_hand(tiny):
         for multiplier in (0, m):
             hook = v.hook(multiplier=multiplier, start=text.steer_start)
             with torch.no_grad(), tiny.hooks(fwd_hooks=[hook]):
-                final.append(tiny(torch.tensor([text.tokens]), stop_at_layer=5)[0, -1])
+                final.append(streams(tiny, [text.tokens])[-1, 0, -1])
         before, after = ((x.pow(2).mean() + tiny.cfg.eps).sqrt() for x in final)
         u = (tiny.ln_final.w * (tiny.W_U[:, a] - tiny.W_U[:, b])).detach()
         assert frame[i, "vector 2"] == pytest.approx(float(m * v.direction @ u / after), rel=1e-3)
@@ -197,7 +211,7 @@ def test_the_callers_model_and_vector_are_left_as_they_were(tiny):
     assert not any(point.fwd_hooks for point in tiny.hook_points())
 
 
-def test_bad_requests_are_refused(tiny, tiny_chat):
+def test_bad_requests_are_refused(tiny, tiny_chat, tiny_model):
     vectors = random_vectors(tiny)
     completions = ContrastSet.from_pairs([("How was it?", "Lovely.", "Bad.")], name="texts")
     with pytest.raises(ValueError, match=r"'texts' has completions.*use A/B pairs, or give"):

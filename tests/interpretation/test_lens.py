@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 from torch.testing import assert_close
 
 from caa_lens.contrast.sets import ContrastSet
@@ -77,7 +77,7 @@ def model_lens(model, state):
 
 
 @pytest.mark.parametrize("reading", ["direct", "normed"])
-def test_the_lens_of_a_tokens_own_unembedding_direction_puts_that_token_first(reading):
+def test_the_lens_of_a_tokens_own_unembedding_direction_puts_that_token_first(reading, tiny_model):
     model = tiny_model(d_model=64)
     centred = model.W_U - model.W_U.mean(1, keepdim=True)
     for token in (0, 17, 63):
@@ -101,7 +101,8 @@ def test_scores_equal_a_direct_computation_with_hugging_face_modules(demo_model)
     assert_close(lens_scores(demo_model, v, "direct"), direct - direct.mean(), atol=1e-3, rtol=1e-4)
 
 
-def test_folding_the_final_norm_into_the_unembedding_changes_no_score():
+@pytest.mark.hooked  # a bridge is not folded
+def test_folding_the_final_norm_into_the_unembedding_changes_no_score(tiny_model):
     from transformer_lens import HookedTransformer
 
     model = tiny_model()
@@ -213,7 +214,8 @@ def test_in_context_of_a_small_multiplier_is_the_derivative_of_the_lens(tiny_cha
     assert (all_scores(result, 2) / m - slope).norm() < 0.02 * slope.norm()
 
 
-def test_folding_the_final_norm_changes_no_reading_in_context(tiny_chat):
+@pytest.mark.hooked  # a bridge is not folded
+def test_folding_the_final_norm_changes_no_reading_in_context(tiny_chat, tiny_model):
     folded = tiny_model(d_vocab=tiny_chat.cfg.d_vocab, n_ctx=512, tokenizer=tiny_chat.tokenizer)
     folded.load_and_process_state_dict(
         tiny_chat.state_dict(), fold_ln=True, center_writing_weights=False, center_unembed=False
@@ -353,7 +355,7 @@ def test_the_callers_vectors_and_hooks_are_left_alone(tiny_chat):
     assert not any(point.fwd_hooks for point in tiny_chat.hook_dict.values())
 
 
-def test_bad_requests_are_refused(tiny):
+def test_bad_requests_are_refused(tiny, tiny_model):
     with pytest.raises(ValueError, match="unknown reading 'tuned': expected one of direct, normed, in_context"):
         logit_lens(tiny, random_vectors(tiny), reading="tuned")
     with pytest.raises(ValueError, match="vectors have d_model=64, but 'tiny-random-llama' has d_model=32"):
@@ -375,6 +377,11 @@ def test_bad_requests_are_refused(tiny):
         logit_lens(tiny, vectors, layers=[5])
     with pytest.raises(IndexError, match="no vector for layer 2"):
         logit_lens(tiny, vectors.at([1, 3]), layers=[2])
+
+
+@pytest.mark.hooked  # what a bridge runs is in its module
+def test_a_final_norm_without_a_formula_is_refused(tiny):
+    vectors = random_vectors(tiny)
     tiny.ln_final = torch.nn.BatchNorm1d(tiny.cfg.d_model)
     with pytest.raises(ValueError, match="the final norm of 'tiny-random-llama' is a BatchNorm1d, expected RMSNorm"):
         logit_lens(tiny, vectors)

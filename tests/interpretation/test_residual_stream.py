@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 from torch.testing import assert_close
 
 from caa_lens.interpretation.residual_stream import residual_lens
@@ -124,7 +124,8 @@ def test_the_lens_at_any_number_of_states_is_the_same(tiny, monkeypatch):
     assert list(pieces["probability"]) == pytest.approx(list(whole["probability"]), rel=1e-5)
 
 
-def test_folding_the_final_norm_into_the_unembedding_changes_nothing(tiny):
+@pytest.mark.hooked  # a bridge is not folded
+def test_folding_the_final_norm_into_the_unembedding_changes_nothing(tiny, tiny_model):
     folded = tiny_model()
     folded.load_and_process_state_dict(
         tiny.state_dict(), fold_ln=True, center_writing_weights=False, center_unembed=False
@@ -193,7 +194,7 @@ def test_the_callers_model_keeps_no_hook_also_after_an_error(tiny):
     assert not any(point.fwd_hooks for point in tiny.hook_dict.values())
 
 
-def test_bad_requests_are_refused(tiny):
+def test_bad_requests_are_refused(tiny, tiny_model):
     v = random_vectors(tiny)[1]
     with pytest.raises(ValueError, match="position 7 is out of range: the prompt has positions 0 to 6"):
         residual_lens(tiny, PROMPT, positions=[7])

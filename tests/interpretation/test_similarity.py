@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 from torch.testing import assert_close
 
 from caa_lens.interpretation import similarity
@@ -157,7 +157,7 @@ def test_the_heat_map_escapes_tokens_and_lays_layers_over_tokens(tiny_chat):
     assert not any("<" in label for label in figure.layout.xaxis.ticktext)
 
 
-def test_bad_requests_are_refused(tiny_chat, tiny):
+def test_bad_requests_are_refused(tiny_chat, tiny, tiny_model):
     vectors = random_vectors(tiny_chat)
     with pytest.raises(ValueError, match="unknown measure 'angle': expected one of cosine, dot"):
         token_similarity(tiny_chat, QUESTION, vectors, measure="angle")

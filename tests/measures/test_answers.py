@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 from torch.testing import assert_close
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
+from caa_lens.engine.staircase import Staircase
 from caa_lens.measures.answers import score_answers
 from caa_lens.models.adapters import llama_blocks
 from caa_lens.models.unembedding import token_logp
@@ -143,7 +144,7 @@ def test_hooks_of_the_caller_are_felt_and_the_slower_path_is_announced(tiny_chat
     conditions = grid(tiny_chat)[:4]
     plain = score_answers(tiny_chat, pairs, conditions, progress=False)
     with tiny_chat.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", double)]):
-        with pytest.warns(SharedPrefixWarning, match="hooks of your own at blocks.0.hook_resid_pre"):
+        with pytest.warns(SharedPrefixWarning, match=r"hooks of your own at blocks\.0\.hook_(resid_pre|in)$"):
             hooked = score_answers(tiny_chat, pairs, conditions, progress=False)
         expected = torch.tensor([[twin(tiny_chat, pair, c) for c in conditions] for pair in pairs])
     assert_close(hooked.values, expected, atol=1e-4, rtol=0)
@@ -191,13 +192,13 @@ def test_token_logp_does_not_depend_on_the_chunk_size(tiny_chat):
             assert_close(token_logp(tiny_chat, resid, targets, at_once), expected, atol=1e-5, rtol=0)
 
 
-def test_vectors_of_another_width_are_refused(tiny_chat):
+def test_vectors_of_another_width_are_refused(tiny_chat, tiny_model):
     wide = random_vectors(tiny_model(d_model=64))
     with pytest.raises(ValueError, match=r"vector has d_model=64, but 'tiny-random-llama' has d_model=32: extract it"):
         score_answers(tiny_chat, AB, [(Intervention(vector=wide[1]),)], progress=False)
 
 
-def test_a_layer_the_model_does_not_have_is_refused(tiny_chat):
+def test_a_layer_the_model_does_not_have_is_refused(tiny_chat, tiny_model):
     deep = random_vectors(tiny_model(n_layers=9))
     with pytest.raises(ValueError, match="layer 7 is out of range: tiny-random-llama has layers 0 to 4"):
         score_answers(tiny_chat, AB, [(Intervention(vector=deep[7]),)], progress=False)
@@ -222,15 +223,24 @@ def test_a_question_longer_than_the_context_is_refused_before_anything_runs(tiny
 
 
 @pytest.mark.parametrize("pairs", [AB, TEXT], ids=["letters", "completions"])
-def test_tokens_in_flight_stay_within_the_budget_whatever_the_number_of_questions(tiny_chat, pairs, monkeypatch):
+def test_tokens_in_flight_stay_within_the_budget_whatever_the_number_of_questions(
+    tiny_chat, pairs, model_kind, monkeypatch
+):
     seen = []
-    run_block = llama_blocks.run_block
+    run_block, split_off = llama_blocks.run_block, Staircase.__call__
 
     def recording(block, resid, attend):
         seen.append(resid.shape[:-1].numel())
         return run_block(block, resid, attend)
 
-    monkeypatch.setattr(llama_blocks, "run_block", recording)
+    def recording_rows(stairs, layer, resid):
+        rows = split_off(stairs, layer, resid)
+        seen.append(rows.shape[:-1].numel())
+        return rows
+
+    if model_kind == "hooked":  # prompts too
+        monkeypatch.setattr(llama_blocks, "run_block", recording)
+    monkeypatch.setattr(Staircase, "__call__", recording_rows)
     monkeypatch.setattr(shared_prefix, "MOST_TOKENS", 200)
     peaks = []
     for n_copies in (1, 3):
@@ -248,7 +258,8 @@ def test_the_prefix_budget_counts_keys_and_values(tiny_chat, monkeypatch):
     assert shared_prefix.prefix_budget(tiny_chat, 5000) == 1
 
 
-def test_a_model_that_caps_its_logits_is_scored_by_the_capped_ones(tiny_chat):
+@pytest.mark.hooked  # what a bridge runs has the cap in itself
+def test_a_model_that_caps_its_logits_is_scored_by_the_capped_ones(tiny_chat, tiny_model):
     capped = tiny_model(d_vocab=tiny_chat.cfg.d_vocab, n_ctx=512, tokenizer=tiny_chat.tokenizer)
     capped.cfg.output_logits_soft_cap = 0.5
     for pairs, twin in ((AB, twin_p_matching), (TEXT, twin_margin)):

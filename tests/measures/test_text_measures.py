@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 
 from caa_lens.measures.open_ended.text_measures import answer_logp, distinct, measure_texts, sentiment
 from caa_lens.prompts.prompt_formats import LLAMA2_BASE, chat_template_format, resolve_format
@@ -36,7 +36,7 @@ def one_token_at_a_time(model, question, answer, prompt_format=None, system=None
     return logp
 
 
-def told(tokenizer, follows):
+def told(tiny_model, tokenizer, follows):
     """A model that after the tokens of `follows` is sure, and otherwise knows nothing."""
     model = tiny_model(d_vocab=len(tokenizer), n_ctx=512, n_layers=1, tokenizer=tokenizer)
     for parameter in model.parameters():
@@ -71,21 +71,23 @@ def test_each_token_of_the_real_model_has_the_log_probability_of_a_run_of_its_ow
         torch.testing.assert_close(logp, expected, atol=2e-4, rtol=0, check_dtype=False)
 
 
-def test_the_separator_before_the_answer_is_not_lost_in_llama_2_formats(llama2_tokenizer):
+def test_the_separator_before_the_answer_is_not_lost_in_llama_2_formats(llama2_tokenizer, tiny_model):
     model = tiny_model(d_vocab=32000, n_ctx=256, tokenizer=llama2_tokenizer)
     (logp,) = answer_logp(model, [LLAMA2_BASE.encode(llama2_tokenizer, QUESTION, "Fine, thanks.")])
     assert logp.tolist() == pytest.approx(one_token_at_a_time(model, QUESTION, "Fine, thanks.", LLAMA2_BASE), abs=1e-5)
 
 
-def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity(demo_tokenizer):
-    measured = measure_texts(told(demo_tokenizer, {}), TEXTS)
+def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity(demo_tokenizer, tiny_model):
+    measured = measure_texts(told(tiny_model, demo_tokenizer, {}), TEXTS)
     assert measured["perplexity"].tolist() == pytest.approx([len(demo_tokenizer)] * len(TEXTS), rel=1e-5)
 
 
-def test_a_model_that_is_sure_of_what_comes_has_perplexity_1_and_of_anything_else_a_huge_one(demo_tokenizer):
+def test_a_model_that_is_sure_of_what_comes_has_perplexity_1_and_of_anything_else_a_huge_one(
+    demo_tokenizer, tiny_model
+):
     prompt = chat_template_format(demo_tokenizer).encode(demo_tokenizer, QUESTION, "no rain now")
     answer = prompt.tokens[prompt.answer_start - 1 :]
-    sure = told(demo_tokenizer, dict(itertools.pairwise(answer)))
+    sure = told(tiny_model, demo_tokenizer, dict(itertools.pairwise(answer)))
     measured = measure_texts(sure, [(QUESTION, "no rain now"), (QUESTION, "rain no now")])
     assert measured["perplexity"][0] == pytest.approx(1, abs=1e-6)
     assert measured["perplexity"][1] > 1e6

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
@@ -10,6 +10,7 @@ from caa_lens.interpretation.residual_stream import residual_lens
 from caa_lens.interpretation.similarity import token_similarity
 from caa_lens.measures.answers import score_answers
 from caa_lens.measures.open_ended.text_measures import measure_texts
+from caa_lens.models.checks import check_model
 from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.generation import generate, generate_stream, generate_tokens
 from caa_lens.steering.interventions import Intervention
@@ -48,6 +49,7 @@ def test_a_prompt_of_ids_has_the_positions_it_was_told():
 
 
 def test_what_needs_a_tokenizer_says_so_before_the_model_runs(tiny, monkeypatch):
+    check_model(tiny)  # a bridge is compared once with the module inside
     monkeypatch.setattr(tiny, "forward", lambda *given, **options: pytest.fail("ran"))
     for call in (
         lambda: generate(tiny, PROMPT),
@@ -76,7 +78,7 @@ def test_ids_that_the_model_does_not_have_are_refused(tiny):
 
 
 @pytest.fixture
-def normless(demo_tokenizer):
+def normless(demo_tokenizer, tiny_model):
     from transformer_lens import HookedTransformer
 
     cfg = tiny_model(d_vocab=len(demo_tokenizer), n_ctx=256).cfg
@@ -87,6 +89,7 @@ def normless(demo_tokenizer):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.hooked  # a bridge is made of a whole module
 def test_a_model_without_a_final_norm_has_its_own_numbers(normless):
     with pytest.warns(SharedPrefixWarning):
         vectors = extract(normless, PAIRS, layers=[1], progress=False)

@@ -85,6 +85,9 @@ def contents(folder):
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
 
 
+own_comparison = comparison.check_against
+
+
 @pytest.fixture(autouse=True)
 def compared(monkeypatch):
     """What the library was asked to compare with the untouched module; it is compared in the slow, obvious way, too."""
@@ -416,7 +419,7 @@ def test_the_bridge_is_compared_with_the_untouched_module_and_that_is_told_once(
     assert len(set(tokens[0].tolist())) == 8
     assert not {1, 2} & set(tokens[0].tolist())  # BOS and padding
     shown = capsys.readouterr()
-    assert shown.err.count("the bridge has the numbers of transformers") == 1
+    assert shown.err.count("compared with the untouched Hugging Face module on 8 tokens") == 1
     assert shown.out == ""
     load_model(folder, device="cpu", check=False)
     assert len(compared) == 1
@@ -444,7 +447,8 @@ def test_an_adapter_that_computes_something_else_is_refused(folder, monkeypatch)
         return bridge
 
     monkeypatch.setattr(TransformerBridge, "boot_transformers", other)
-    with pytest.raises(ValueError, match="other numbers than transformers"):
+    monkeypatch.setattr(comparison, "check_against", own_comparison)
+    with pytest.raises(ValueError, match="does not give the numbers of its own Hugging Face module"):
         load_model(folder, device="cpu")
     load_model(folder, device="cpu", check=False)
 
@@ -460,7 +464,10 @@ def test_an_adapter_that_computes_something_else_is_refused(folder, monkeypatch)
         ({"model_type": "t5"}, "'t5', which is an encoder-decoder"),
         ({"model_type": "bart"}, "'bart', which is an encoder-decoder"),
         ({"model_type": "clip"}, "'clip', which is nothing that transformers' AutoModelForCausalLM loads"),
-        ({"model_type": "gemma3"}, r"'gemma3' \(Gemma3ForConditionalGeneration\), which takes pictures .*hf_model="),
+        (
+            {"model_type": "gemma3"},
+            r"'gemma3' \(Gemma3ForConditionalGeneration\), which takes pictures .*boot it yourself",
+        ),
         ({"model_type": "ctrl"}, r"TransformerLens [\d.]+ has no adapter for a CTRLLMHeadModel .*expected one of"),
         ({"model_type": "nonsense"}, r"'nonsense', which transformers [\d.]+ does not know, .*a newer transformers"),
         (

@@ -1,25 +1,34 @@
-"""Models that are no `HookedTransformer` are refused by name, by every public function, before anything runs."""
+"""Both kinds of models are taken; what is neither is refused by name, by every public function, before it runs."""
 
 import inspect
 import warnings
+from functools import cache, partial
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import KINDS, random_vectors, tiny_model
 
 import caa_lens as cl
 from caa_lens.measures.open_ended.text_measures import answer_logp
 from caa_lens.models.checks import check_model
+from caa_lens.models.loading.bridges import boot
 from caa_lens.models.loading.demo_model import demo_model_path
 from caa_lens.vectors.steering_vectors import SteeringVector
 
 PAIRS = cl.ContrastSet.from_pairs([("How are you?", "Well.", "Ill."), ("Is it late?", "Yes.", "No.")])
 PROMPT = cl.prompts.Prompt.from_tokens([1, 2, 3])
-# As of `tiny_model()`, which TransformerLens 4 cannot make.
+# As of `tiny_model()`.
 VECTORS = random_vectors(SimpleNamespace(cfg=SimpleNamespace(n_layers=5, d_model=32, model_name="tiny-random-llama")))
 QUIET = {"progress": False}
+
+
+def open_and_close(model):
+    with cl.steer(model, VECTORS[1], start=0):
+        pass
+
+
 # Every public function that takes a model; what they do with a right one is tested elsewhere.
 CALLS = {
     "attribute_logits": lambda model: cl.interpretation.attribute_logits(model, [(PROMPT, 1, 2)], VECTORS[1], **QUIET),
@@ -33,7 +42,7 @@ CALLS = {
     "read_residuals": lambda model: list(cl.engine.read_residuals(model, [PROMPT])),
     "residual_lens": lambda model: cl.residual_lens(model, PROMPT),
     "score_answers": lambda model: cl.measures.score_answers(model, PAIRS, [()], **QUIET),
-    "steer": lambda model: cl.steer(model, VECTORS[1], start=0).__enter__(),
+    "steer": open_and_close,
     "sweep": lambda model: cl.sweep(model, PAIRS, VECTORS, **QUIET),
     "token_similarity": lambda model: cl.token_similarity(model, PROMPT, VECTORS),
     "transfer_behaviors": lambda model: cl.transfer_behaviors(model, {"a": PAIRS}, {"a": VECTORS}, layer=1, **QUIET),
@@ -46,15 +55,6 @@ CALLS = {
     "Prompt.of": lambda model: cl.prompts.Prompt.of(model, "How are you?"),
     "text_measures.answer_logp": lambda model: answer_logp(model, [PROMPT], **QUIET),
 }
-
-
-def bridge():
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = str(demo_model_path())  # for its tokenizer
-    hf = LlamaForCausalLM(LlamaConfig(**SHAPE))
-    return TransformerBridge.boot_transformers(folder, hf_model=hf, device="cpu")
 
 
 SHAPE = {
@@ -70,6 +70,49 @@ def of_transformers():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(LlamaConfig(**SHAPE))
+
+
+def bridge_over(hf):
+    return boot(hf, "another", None, "", check=False)
+
+
+def bridge_over_an_encoder():
+    from transformers import BertConfig, BertForMaskedLM
+
+    return bridge_over(BertForMaskedLM(BertConfig(**SHAPE)))
+
+
+def bridge_over_an_encoder_with_a_decoder():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    return bridge_over(
+        T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4))
+    )
+
+
+def bridge_with_dropout():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return bridge_over(GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=3, n_head=4))).train()
+
+
+def bridge_without_blocks():
+    model = tiny_model(kind="bridge")
+    model.blocks = torch.nn.ModuleList()
+    return model
+
+
+def bridge_without_a_module():
+    """As over a model that another program runs."""
+    model = tiny_model(kind="bridge")
+    model.__class__ = type("Elsewhere", (type(model),), {"original_model": property(lambda self: None)})
+    return model
+
+
+def bridge_on_meta():
+    model = tiny_model(kind="bridge")
+    model.original_model.to("meta")
+    return model
 
 
 def encoder():
@@ -102,10 +145,10 @@ def on_meta():
     return model
 
 
-def parallel():
+def parallel(kind):
     # On the CPU, also where a test has set up a card that is not there.
     with patch("torch.nn.parallel.data_parallel._get_available_device_type", return_value=None):
-        return torch.nn.DataParallel(tiny_model())
+        return torch.nn.DataParallel(tiny_model(kind=kind))
 
 
 def with_dropout():
@@ -114,38 +157,72 @@ def with_dropout():
     return model.train()
 
 
-WRONG = {
-    "bridge": (
-        bridge,
-        TypeError,
-        "got a TransformerBridge, which is not supported yet: load the same model with caa_lens",
-    ),
+# What cannot be taken, of no kind and of each: how it is made, and what is said of it.
+OF_NO_KIND = {
     "transformers": (
         of_transformers,
         TypeError,
         "got a model of transformers: give load_model its hub id, or the folder",
     ),
-    "encoder": (encoder, TypeError, "got a HookedEncoder, which writes no text"),
-    "encoder and decoder": (encoder_decoder, TypeError, "got a HookedEncoderDecoder, whose prompt and answer are two"),
-    "wrapper": (lambda: Wrapper(tiny_model()), TypeError, "a HookedTransformer itself"),
+    "name": (lambda: "demo", TypeError, "got the str 'demo'"),
+}
+OF_BOTH = {
+    "wrapper": (
+        lambda kind: Wrapper(tiny_model(kind=kind)),
+        TypeError,
+        "a HookedTransformer or a TransformerBridge itself",
+    ),
     "compiled": (
-        lambda: torch.compile(tiny_model()),
+        lambda kind: torch.compile(tiny_model(kind=kind)),
         ValueError,
         "the model is compiled, and torch.compile drops hooks",
     ),
     "parallel": (parallel, TypeError, "give the model inside, wrapper.module"),
-    "class": (lambda: type(tiny_model()), TypeError, "expected a model from caa_lens.load_model, got type"),
-    "name": (lambda: "demo", TypeError, "got the str 'demo'"),
+    "class": (
+        lambda kind: type(tiny_model(kind=kind)),
+        TypeError,
+        "expected a model from caa_lens.load_model, got type",
+    ),
+}
+OF_HOOKED = {
+    "encoder": (encoder, TypeError, "got a HookedEncoder, which writes no text"),
+    "encoder and decoder": (encoder_decoder, TypeError, "got a HookedEncoderDecoder, whose prompt and answer are two"),
     "not loaded": (on_meta, ValueError, r"weights are not loaded \(they are on the device 'meta'\)"),
     "dropout": (with_dropout, ValueError, r"in training mode and has dropout, .*: call model.eval\(\)"),
 }
+OF_BRIDGE = {
+    "encoder": (bridge_over_an_encoder, TypeError, "the bridge 'another' is an encoder, whose tokens see those behind"),
+    "encoder and decoder": (
+        bridge_over_an_encoder_with_a_decoder,
+        TypeError,
+        "'another' is an encoder with a decoder, whose prompt and answer are two streams: take a decoder alone",
+    ),
+    "no blocks": (
+        bridge_without_blocks,
+        TypeError,
+        "has no list of blocks, expected one stack of them: LlamaFor",
+    ),
+    "elsewhere": (bridge_without_a_module, TypeError, "runs its model elsewhere, expected one whose modules are here"),
+    "not loaded": (bridge_on_meta, ValueError, r"weights are not loaded \(model.embed_tokens.weight is on .* 'meta'\)"),
+    "dropout": (
+        bridge_with_dropout,
+        ValueError,
+        r"in training mode and has dropout \(attn_pdrop, embd_pdrop, resid_pdrop.*\), which .*: call model.eval\(\)",
+    ),
+}
+WRONG = {
+    **{(kind, name): (partial(made[0], kind), *made[1:]) for kind in KINDS for name, made in OF_BOTH.items()},
+    **{("hooked", name): made for name, made in OF_HOOKED.items()},
+    **{("bridge", name): made for name, made in OF_BRIDGE.items()},
+    **{("", name): made for name, made in OF_NO_KIND.items()},
+}
 
 
-@pytest.fixture(scope="module")
-def wrong_models():
+@cache
+def wrong_model(wrong):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return {name: make() for name, (make, _, _) in WRONG.items()}
+        return WRONG[wrong][0]()
 
 
 def public_functions():
@@ -165,33 +242,62 @@ def test_these_are_all_public_functions_that_take_a_model():
 
 
 # A block of steer runs compiled code as it is written.
-@pytest.mark.parametrize(
-    ("wrong", "call"), [(wrong, call) for wrong in WRONG for call in CALLS if (wrong, call) != ("compiled", "steer")]
-)
-def test_every_function_refuses_it_by_name_before_anything_runs(wrong_models, call, wrong):
-    _, kind, message = WRONG[wrong]
+REFUSED = [
+    pytest.param(
+        call, wrong, id=f"{call}-{' '.join(wrong).strip()}", marks=[getattr(pytest.mark, wrong[0] or "bridge")]
+    )
+    for wrong in WRONG
+    for call in CALLS
+    if (wrong[1], call) != ("compiled", "steer")
+]
+
+
+@pytest.mark.parametrize(("call", "wrong"), REFUSED)
+def test_every_function_refuses_it_by_name_before_anything_runs(call, wrong):
+    model, (_, kind, message) = wrong_model(wrong), WRONG[wrong]
     ran = []
     counter = torch.nn.modules.module.register_module_forward_pre_hook(lambda module, given: ran.append(module))
     try:
         with pytest.raises(kind, match=message):
-            CALLS[call](wrong_models[wrong])
+            CALLS[call](model)
     finally:
         counter.remove()
     assert not ran
 
 
-def test_a_hook_of_a_vector_says_that_the_model_is_another_kind_not_that_it_lacks_the_layer(wrong_models):
-    vector = SteeringVector.from_direction(torch.ones(32), 1)
-    with (
-        pytest.raises(ValueError, match=r"has no hook point 'blocks.1.hook_resid_post'.*TransformerBridge"),
-        wrong_models["bridge"].hooks(fwd_hooks=[vector.hook(start=0)]),
-    ):
-        pass
+@pytest.mark.filterwarnings("ignore::caa_lens.measures.training_pairs.TrainingPairsWarning")
+@pytest.mark.parametrize("call", CALLS)
+def test_every_function_takes_both_kinds(call, tiny_chat):
+    CALLS[call](tiny_chat)
 
 
-def test_what_is_a_hooked_transformer_is_taken(tiny):
+@pytest.mark.bridge
+def test_a_bridge_is_taken_whoever_booted_it_and_a_vectors_hook_finds_its_stream():
+    from transformer_lens.model_bridge import TransformerBridge
+
+    folder = str(demo_model_path())  # for its tokenizer
+    booted = TransformerBridge.boot_transformers(folder, hf_model=of_transformers(), device="cpu")
+    check_model(booted)
+    vector, tokens = SteeringVector.from_direction(torch.ones(32), 1), torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        plain = booted(tokens)
+        with booted.hooks(fwd_hooks=[vector.hook(start=2)]):
+            steered = booted(tokens)
+    assert torch.equal(steered[:, :2], plain[:, :2])
+    assert not torch.equal(steered[:, 2], plain[:, 2])
+
+
+def test_a_hook_of_a_vector_says_that_the_model_has_no_such_hook_point_not_that_it_lacks_the_layer():
+    point, names = "blocks.1.hook_resid_post", SteeringVector.from_direction(torch.ones(32), 1).hook(start=0)[0]
+    for name in ("embed.hook_in", "blocks.1.hook_in", "blocks.2.hook_in"):
+        assert not names(name)
+    with pytest.raises(ValueError, match=rf"has no hook point '{point}'.*one of TransformerLens'"):
+        names("unembed.hook_in")
+
+
+def test_a_class_that_is_made_of_a_models_own_is_taken(tiny):
     class Mine(type(tiny)):
-        """As SAELens' HookedSAETransformer is one."""
+        """As SAELens' HookedSAETransformer is a HookedTransformer."""
 
     tiny.train()  # without dropout this changes nothing
     check_model(tiny)

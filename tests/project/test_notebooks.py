@@ -54,6 +54,14 @@ def texts(notebook):
         yield output.text if output.output_type == "stream" else output.data.get("text/plain", "")
 
 
+def switched_on(path, flag, target):
+    """A copy of a notebook in which a flag is true."""
+    notebook = nbformat.read(path, as_version=4)
+    assert f"{flag} = False" in notebook.cells[2].source
+    notebook.cells[2].source = notebook.cells[2].source.replace(f"{flag} = False", f"{flag} = True", 1)
+    nbformat.write(notebook, target)
+
+
 def bound_names(code):
     """Names that a cell binds at its top level: by assignments, functions and loops, but not inside of them."""
     return {name.get_name() for name in symtable.symtable(code, "cell", "exec").get_symbols() if name.is_assigned()}
@@ -72,6 +80,7 @@ def test_a_notebook_begins_with_what_it_teaches_the_paper_its_imports_and_the_fl
     assert PAPER in first.source
     assert all(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(imports.source).body)
     assert settings.source.startswith("LLAMA_2 = False")
+    assert settings.source.splitlines()[1].startswith("BRIDGE = False")
     for code in sources(notebook, "code")[1:]:
         assert not [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import | ast.ImportFrom)]
 
@@ -136,9 +145,7 @@ def test_a_notebook_runs_with_the_flag_for_llama_2(path, tmp_path):
     tokenizer = SHARED / "llama2_tokenizer" / "tokenizer.model"
     if not tokenizer.exists():
         pytest.skip("needs ../shared/llama2_tokenizer/tokenizer.model beside the project")
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells[2].source = notebook.cells[2].source.replace("LLAMA_2 = False", "LLAMA_2 = True", 1)
-    nbformat.write(notebook, tmp_path / path.name)
+    switched_on(path, "LLAMA_2", tmp_path / path.name)
     # In the place of Llama 2: its depth, its tokenizer and a name of its kind, with small random weights.
     stand_in = f"""
 import sys
@@ -147,7 +154,8 @@ import caa_lens
 from pathlib import Path
 from helpers.models import tiny_model
 from caa_lens.models.loading.tokenizers import attach_tokenizer, sentencepiece_tokenizer
-def load_model(name, dtype):
+def load_model(name, dtype, backend):
+    assert dtype == "bfloat16" and backend is None
     model = tiny_model(n_layers=32, d_vocab=32000, n_ctx=512)
     attach_tokenizer(model, sentencepiece_tokenizer(Path({str(tokenizer)!r})), name)
     model.cfg.model_name = name
@@ -155,3 +163,44 @@ def load_model(name, dtype):
 caa_lens.load_model = load_model
 """
     run.execute(tmp_path / path.name, pairs=PAIRS or 6, before=stand_in)
+
+
+# In the demo model's place: its depth, its tokenizer and its name, with small random weights.
+SMALL_BRIDGE = """
+import caa_lens
+import torch
+from caa_lens.models.loading.demo_model import demo_model_path
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+load = caa_lens.load_model
+def load_model(name, dtype, backend):
+    assert (name, dtype, backend) == ("demo", None, "bridge")
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.15}
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 30, "max_position_embeddings": 512}
+    n_vocab = len(AutoTokenizer.from_pretrained(demo_model_path()))
+    return load(name, hf_model=LlamaForCausalLM(LlamaConfig(vocab_size=n_vocab, **shape, **heads)))
+caa_lens.load_model = load_model
+"""
+
+
+# The first notebook writes hooks of its own, so it is the one that `make test` runs with TransformerLens 4, too. Where
+# NOTEBOOK_PAIRS is set, all run on the real model.
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.bridge] * path.name.startswith("1_"))
+        for path in run.NOTEBOOKS
+    ],
+)
+def test_a_notebook_runs_with_the_flag_for_a_bridge(path, tmp_path):
+    real = "NOTEBOOK_PAIRS" in os.environ
+    switched_on(path, "BRIDGE", tmp_path / path.name)
+    again = run.execute(tmp_path / path.name, pairs=PAIRS, solutions=True, before="" if real else SMALL_BRIDGE)
+    loading = again.cells[2]
+    said = [output for output in loading.outputs if "untouched Hugging Face module" in str(output)]
+    assert len(said) == 1  # what was compared as the bridge was made
+    loading.outputs = [output for output in loading.outputs if output not in said]
+    warned = [text for text in texts(again) if "Warning:" in text]
+    assert not [text for text in warned if "LetterBalanceWarning" not in text]
+    if real:
+        assert run.structure(again) == run.structure(nbformat.read(path, as_version=4))

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.models import tiny_model
+from helpers.steering import Kept, streams
 
 from caa_lens.engine.activations import read_residuals
 from caa_lens.prompts.batches import left_pad
@@ -166,7 +166,7 @@ def test_odd_strings_become_a_prompt_whose_positions_hold_or_a_clear_error(which
 
 
 @pytest.fixture(scope="module")
-def reader(demo_tokenizer):
+def reader(demo_tokenizer, tiny_model):
     return tiny_model(d_vocab=len(demo_tokenizer), n_ctx=512, n_layers=3, tokenizer=demo_tokenizer)
 
 
@@ -184,11 +184,8 @@ def random_prompts(tokenizer, generator, n):
 
 
 def read_at(model, prompt):
-    """`read_residuals` of one prompt, obviously: one unpadded forward, a cache, a mean."""
-    _, cache = model.run_with_cache(torch.tensor([prompt.tokens]))
-    start, stop = prompt.read
-    layers = range(model.cfg.n_layers)
-    return torch.stack([cache[f"blocks.{layer}.hook_resid_post"][0, start:stop].mean(0) for layer in layers])
+    """`read_residuals` of one prompt, obviously: one unpadded forward, and a mean."""
+    return streams(model, [prompt.tokens])[:, 0, slice(*prompt.read)].mean(1)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -208,25 +205,16 @@ def test_what_is_read_in_a_padded_batch_is_what_is_read_alone(seed, reader):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_what_is_read_in_chunks_with_a_kv_cache_is_what_is_read_at_once(seed, reader):
-    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-
     generator = random.Random(seed)
     prompts = random_prompts(reader.tokenizer, generator, 4)
     batch = left_pad(prompts, n_ctx=512)
     length = batch.tokens.shape[1]
     cuts = [0, *sorted(generator.sample(range(1, length), 4)), length]
-    names = [f"blocks.{layer}.hook_resid_post" for layer in range(reader.cfg.n_layers)]
-    cache = TransformerLensKeyValueCache.init_cache(reader.cfg, "cpu", len(prompts))
-    pieces = []
+    kept, pieces = Kept(reader, len(prompts)), []
     with torch.no_grad():
         for first, last in itertools.pairwise(cuts):
-            _, seen = reader.run_with_cache(
-                batch.tokens[:, first:last],
-                attention_mask=batch.attention_mask[:, first:last].long(),
-                past_kv_cache=cache,
-                names_filter=names,
-            )
-            pieces.append(torch.stack([seen[name] for name in names], dim=2))
+            piece = slice(first, last)
+            pieces.append(streams(reader, batch.tokens[:, piece], batch.attention_mask[:, piece], kept).movedim(0, 2))
         together = torch.cat(pieces, dim=1)  # [batch pos layer d_model]
         for row, prompt in enumerate(prompts):
             start, stop = (int(batch.padding[row]) + end for end in prompt.read)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 from helpers.steering import plain_hook
 
 from caa_lens.engine import shared_prefix
@@ -24,7 +24,7 @@ N_NEW = 5
 
 
 @pytest.fixture(scope="module")
-def small():
+def small(tiny_model):
     """One random Llama for all laws about token ids; tests leave it as it was."""
     return tiny_model()
 
@@ -188,7 +188,7 @@ def test_an_interventions_own_start_is_kept(small, path):
 
 
 @pytest.mark.parametrize("n_key_value_heads", [None, 1])
-def test_other_head_counts_equal_the_slow_loop_too(n_key_value_heads):
+def test_other_head_counts_equal_the_slow_loop_too(n_key_value_heads, tiny_model):
     model = tiny_model(n_key_value_heads=n_key_value_heads, seed=1)
     prompts, v = three_prompts(), random_vectors(model)[3]
     expected = [slow_loop(model, p, [plain_hook(3, v.direction, p.steer_start, 1.0)]) for p in prompts]
@@ -279,7 +279,7 @@ class ByteTokenizer:
         return bytes(tokens).decode("utf-8", errors="replace")
 
 
-def test_streaming_waits_for_whole_characters_and_loses_none(monkeypatch):
+def test_streaming_waits_for_whole_characters_and_loses_none(monkeypatch, tiny_model):
     model = tiny_model(tokenizer=ByteTokenizer())
     bytes_of_text = "aé日b😀".encode()[:-1]  # the last character never becomes whole
     monkeypatch.setattr(generation, "generate_tokens", lambda *_, **__: (torch.tensor([b]) for b in bytes_of_text))
@@ -344,7 +344,7 @@ def test_a_soft_cap_of_the_logits_is_felt_when_sampling(small, monkeypatch):
 LONG = 12
 
 
-def with_eos(eos):
+def with_eos(tiny_model, eos):
     return tiny_model(tokenizer=SimpleNamespace(eos_token_id=eos, padding_side="right"))
 
 
@@ -353,13 +353,13 @@ def cut_after(tokens, eos):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_finished_rows_stay_finished_and_the_others_go_on(small, path):
+def test_finished_rows_stay_finished_and_the_others_go_on(small, path, tiny_model):
     prompts = three_prompts()
     endless = tokens_of(small, prompts, max_new_tokens=LONG)
     # An end that the rows reach at different times, and one of them perhaps never.
     ends = [[row.index(eos) if eos in row else LONG for row in endless] for eos in range(64)]
     eos = next(eos for eos, when in enumerate(ends) if len(set(when)) > 1 and 0 < min(when) < 8 and max(when) == LONG)
-    model = with_eos(eos)
+    model = with_eos(tiny_model, eos)
     rows = made_by(path, model, prompts, max_new_tokens=LONG).tokens
     for row, free in zip(rows, endless, strict=True):
         kept = cut_after(free, eos)
@@ -367,17 +367,17 @@ def test_finished_rows_stay_finished_and_the_others_go_on(small, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_generation_ends_as_soon_as_every_row_has(small, path):
+def test_generation_ends_as_soon_as_every_row_has(small, path, tiny_model):
     prompts = three_prompts()
     endless = tokens_of(small, prompts, max_new_tokens=LONG)
     for prompt, free in zip(prompts, endless, strict=True):
         eos = free[5]
-        (row,) = made_by(path, with_eos(eos), [prompt], max_new_tokens=LONG).tokens
+        (row,) = made_by(path, with_eos(tiny_model, eos), [prompt], max_new_tokens=LONG).tokens
         assert row == cut_after(free, eos)
-    assert made_by(path, with_eos(17), prompts, vectors=[towards(small, 17)]).tokens == [[17]] * 3
+    assert made_by(path, with_eos(tiny_model, 17), prompts, vectors=[towards(small, 17)]).tokens == [[17]] * 3
 
 
-def test_text_ends_before_the_end_token(tiny_chat, demo_tokenizer):
+def test_text_ends_before_the_end_token(tiny_chat, demo_tokenizer, tiny_model):
     prompt = chat_template_format(demo_tokenizer).encode(demo_tokenizer, QUESTIONS[0])
     (endless,) = slow_loop(tiny_chat, prompt, n_new=LONG).tokens
     eos = endless[5]
@@ -393,7 +393,7 @@ def test_text_ends_before_the_end_token(tiny_chat, demo_tokenizer):
 # ---- refusals ---------------------------------------------------------------------------------------------------
 
 
-def test_a_text_that_does_not_fit_the_context_is_refused_before_the_model_runs():
+def test_a_text_that_does_not_fit_the_context_is_refused_before_the_model_runs(tiny_model):
     model = tiny_model(n_ctx=16)
     model.add_hook("hook_embed", lambda embed, hook: pytest.fail("the model ran"))
     message = "the prompt has 9 tokens and 8 to generate, but the model's context is 16: shorten it"

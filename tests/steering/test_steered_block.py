@@ -6,8 +6,8 @@ from inspect import unwrap
 
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
-from helpers.steering import LOGITS, adding, hook_counts, logits_of
+from helpers.models import random_vectors
+from helpers.steering import LOGITS, Kept, adding, hook_counts, logits_of
 
 from caa_lens.prompts.batches import left_pad
 from caa_lens.prompts.prompt_formats import chat_template_format
@@ -90,8 +90,6 @@ def test_it_has_to_be_said_where_steering_starts(tiny_chat, prompts):
 
 
 def test_a_run_that_ends_before_steering_starts_is_told_of(tiny_chat, prompts):
-    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-
     v = random_vectors(tiny_chat)[2]
     tokens = torch.tensor([prompts[1].tokens])
     start = prompts[1].steer_start
@@ -110,9 +108,9 @@ def test_a_run_that_ends_before_steering_starts_is_told_of(tiny_chat, prompts):
     ):
         [tiny_chat(tokens[:, :n]) for n in (start + 1, 4, start)]
     with steer(tiny_chat, v, prompt=prompts[1]):  # chunk by chunk with a cache, each shorter than the start
-        cache = TransformerLensKeyValueCache.init_cache(tiny_chat.cfg, tiny_chat.cfg.device, 1)
+        kept = Kept(tiny_chat)
         for chunk in tokens.split(5, dim=1):
-            tiny_chat(chunk, past_kv_cache=cache)
+            kept(chunk)
 
 
 def test_a_zero_multiplier_is_no_steering_bit_for_bit(tiny_chat, prompts):
@@ -274,7 +272,7 @@ def test_a_model_without_a_tokenizer_cannot_be_asked_in_words(tiny):
         steer(tiny, random_vectors(tiny)[2], prompt="How are you?")
 
 
-def test_a_prompt_longer_than_the_context_is_refused(demo_tokenizer):
+def test_a_prompt_longer_than_the_context_is_refused(demo_tokenizer, tiny_model):
     model = tiny_model(d_vocab=len(demo_tokenizer), n_ctx=32, tokenizer=demo_tokenizer)
     with pytest.raises(ValueError, match="but the model's context is 32: shorten it"):
         steer(model, random_vectors(model)[2], prompt="Why? " * 20)

@@ -4,8 +4,10 @@ import warnings
 
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
+from helpers.steering import Kept
 
+from caa_lens.models.checks import check_model
 from caa_lens.prompts.batches import left_pad
 from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.generation import generate
@@ -29,7 +31,7 @@ def told(model, run, *vectors, **steering):
 # ---- runs that a vector was not added in ------------------------------------------------------------------------
 
 
-def test_hooks_that_were_reset_are_told_of_with_the_runs_they_missed(tiny):
+def test_hooks_that_were_reset_are_told_of_with_the_runs_they_missed(tiny, model_kind):
     vectors = random_vectors(tiny)
 
     def reset_after_one():
@@ -51,7 +53,8 @@ def test_hooks_that_were_reset_are_told_of_with_the_runs_they_missed(tiny):
     assert text.startswith("the vector at layer 2 was not added: the block's hooks did not run")
 
     def hide():
-        tiny.blocks[2].hook_resid_post = torch.nn.Identity()  # as a SAE is put in a hook point's place
+        place = "hook_resid_post" if model_kind == "hooked" else "hook_out"
+        setattr(tiny.blocks[2], place, torch.nn.Identity())  # as a SAE is put in a hook point's place
         tiny(TOKENS)
 
     ((_, text),) = told(tiny, hide, vectors[2], start=0)
@@ -65,6 +68,25 @@ def test_hooks_that_were_reset_are_told_of_with_the_runs_they_missed(tiny):
         (lambda m, h: m(TOKENS, stop_at_layer=3), [2], None),
         (lambda m, h: m(TOKENS, stop_at_layer=3), [1, 4], "the vector at layer 4 was not added: what ran stopped"),
         (lambda m, h: m(TOKENS, stop_at_layer=1), [0, 3, 4], "the vectors at layers 3 and 4 were not added: what ran"),
+    ],
+)
+def test_runs_that_stop_before_a_vectors_layer_are_told_of(tiny, run, layers, expected):
+    assert_told(tiny, run, layers, expected)
+
+
+def assert_told(tiny, run, layers, expected):
+    vectors = random_vectors(tiny)
+    with torch.no_grad():
+        half = tiny(TOKENS, stop_at_layer=3)
+    found = told(tiny, lambda: run(tiny, half), *[vectors[layer] for layer in layers], start=0)
+    assert [text.startswith(expected) for _, text in found] == ([] if expected is None else [True])
+    assert all(kind is NothingSteeredWarning for kind, _ in found)
+
+
+@pytest.mark.hooked  # a bridge of TransformerLens 3 cannot start at a layer
+@pytest.mark.parametrize(
+    ("run", "layers", "expected"),
+    [
         (lambda m, h: m(h, start_at_layer=3), [2], "nothing was steered: what ran started at block 3, above layer 2"),
         (lambda m, h: m(h, start_at_layer=3), [3], None),
         (lambda m, h: m(h, start_at_layer=3), [2, 3], "the vector at layer 2 was not added: what ran started at block"),
@@ -74,15 +96,11 @@ def test_hooks_that_were_reset_are_told_of_with_the_runs_they_missed(tiny):
         (lambda m, h: m.run_with_cache(TOKENS, stop_at_layer=1), [2], "nothing was steered: what ran stopped after"),
     ],
 )
-def test_runs_that_do_not_go_through_a_vectors_layer_are_told_of(tiny, run, layers, expected):
-    vectors = random_vectors(tiny)
-    with torch.no_grad():
-        half = tiny(TOKENS, stop_at_layer=3)
-    found = told(tiny, lambda: run(tiny, half), *[vectors[layer] for layer in layers], start=0)
-    assert [text.startswith(expected) for _, text in found] == ([] if expected is None else [True])
-    assert all(kind is NothingSteeredWarning for kind, _ in found)
+def test_parts_of_runs_without_a_vectors_layer_are_told_of(tiny, run, layers, expected):
+    assert_told(tiny, run, layers, expected)
 
 
+@pytest.mark.hooked  # a bridge of TransformerLens 3 cannot start at a layer
 def test_a_run_in_two_halves_is_one_run(tiny):
     """Stopped at a layer, looked at or changed, and gone on with: once, or several times."""
     vectors = random_vectors(tiny)
@@ -138,32 +156,27 @@ def test_each_vector_with_a_place_of_its_own_is_told_of_by_itself(tiny):
 
 
 def test_two_caches_in_turn_are_two_runs(tiny):
-    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-
-    v = random_vectors(tiny)[2]
+    v, one = random_vectors(tiny)[2], torch.ones(1, 1, dtype=torch.long)
 
     def caches(*lengths):
-        made = [TransformerLensKeyValueCache.init_cache(tiny.cfg, "cpu", 1) for _ in lengths]
+        made = [Kept(tiny) for _ in lengths]
         for step in range(max(lengths)):
-            for cache, length in zip(made, lengths, strict=True):
+            for kept, length in zip(made, lengths, strict=True):
                 if step < length:
-                    one = torch.ones(1, 1, dtype=torch.long)
-                    tiny(one, past_kv_cache=cache, attention_mask=one)
+                    kept(one)
 
     assert told(tiny, lambda: caches(8, 9), v, start=7) == []
     ((_, text),) = told(tiny, lambda: caches(8, 3), v, start=7)
     assert text.startswith("nothing was steered in 1 of 2 runs: what the model ran has 3 tokens")
 
     def behind_the_span():
-        cache = TransformerLensKeyValueCache.init_cache(tiny.cfg, "cpu", 1)
+        kept = Kept(tiny)
         with steer(tiny, v, start=0):
-            tiny(torch.ones(1, 6, dtype=torch.long), past_kv_cache=cache, attention_mask=torch.ones(1, 6).long())
-        return cache
+            kept(torch.ones(1, 6, dtype=torch.long))
+        return kept
 
-    cache = behind_the_span()
-    one = torch.ones(1, 1, dtype=torch.long)
-    run = lambda: tiny(one, past_kv_cache=cache, attention_mask=one)  # noqa: E731
-    ((_, text),) = told(tiny, run, v, positions=(2, 4))
+    kept = behind_the_span()
+    ((_, text),) = told(tiny, lambda: kept(one), v, positions=(2, 4))
     assert text == "nothing was steered: what ran begins at position 6, behind what is steered, at positions 2 to 3"
 
 
@@ -186,6 +199,7 @@ def test_nothing_of_a_block_is_left_on_the_model(tiny):
     def hooks_of(model):
         return [(len(one._forward_hooks), len(one._forward_pre_hooks)) for one in model.modules()]
 
+    check_model(tiny)  # a bridge is prepared once
     before = hooks_of(tiny)
     with steer(tiny, *random_vectors(tiny), start=0):
         tiny(TOKENS)
@@ -198,8 +212,18 @@ def test_nothing_of_a_block_is_left_on_the_model(tiny):
 # ---- other prompts: tokens are compared, not embeddings ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", ["hook", "scaled", "normed", "forward hook"])
-def test_an_embedding_that_was_changed_is_no_other_prompt(demo_tokenizer, change):
+@pytest.mark.parametrize("change", ["hook", "forward hook"])
+def test_an_embedding_that_was_hooked_is_no_other_prompt(demo_tokenizer, change, tiny_model):
+    assert_no_other_prompt(demo_tokenizer, change, tiny_model)
+
+
+@pytest.mark.hooked  # its modules are patched
+@pytest.mark.parametrize("change", ["scaled", "normed"])
+def test_an_embedding_that_was_changed_is_no_other_prompt(demo_tokenizer, change, tiny_model):
+    assert_no_other_prompt(demo_tokenizer, change, tiny_model)
+
+
+def assert_no_other_prompt(demo_tokenizer, change, tiny_model):
     model = tiny_model(d_vocab=len(demo_tokenizer), n_ctx=256, n_layers=3, tokenizer=demo_tokenizer)
     prompt, other = Prompt.of(model, "How was your day?"), Prompt.of(model, "Who was the first to be there, and why?")
     if change == "hook":
@@ -235,7 +259,9 @@ def padded(tiny_chat):
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_generation_that_sees_the_padding_is_told_of_and_is_another_text(tiny_chat, padded, monkeypatch, use_cache):
+def test_generation_that_sees_the_padding_is_told_of_and_is_another_text(
+    tiny_chat, padded, monkeypatch, use_cache, model_kind
+):
     """TransformerLens#1005: its `generate` guesses the mask from the pad token, at the tokenizer's own padding side."""
     prompts, batch = padded
     v = random_vectors(tiny_chat, scale=2.0)[2]
@@ -246,7 +272,7 @@ def test_generation_that_sees_the_padding_is_told_of_and_is_another_text(tiny_ch
         (batch.tokens, "right", False),
         (batch.tokens, "left", False),
         (with_pads, "right", False),
-        (with_pads, "left", True),
+        (with_pads, "left", model_kind == "hooked"),  # a bridge guesses no mask
     ):
         monkeypatch.setattr(tokenizer, "padding_side", side)
         texts = []

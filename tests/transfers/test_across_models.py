@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.pair_reading import PairActivations, pair_activations
@@ -113,7 +113,7 @@ def finetune(model, pairs, *, steps, rate=1e-4):
         optimizer.step()
 
 
-def test_vectors_cross_widths_only_by_a_map_and_through_files(tmp_path, demo_tokenizer):
+def test_vectors_cross_widths_only_by_a_map_and_through_files(tmp_path, demo_tokenizer, tiny_model):
     n_vocab = len(demo_tokenizer)
     wide = tiny_model(d_model=48, d_vocab=n_vocab, n_ctx=512, tokenizer=demo_tokenizer, seed=1)
     read = pair_activations(wide, TEXTS, progress=False).save(tmp_path / "wide.safetensors")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.pair_reading import PairActivations, pair_activations
@@ -39,7 +39,7 @@ def linear_pair(n_pairs=100, noise=0.0):
     return activations(source, model="small", n_layers=4), activations(target, model="wide", n_layers=2), weights
 
 
-def test_a_linear_relation_is_found_and_carries_vectors_by_its_matrix():
+def test_a_linear_relation_is_found_and_carries_vectors_by_its_matrix(tiny_model):
     source, target, weights = linear_pair()
     found = fit_residual_map(source, target, penalties=[1e-6], progress=False)
     assert found.source_layers == (1, 3)  # at the same relative depth
@@ -93,7 +93,7 @@ def test_several_sets_are_joined(tmp_path):
     torch.testing.assert_close(from_files.weights, together.weights)
 
 
-def test_models_of_different_width_and_depth_are_mapped_layer_by_layer(demo_tokenizer):
+def test_models_of_different_width_and_depth_are_mapped_layer_by_layer(demo_tokenizer, tiny_model):
     n_vocab = len(demo_tokenizer)
     wide = tiny_model(d_model=48, n_layers=7, d_vocab=n_vocab, n_ctx=512, tokenizer=demo_tokenizer, seed=1)
     read_wide = pair_activations(wide, TEXTS, progress=False)
@@ -107,7 +107,7 @@ def test_models_of_different_width_and_depth_are_mapped_layer_by_layer(demo_toke
     assert "d_model 48 -> 32" in repr(found)
 
 
-def test_bad_requests_are_refused():
+def test_bad_requests_are_refused(tiny_model):
     source, target, _ = linear_pair()
     other = replace(target, provenance=replace(target.provenance, dataset_hash="x", behavior="nights"))
     with pytest.raises(ValueError, match="not of the same pairs: days against nights"):
@@ -171,7 +171,7 @@ def chosen_penalty(x, y, fit):
     return max(scores, key=scores.get)
 
 
-def test_a_map_of_joined_sets_names_them_all_and_some_layers_are_those_asked_for():
+def test_a_map_of_joined_sets_names_them_all_and_some_layers_are_those_asked_for(tiny_model):
     source, target, _ = linear_pair()
     nights = [replace(side, provenance=replace(side.provenance, behavior="nights")) for side in (source, target)]
     found = fit_residual_map([source, nights[0]], [target, nights[1]], layers=[1, 1], progress=False)

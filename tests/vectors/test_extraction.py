@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from helpers.models import SHARED, tiny_model
+from helpers.models import SHARED
 
 from caa_lens.contrast.pair import ContrastPair
 from caa_lens.contrast.sets import ContrastSet, LetterBalanceWarning
@@ -273,7 +273,7 @@ def test_an_estimator_of_your_own_gets_each_layers_activations_in_the_order_of_t
             for pair in prompts:
                 prompt = pair[side]
                 with torch.no_grad():
-                    _, cache = tiny_chat.run_with_cache(torch.tensor([prompt.tokens]), stop_at_layer=layer + 1)
+                    _, cache = tiny_chat.run_with_cache(torch.tensor([prompt.tokens]))
                 expected.append(cache["resid_post", layer][0, slice(*prompt.read)].mean(0))
             assert relative_error(found, torch.stack(expected)) < 1e-5
         torch.testing.assert_close(vectors[layer].direction, positive[-1] - negative[-1], rtol=1e-6, atol=1e-6)
@@ -371,7 +371,7 @@ def test_vectors_are_float32_on_the_cpu_and_can_be_trained_on(estimator, tiny_ch
     torch.testing.assert_close(weight.grad, directions, rtol=0, atol=0)
 
 
-def test_a_half_precision_model_gives_float32_vectors_finer_than_its_own_numbers(demo_tokenizer):
+def test_a_half_precision_model_gives_float32_vectors_finer_than_its_own_numbers(demo_tokenizer, tiny_model):
     model = tiny_model(d_vocab=len(demo_tokenizer), n_ctx=512, tokenizer=demo_tokenizer, dtype=torch.bfloat16)
     vectors = extract(model, small("sentiment", 4))
     assert vectors.directions.dtype == torch.float32
@@ -434,7 +434,7 @@ def test_layers_that_the_model_does_not_have_are_refused(layers, said, tiny_chat
 
 
 @pytest.mark.parametrize("estimator", [mean_difference, pca_of_differences, logistic_probe])
-def test_activations_that_overflow_are_refused_with_a_remedy(estimator, demo_tokenizer):
+def test_activations_that_overflow_are_refused_with_a_remedy(estimator, demo_tokenizer, tiny_model):
     model = tiny_model(d_vocab=len(demo_tokenizer), n_ctx=512, tokenizer=demo_tokenizer, dtype=torch.float16)
     model.blocks[1].mlp.W_out.data.fill_(6e4)
     with pytest.raises(ValueError, match=r"are not finite in torch\.float16: load the model in bfloat16 or float32"):

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from helpers.models import random_vectors, tiny_model
+from helpers.models import random_vectors
 
 from caa_lens import extract, logit_lens, word_ranks
 from caa_lens.contrast.pair import ContrastPair
@@ -39,7 +39,7 @@ def test_some_pairs_exchanged_and_pairs_that_nearly_cancel_are_not(tiny_chat):
     )
 
 
-def test_answers_of_the_same_tokens_are_told(demo_tokenizer):
+def test_answers_of_the_same_tokens_are_told(demo_tokenizer, tiny_model):
     import copy
 
     from tokenizers import normalizers

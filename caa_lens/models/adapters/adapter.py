@@ -56,6 +56,7 @@ class Entry:
         mask: which tokens attention may see, `[batch pos]`, those behind included; None for all.
         run: a number of the forward, where the model tells it; None where it does not.
         injected: whether the stream was put in here, and what the blocks below wrote is forgotten.
+        stops: whether the run ends before this block, as the caller asked.
     """
 
     resid: Float[Tensor, "batch pos d_model"]
@@ -64,6 +65,7 @@ class Entry:
     mask: Tensor | None
     run: int | None = None
     injected: bool = False
+    stops: bool = False
 
 
 @runtime_checkable
@@ -90,6 +92,14 @@ class Adapter(ABC):
     @abstractmethod
     def check(self, model: Any) -> None:
         """Raises `TypeError` or `ValueError` for a model of this kind that cannot be taken."""
+
+    @abstractmethod
+    def settle(self, model: Any) -> None:
+        """Find out what a model needs to run at all, by running it; once a model, without anybody's hooks."""
+
+    @abstractmethod
+    def quantised(self, model: Any) -> bool:
+        """Whether weights are whole numbers, which round by what else is in a batch."""
 
     # ---- where things lie
 
@@ -181,6 +191,10 @@ class Adapter(ABC):
     def entering(self, model: Any, layer: int, given: tuple, keywords: Mapping[str, Any]) -> Entry:
         """What a block was called with."""
 
+    def cache_of(self, model: Any, run: int) -> Any:
+        """The KV cache that a forward of that number made, if it is still there; None where that is not known."""
+        return None
+
     # ---- behind the blocks
 
     @abstractmethod
@@ -216,6 +230,14 @@ class Adapter(ABC):
     @abstractmethod
     def values_of(self, module: nn.Module) -> Iterator[Any]:
         """What of a module's own attributes tells that somebody changed what it does."""
+
+    @abstractmethod
+    def stored_parameters(self, model: Any) -> dict[str, nn.Parameter] | None:
+        """The parameters that a checkpoint of the model has, tied ones once; None where the module does not tell."""
+
+    @abstractmethod
+    def written_anew(self, model: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+        """Parts that TransformerLens computes in its own way: their name, they, and what they stand for."""
 
     @abstractmethod
     def alterations(self, name: str, module: nn.Module, *, inside: bool = False) -> Sequence[str]:

@@ -22,6 +22,16 @@ from torch import Tensor, nn
 
 from caa_lens.models.adapters import hf_cache
 from caa_lens.models.adapters.adapter import Adapter, BlockEdit, Coming, Entry, FinalNorm, Hear, Text
+from caa_lens.models.adapters.bridge_parts import (
+    device_of,
+    dropouts,
+    is_hook_point,
+    is_offloaded,
+    norms_of,
+    reads_both_ways,
+    stream,
+    weight_of,
+)
 from caa_lens.models.adapters.watch import Watch, check_filled, length_of, stamp, watch_at
 from caa_lens.provenance import HOOK_POINT
 
@@ -38,15 +48,16 @@ class Bridge(Adapter):
 
     def meet(self, model: Any) -> None:
         """Let a bridge's hook points know how many tokens lie behind a run; once a model."""
-        if watch_at(model.blocks[0].hook_out) is not None:
+        if watch_at(model.blocks[0]) is not None:
             return
         watch = Watch()
         module = model.original_model
         module.register_forward_pre_hook(watch.enter, with_kwargs=True)
         module.register_forward_hook(watch.leave, with_kwargs=True)
         for block in model.blocks:
-            for point in filter(_is_hook_point, block.modules()):
-                stamp(point, watch)
+            # Another module may come in the hook point's place, so the block is told, too.
+            for place in (block, *filter(is_hook_point, block.modules())):
+                stamp(place, watch)
             attention = getattr(block, "attn", None)
             if isinstance(attention, nn.Module):
                 attention.register_forward_pre_hook(watch.repair, with_kwargs=True)
@@ -65,36 +76,50 @@ class Bridge(Adapter):
                 f"{what} is an encoder with a decoder, whose prompt and answer are two streams: take a decoder alone"
             )
         causal = getattr(model.adapter, "supports_causal_loss", True)
-        if not causal or getattr(model.cfg, "attention_dir", "causal") != "causal":
+        if not causal or getattr(model.cfg, "attention_dir", "causal") != "causal" or reads_both_ways(config):
             raise TypeError(f"{what} is an encoder, whose tokens see those behind them: take a model that generates")
         if not isinstance(getattr(model, "blocks", None), nn.ModuleList) or not len(model.blocks):
             raise TypeError(
                 f"{what} has no list of blocks, expected one stack of them: {type(module).__name__} is not supported"
             )
         self.meet(model)
-        lost = next(
-            (name for name, one in module.named_parameters() if one.is_meta and not _is_offloaded(module)), None
-        )
+        lost = next((name for name, one in module.named_parameters() if one.is_meta and not is_offloaded(module)), None)
         if lost is not None:
+            lost = lost.replace("_original_component.", "")  # a bridge's own, within the module's names
             raise ValueError(
                 f"the model's weights are not loaded ({lost} is on the device 'meta'): load it with "
                 "caa_lens.load_model(...)"
             )
-        if module.training and (names := _dropouts(config)):
+        if module.training and (names := dropouts(config)):
             raise ValueError(
                 f"the model is in training mode and has dropout ({', '.join(names)}), which changes every "
                 "number: call model.eval()"
             )
 
+    def quantised(self, model: Any) -> bool:
+        module = model.original_model
+        return getattr(module, "hf_quantizer", None) is not None or bool(getattr(module, "is_quantized", False))
+
     def dtype(self, model: Any) -> torch.dtype:
-        weight = _weight(model.embed)
+        weight = weight_of(model.embed)
         return weight.dtype if weight is not None and weight.is_floating_point() else model.original_model.dtype
 
     def device(self, model: Any) -> torch.device:
-        return _device_of(model, model.embed)
+        return device_of(model, model.embed)
+
+    def settle(self, model: Any) -> None:
+        """Some parts of TransformerLens 3.9 fail without a cache. Found out once, on two tokens."""
+        watch = watch_at(model.blocks[0].hook_out)
+        assert watch is not None
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device(model))
+        try:
+            self.run(model, tokens)
+        except (AttributeError, TypeError, KeyError):
+            watch.needs_cache = True
+            self.run(model, tokens)
 
     def device_behind(self, model: Any) -> torch.device:
-        return _device_of(model, model.unembed)
+        return device_of(model, model.unembed)
 
     def run(
         self,
@@ -110,15 +135,13 @@ class Bridge(Adapter):
         kept: list[Tensor] = []
 
         def stop(module: Any, given: Any, output: Any) -> None:
-            kept.append(_stream(output))
+            kept.append(stream(output))
             raise _Stop
 
         def stop_before(module: Any, given: tuple, keywords: Mapping[str, Any]) -> None:
             stop(module, given, given[0] if given else keywords["hidden_states"])
 
-        options: dict[str, Any] = {"use_cache": cache is not None}
-        if cache is not None:
-            options["past_key_values"] = cache
+        options = self._options(model) if cache is None else {"past_key_values": cache, "use_cache": True}
         if mask is not None:
             options["attention_mask"] = mask.long()
             if "position_ids" in inspect.signature(model.original_model.forward).parameters:
@@ -162,12 +185,17 @@ class Bridge(Adapter):
         finally:
             handle.remove()
 
+    def _options(self, model: Any) -> dict[str, Any]:
+        """For a run that nobody goes on with, whose keys would be kept in vain."""
+        watch = watch_at(model.blocks[0].hook_out)
+        return {} if watch is None or watch.needs_cache else {"use_cache": False}
+
     def new_cache(self, model: Any, n_rows: int) -> Any:
         return hf_cache.new_cache(model.original_model.config)
 
     def whole(self, model: Any, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         self.meet(model)
-        return model(tokens, use_cache=False)
+        return model(tokens, **self._options(model))
 
     def resid_post(self, model: Any, layer: int) -> nn.Module:
         return model.blocks[layer].hook_out
@@ -181,7 +209,7 @@ class Bridge(Adapter):
         found = model.blocks[layer]
         for part in site.split("."):
             found = getattr(found, part, None)
-        if isinstance(found, nn.Module) and _is_hook_point(found):
+        if isinstance(found, nn.Module) and is_hook_point(found):
             return found
         raise ValueError(
             f"{model.cfg.model_name!r} has no hook point blocks.{layer}.{site}, so that nothing can be read or steered "
@@ -209,7 +237,7 @@ class Bridge(Adapter):
         if site != HOOK_POINT:
             return [self.site(model, layer, site)]
         point = model.blocks[layer].hook_out
-        if not _is_hook_point(point):
+        if not is_hook_point(point):
             raise ValueError(
                 f"{type(point).__name__} stands in the place of blocks.{layer}.hook_out, so that nothing can be "
                 f"steered at layer {layer}: steer at another layer, or take the module away that was put there"
@@ -217,9 +245,9 @@ class Bridge(Adapter):
         return [point]
 
     def entering(self, model: Any, layer: int, given: tuple, keywords: Mapping[str, Any]) -> Entry:
-        watch = watch_at(model.blocks[layer].hook_out)
+        watch = watch_at(block := model.blocks[layer])
         assert watch is not None
-        run, block = watch.run, model.blocks[layer]
+        run = watch.run
         injected = getattr(block, "_start_residual", None) is not None
         return Entry(
             resid=given[0] if given else keywords["hidden_states"],
@@ -228,26 +256,15 @@ class Bridge(Adapter):
             mask=run.mask,
             run=run.number,
             injected=injected and getattr(block, "_start_at_layer_idx", None) == layer,
+            stops=getattr(block, "_stop_at_layer_idx", None) == layer,
         )
 
+    def cache_of(self, model: Any, run: int) -> Any:
+        watch = watch_at(model.blocks[0].hook_out)
+        return None if watch is None else watch.cache_of(run)
+
     def final_norms(self, model: Any) -> Sequence[FinalNorm | None]:
-        norm = getattr(model, "ln_final", None)
-        if norm is None:
-            return [None]
-        inner = getattr(norm, "original_component", norm)
-        weight, bias = getattr(inner, "weight", None), getattr(inner, "bias", None)
-        eps = next(
-            (float(getattr(inner, name)) for name in ("eps", "variance_epsilon") if hasattr(inner, name)), model.cfg.eps
-        )
-        # Some store the weight less one, and what a norm's class is called does not say what it computes.
-        kinds = (
-            ("LN", "RMS") if isinstance(inner, nn.LayerNorm) or "LayerNorm" in type(inner).__name__ else ("RMS", "LN")
-        )
-        return [
-            FinalNorm(kind=kind, weight=weight, bias=bias, eps=eps, offset=offset)
-            for kind in kinds
-            for offset in (0.0, 1.0)
-        ]
+        return norms_of(getattr(model, "ln_final", None), model.cfg.eps)
 
     def parts_behind(self, model: Any) -> Sequence[nn.Module]:
         norm = getattr(model, "ln_final", None)
@@ -285,6 +302,18 @@ class Bridge(Adapter):
         yield module.training
         if "forward" in vars(module):
             yield id(vars(module)["forward"])
+
+    def stored_parameters(self, model: Any) -> dict[str, nn.Parameter] | None:
+        return dict(model.original_model.named_parameters())
+
+    def written_anew(self, model: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+        if getattr(model, "compatibility_mode", False):  # its weights were processed, those of what it wraps not all
+            return
+        for layer, block in enumerate(model.blocks):
+            for name, part in block.submodules.items():
+                inner = getattr(part, "original_component", None)
+                if isinstance(part, nn.Module) and isinstance(inner, nn.Module):
+                    yield f"blocks.{layer}.{name}", part, inner
 
     def alterations(self, name: str, module: nn.Module, *, inside: bool = False) -> Sequence[str]:
         return ()  # whatever is in a bridge is run with it
@@ -362,38 +391,3 @@ class Bridge(Adapter):
 
     def kept_text(self, model: Any, n_rows: int, visible: Bool[Tensor, "batch pos"] | None, room: int) -> Text | None:
         return None
-
-
-def _stream(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _is_hook_point(module: Any) -> bool:
-    return any(base.__name__ == "HookPoint" for base in type(module).__mro__)
-
-
-def _weight(part: Any) -> Tensor | None:
-    weight = getattr(getattr(part, "original_component", part), "weight", None)
-    return weight if isinstance(weight, Tensor) else None
-
-
-def _device_of(model: Any, part: Any) -> torch.device:
-    """Where a part runs: where its weight lies, or where it is fetched to, if it lies on disk or elsewhere."""
-    weight = _weight(part)
-    if weight is not None and not weight.is_meta:
-        return weight.device
-    hook = getattr(getattr(part, "original_component", part), "_hf_hook", None)
-    for one in (hook, *getattr(hook, "hooks", ())):
-        if getattr(one, "execution_device", None) is not None:
-            return torch.device(one.execution_device)
-    return next((one.device for one in model.original_model.parameters() if not one.is_meta), torch.device("cpu"))
-
-
-def _is_offloaded(module: Any) -> bool:
-    return any(hasattr(one, "_hf_hook") for one in module.modules())
-
-
-def _dropouts(config: Any) -> list[str]:
-    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-    values = vars(text).items() if text is not None else ()
-    return sorted(name for name, value in values if "drop" in name and isinstance(value, float) and value > 0)

@@ -31,6 +31,12 @@ class Hooked(Adapter):
                 f"it with model.to(torch.{has}), which changes both"
             )
 
+    def settle(self, model: Any) -> None:
+        pass  # it needs nothing
+
+    def quantised(self, model: Any) -> bool:
+        return False
+
     def dtype(self, model: Any) -> torch.dtype:
         return model.cfg.dtype
 
@@ -158,6 +164,12 @@ class Hooked(Adapter):
                 yield key, value
             elif callable(value):
                 yield key, _identity(value)
+
+    def stored_parameters(self, model: Any) -> dict[str, nn.Parameter] | None:
+        return None  # it has more than that: see `loading.weights`
+
+    def written_anew(self, model: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+        return iter(())  # nothing is left of what it was made of
 
     def alterations(self, name: str, module: nn.Module, *, inside: bool = False) -> Sequence[str]:
         if inside and not is_transformer_lens(type(module)):

@@ -6,12 +6,13 @@ TransformerLens 3.9 and 4.3 the cache stays empty, and every new token sees itse
 
 - `Watch.repair` gives the cache its old name back, where only the new one is there,
 - `check_filled` compares a cache's length with the tokens that were run, layer by layer, after each of our runs, and
-  `Watch` does so after each of the caller's,
+  `Watch` does so before one of the caller's goes on with it,
 - `Watch` knows how many tokens lay behind a run, from the cache itself; a sliding window keeps fewer keys than that.
 """
 
 import importlib.metadata
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,38 +33,66 @@ class Run:
 
 
 class Watch:
-    """Follows the forwards of the Hugging Face module inside of a bridge."""
+    """Follows the forwards of the Hugging Face module inside of a bridge.
+
+    Attributes:
+        needs_cache: whether the module fails without a cache.
+    """
 
     def __init__(self) -> None:
+        self.needs_cache = False
         self._runs: dict[int, Run] = {}  # each thread's latest
         self._count = 0
+        # Of a cache that a whole run went through, by its id: itself, the run, and the tokens that it should hold.
+        self._filled: dict[int, tuple[weakref.ref, int, int]] = {}
 
     def enter(self, module: Any, given: tuple, keywords: dict) -> None:
-        """Forward pre-hook of the whole module."""
+        """Forward pre-hook of the whole module.
+
+        Raises:
+            RuntimeError: the run goes on with a cache that was not filled.
+        """
         cache = _cache_in(keywords)
         self._count += 1
+        if (known := self._known(cache)) is not None:
+            check_filled(cache, known[2])
         mask = keywords.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         self._runs[threading.get_ident()] = Run(self._count, 0 if cache is None else length_of(cache), cache, mask)
 
     def leave(self, module: Any, given: tuple, keywords: dict, output: Any) -> None:
-        """Forward hook of the whole module: the caller's own cache was filled, too."""
-        run = self._runs.get(threading.get_ident())
-        cache = _cache_in(keywords)
+        """Forward hook of the whole module: note what a cache should hold, whoever gave it."""
+        run, cache = self.run, _cache_in(keywords)
         if cache is None:
             cache = getattr(output, "past_key_values", None)
-        tokens = next(
-            (one for one in (*given, *map(keywords.get, ("input_ids", "inputs_embeds"))) if one is not None), None
-        )
-        if run is None or run.behind is None or cache is None or not isinstance(tokens, Tensor):
+        inputs = (*given, keywords.get("input_ids"), keywords.get("inputs_embeds"))
+        tokens = next((one for one in inputs if one is not None), None)
+        self._filled = {key: known for key, known in self._filled.items() if known[0]() is not None}
+        if run.behind is None or length_of(cache) is None or not isinstance(tokens, Tensor):
             return
-        check_filled(cache, run.behind + tokens.shape[1])
+        try:
+            self._filled[id(cache)] = weakref.ref(cache), run.number, run.behind + tokens.shape[1]
+        except TypeError:  # a tuple, as older code has it
+            return
+
+    def __deepcopy__(self, memo: dict) -> "Watch":
+        """Of a copied model: it has run nothing yet."""
+        other = memo[id(self)] = Watch()
+        other.needs_cache = self.needs_cache
+        return other
+
+    def cache_of(self, number: int) -> Any:
+        """The cache that a run made or filled, if it is still there."""
+        return next((known[0]() for known in self._filled.values() if known[1] == number), None)
+
+    def _known(self, cache: Any) -> tuple[weakref.ref, int, int] | None:
+        known = self._filled.get(id(cache))
+        return known if known is not None and known[0]() is cache else None
 
     def repair(self, module: Any, given: tuple, keywords: dict) -> tuple[tuple, dict] | None:
         """Forward pre-hook of an attention: the cache under the name that TransformerLens looks for."""
-        if keywords.get("cache") is None or any(
-            keywords.get(name) is not None for name in ("past_key_values", "layer_past")
-        ):
+        known = ("past_key_values", "layer_past")
+        if keywords.get("cache") is None or any(keywords.get(name) is not None for name in known):
             return None
         return given, {**keywords, "past_key_values": keywords["cache"]}
 

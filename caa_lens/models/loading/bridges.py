@@ -19,7 +19,7 @@ from torch import Tensor
 from caa_lens.arguments import describe
 from caa_lens.models.loading.causal_models import check_adapter, check_causal
 from caa_lens.models.loading.checkpoints import GgufFile, some
-from caa_lens.models.loading.tokenizers import attach_tokenizer
+from caa_lens.models.loading.tokenizers import attach_tokenizer, take_tokenizer_away
 
 # TransformerLens takes about 3 s to import and transformers 4 s, so both are imported where they are used.
 if TYPE_CHECKING:
@@ -192,10 +192,8 @@ def _log_probabilities(
 
 def _give_tokenizer(bridge: Any, tokenizer: "PreTrainedTokenizerBase | None", name: str) -> None:
     """The checkpoint's own tokenizer in the place of the stand-in."""
-    bridge._tokenizer = None  # a second tokenizer would be changed on its way in
-    if driver := getattr(bridge, "driver", None):  # of TransformerLens 4
-        driver.tokenizer = tokenizer
     if tokenizer is None:
+        take_tokenizer_away(bridge)
         bridge.cfg.tokenizer_name = None
         return
     attach_tokenizer(bridge, tokenizer, name)

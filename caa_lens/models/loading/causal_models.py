@@ -85,8 +85,8 @@ def check_causal(config: "PreTrainedConfig", class_name: str | None = None) -> N
     elif (class_name or str(causal)).endswith("ForConditionalGeneration"):
         raise ValueError(
             f"got a {kind!r} ({class_name or causal}), which takes pictures or sound besides text, expected a causal "
-            "language model: load its text part alone with transformers (its class ends in ForCausalLM), and give that "
-            "as hf_model="
+            "language model: boot it yourself with TransformerBridge.boot_transformers(...), which has its "
+            "processor, too, and give that bridge to the functions of caa_lens, which run its text part"
         )
     elif class_name is None and causal is None:
         what = "nothing that transformers' AutoModelForCausalLM loads"

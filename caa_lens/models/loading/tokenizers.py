@@ -115,13 +115,27 @@ def sentencepiece_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def take_tokenizer_away(model: Any) -> None:
+    """Leave a bridge without a tokenizer; a HookedTransformer needs no such care."""
+    if hasattr(model, "_tokenizer"):
+        model._tokenizer = None
+    if (driver := getattr(model, "driver", None)) is not None:
+        driver.tokenizer = None
+
+
 def attach_tokenizer(model: Any, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
-    """What TransformerLens' ``set_tokenizer`` does, except that it loads the tokenizer anew and makes it add a BOS."""
+    """What TransformerLens' ``set_tokenizer`` does, except that it loads the tokenizer anew and makes it add a BOS.
+
+    So does a bridge that is given a second tokenizer; one that has none takes it as it is.
+    """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     # On the left, TransformerLens would guess the mask from pad tokens, which may be real EOS tokens.
     tokenizer.padding_side = "right"
+    take_tokenizer_away(model)
     model.tokenizer = tokenizer
+    if (driver := getattr(model, "driver", None)) is not None:  # of TransformerLens 4
+        driver.tokenizer = tokenizer
     model.cfg.tokenizer_name = name
     bos = tokenizer.bos_token_id
     prepends_bos = bos is not None and tokenizer("")["input_ids"][:1] == [bos]

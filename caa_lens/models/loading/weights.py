@@ -12,12 +12,13 @@ the residual stream has to apply ``ln_final`` before it unembeds.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from caa_lens.models.adapters.choice import adapter_of
 from caa_lens.models.loading.checkpoints import EMBEDDING, UNEMBEDDING, Read, Shape
 
 if TYPE_CHECKING:
@@ -83,17 +84,20 @@ def expected_shapes(cfg: "HookedTransformerConfig") -> dict[str, Shape]:
     return {name: shape for name, shape, _, _ in _parameter_map(cfg)}
 
 
-def checkpoint_parameters(model: "HookedTransformer") -> dict[str, nn.Parameter]:
-    """The parameters that a Llama's checkpoint has, by TransformerLens' names, for code that trains a model.
+def checkpoint_parameters(model: Any) -> dict[str, nn.Parameter]:
+    """The parameters that a model's checkpoint has, by their names in the model, for code that trains it.
 
-    A HookedTransformer has more: biases, which a Llama has not. Tied embeddings are two parameters here, `embed.W_E`
-    and `unembed.W_U`, over one piece of memory (in a model from `caa_lens.load_model`): both are named, and what is
-    added to either in place is added to both. Of an optimizer that is not linear in the gradient, their gradients have
-    to be summed first.
+    A HookedTransformer of a Llama has more: biases, which a Llama has not. Tied embeddings are two parameters there,
+    `embed.W_E` and `unembed.W_U`, over one piece of memory (in a model from `caa_lens.load_model`): both are named, and
+    what is added to either in place is added to both. Of an optimizer that is not linear in the gradient, their
+    gradients have to be summed first. A bridge has its checkpoint's parameters and no others.
 
     Raises:
         ValueError: the model's tied embeddings do not share their memory, so that training would part them.
     """
+    stored = adapter_of(model).stored_parameters(model)
+    if stored is not None:
+        return stored
     found = {name: model.get_parameter(name) for _, _, name, _ in _parameter_map(model.cfg)}
     if model.cfg.tie_word_embeddings:
         embedding, unembedding = found["embed.W_E"], model.get_parameter("unembed.W_U")
