@@ -133,6 +133,7 @@ def answered(
 
     The end-of-sequence token is the last of an answer that has one.
     """
+    check_model(model)
     n_new, batch_size = check_count("max_new_tokens", max_new_tokens), check_count("batch_size", batch_size)
     eos = getattr(model.tokenizer, "eos_token_id", None)
     made = []

@@ -32,6 +32,9 @@ def open_and_close(model):
 # Every public function that takes a model; what they do with a right one is tested elsewhere.
 CALLS = {
     "attribute_logits": lambda model: cl.interpretation.attribute_logits(model, [(PROMPT, 1, 2)], VECTORS[1], **QUIET),
+    "answered": lambda model: cl.measures.answered(model, [PROMPT], **QUIET),
+    "compare": lambda model: cl.compare(model, PAIRS, PAIRS, words=("Up.", "Down."), **QUIET),
+    "token_kl": lambda model: cl.measures.token_kl(model, [PROMPT], [()], **QUIET),
     "extract": lambda model: cl.extract(model, PAIRS, **QUIET),
     "generate": lambda model: cl.generate(model, PROMPT, max_new_tokens=2),
     "generate_stream": lambda model: list(cl.generate_stream(model, PROMPT, max_new_tokens=2)),

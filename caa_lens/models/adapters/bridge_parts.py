@@ -3,7 +3,9 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from caa_lens.models.adapters.adapter import FinalNorm
 
 
 def stream(output: Any) -> Tensor:
