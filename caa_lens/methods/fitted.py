@@ -30,7 +30,7 @@ from caa_lens.steering.interventions import POSITIONS, Intervention
 from caa_lens.vectors.storage import sorted_metadata
 
 FORMAT = "1"
-F = TypeVar("F", bound="Fitted")
+_F = TypeVar("_F", bound="Fitted")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,7 +71,7 @@ class Fitted:
         """
         raise NotImplementedError
 
-    def at(self: F, layers: Sequence[int]) -> F:  # not Self, which beartype takes in no method
+    def at(self: _F, layers: Sequence[int]) -> _F:  # not Self, which beartype takes in no method
         """The same at some of its layers only.
 
         Raises:
@@ -115,7 +115,7 @@ class Fitted:
         return write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
     @classmethod
-    def load(cls: type[F], path: str | Path) -> F:
+    def load(cls: type[_F], path: str | Path) -> _F:
         """Read what `save` wrote.
 
         Raises:
