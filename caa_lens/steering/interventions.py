@@ -205,11 +205,12 @@ def check_intervention(model: Any, one: Intervention) -> None:
         check_vector(model, one.vector)
     assert one.layer is not None
     check_layers(model, [one.layer])
-    adapter_of(model).hook_points(model, one.layer, one.site)
-    width = site_width(model, one.site)
+    adapter = adapter_of(model)
+    adapter.hook_points(model, one.layer, one.site)
+    width = adapter.site_width(model, one.layer, one.site)
     for name, tensor in one.parameters.items():
         its = tensor.shape[-1] if tensor.ndim else 1
-        if its not in (1, width):
+        if width is not None and its not in (1, width):
             raise ValueError(
                 f"{name} has {its} numbers, but {one.site} of {model.cfg.model_name!r} has {width}: fit it at this "
                 "site of this model"
@@ -227,12 +228,6 @@ def check_intervention(model: Any, one: Intervention) -> None:
             f"the parameters of {name_of(one.operator)} were fitted on {made_on!r}, and this model is "
             f"{model.cfg.model_name!r}: fit them on this one"
         )
-
-
-def site_width(model: Any, site: str) -> int:
-    """How many numbers a position has at a site."""
-    cfg = model.cfg
-    return int({"attn.hook_z": cfg.n_heads * cfg.d_head, "mlp.hook_post": cfg.d_mlp}.get(site, cfg.d_model))
 
 
 Steering = SteeringVector | tuple[SteeringVector, float | int | Tensor] | Intervention
