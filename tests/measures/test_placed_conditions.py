@@ -99,6 +99,38 @@ def test_what_shares_the_prompt_takes_no_run_of_its_own(tiny_chat, monkeypatch):
     score_answers(tiny_chat, TEXT, conditions, progress=False)  # warnings are errors here
 
 
+@pytest.mark.filterwarnings("ignore::caa_lens.engine.shared_prefix.SharedPrefixWarning")
+@pytest.mark.parametrize("max_tokens", [None, 1, 90])
+def test_what_changes_prompts_alike_runs_as_rows_of_one_batch_whatever_fits(tiny_chat, monkeypatch, max_tokens):
+    block = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    vectors = random_vectors(tiny_chat)
+    front = Intervention(
+        parameters={"direction": block}, by_position={"direction"}, layer=1, multiplier=2.0, positions="front"
+    )
+    conditions = [
+        (),
+        *[(Intervention(vector=vectors[layer], multiplier=m, positions="all"),) for layer in (0, 3) for m in (-1, 1)],
+        (Intervention(vector=vectors[2], positions="after_first"), Intervention(vector=vectors[1], positions="last")),
+        (front,),
+        (Intervention(vector=vectors[2]),),
+    ]
+    slow = torch.cat([score_answers(tiny_chat, TEXT, [one], progress=False).values for one in conditions], dim=1)
+
+    def refuse(*given):
+        raise AssertionError("ran by itself")
+
+    monkeypatch.setattr(answers, "_score_plainly", refuse)
+    found = score_answers(tiny_chat, TEXT, conditions, max_tokens=max_tokens, progress=False).values
+    assert_close(found, slow, atol=2e-5, rtol=1e-4)
+    for column, hook in ((1, -1.0), (4, 1.0)):
+        layer = 0 if column == 1 else 3
+        hooks = [(f"blocks.{layer}.hook_resid_post", lambda r, hook, v=hook * vectors[layer].direction: r + v)]
+        for row, pair in enumerate(TEXT):
+            assert_close(
+                found[row, column], slow_score(tiny_chat, pair, lambda prompt, hooks=hooks: hooks), atol=2e-5, rtol=1e-4
+            )
+
+
 def test_an_edit_inside_of_a_block_is_scored_in_full_and_told(tiny_chat):
     factor = torch.linspace(-2, 2, 48)
     order = Intervention(operator="scale", parameters={"factor": factor}, layer=2, site="mlp.hook_post")

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from caa_lens.measures.answers import score_answers
 from caa_lens.prompts.batches import left_pad
-from caa_lens.prompts.prompt_formats import Prompt
+from caa_lens.prompts.prompt_formats import Prompt, default_format, encode_answer
 from caa_lens.steering.generation import generate_tokens
 from caa_lens.steering.steered_block import steer
 
@@ -61,6 +61,25 @@ def test_one_token_at_a_time_is_one_forward_and_a_padded_batch_is_each_row_alone
     for row, expected in enumerate(alone):
         assert_close(together[row, batch.padding[row] :], expected, **NEAR)
         assert_close(one_by_one[row, batch.padding[row] :], expected, **NEAR)
+
+
+@every_case
+def test_scores_are_those_of_whole_texts_in_a_steered_block(tiny_chat, case):
+    """Shared prompts, rows from the first token on, or one run a condition: whichever it takes."""
+    one, half = made(tiny_chat, case)(1.0), made(tiny_chat, case)(0.5)
+    found = score_answers(tiny_chat, PAIRS, [one, (), half, one], progress=False).values
+    assert torch.equal(found[:, 0], found[:, 3])
+    fmt = default_format(tiny_chat)
+    for row, pair in enumerate(PAIRS):
+        for column, orders in ((0, one), (1, ()), (2, half)):
+            means = []
+            for answer in (pair.positive, pair.negative):
+                prompt = encode_answer(fmt, tiny_chat.tokenizer, pair.question, answer)
+                logp = steered(tiny_chat, orders, prompt)[prompt.answer_start - 1 : -1].log_softmax(-1)
+                targets = torch.tensor(prompt.tokens[prompt.answer_start :])
+                means.append(logp.gather(-1, targets[:, None]).mean())
+            assert_close(found[row, column], means[0] - means[1], atol=1e-4, rtol=1e-4)
+    assert float((found[:, 0] - found[:, 1]).abs().max()) > 1e-4
 
 
 @every_case

@@ -7,12 +7,13 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.families import bridge_of, demo_tokenizer, hf_of
-from helpers.family_twins import Twin
+from helpers.families import WINDOW, WINDOWED, absent_here, bridge_of, demo_tokenizer, hf_of, wrong_here
+from helpers.family_twins import Step, Twin
 from helpers.methods import PAIRS
 from torch.testing import assert_close
 
 from caa_lens.engine.streams import last_residual
+from caa_lens.measures.answers import score_answers
 from caa_lens.methods import neurons, sadi
 from caa_lens.models.checks import check_model
 from caa_lens.models.unembedding import final_logits
@@ -138,6 +139,33 @@ def test_the_activations_are_told_apart():
         if name not in ("gelu", "gelu by tanh"):  # which bfloat16 cannot tell apart, and which are then as good
             rounded = [one.bfloat16().float() for one in (pre, linear, act(pre) * linear)]
             assert neurons.activation_of(bridge, *rounded) == name
+
+
+@pytest.mark.parametrize(
+    "name", [one for one in (*WINDOWED, "llama3", "gpt2", "gemma") if one not in (*wrong_here(), *absent_here())]
+)
+def test_whole_texts_as_rows_score_as_the_module_by_itself_also_where_they_are_longer_than_a_window(name):
+    bridge, twin = bridge_of(name), Twin(hf_of(name), demo_tokenizer())
+    draw = torch.Generator().manual_seed(0)
+    directions = {layer: 3 * torch.randn(64, generator=draw) for layer in (0, 2)}
+    made = [
+        (Intervention(parameters={"direction": v}, layer=layer, positions="all"),) for layer, v in directions.items()
+    ]
+    found = score_answers(bridge, PAIRS, [(), *made], progress=False).values
+    for row, pair in enumerate(PAIRS):
+        sides = []
+        for answer in (pair.positive, pair.negative):
+            text = twin.text(pair.question, answer)
+            assert len(text.tokens) > WINDOW
+            steps = [[], *[[Step(layer, v, 0)] for layer, v in directions.items()]]
+            rows = []
+            for one in steps:
+                logp = twin.run(text.tokens, one).logits.log_softmax(-1)
+                first, stop = text.read
+                rows.append(float(torch.stack([logp[i - 1, text.tokens[i]] for i in range(first, stop)]).mean()))
+            sides.append(rows)
+        expected = [above - below for above, below in zip(*sides, strict=True)]
+        assert found[row].tolist() == pytest.approx(expected, abs=1e-3)
 
 
 def test_experts_have_no_neurons_of_the_block_and_other_sites_work():
