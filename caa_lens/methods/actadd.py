@@ -68,7 +68,7 @@ class ActAdd(Fitted):
                     layer=layer,
                     multiplier=strength,
                     positions=where,
-                    provenance=self.provenance,
+                    provenance=self._fitted_at(layer),
                 )
             )
         return tuple(made)

@@ -46,6 +46,7 @@ from caa_lens.steering.placing import span_of
 
 BETAS = (1.0, -1.0)
 TRAINED_AT = ("prompt", "caa")
+LARGEST = 100.0  # of alpha: -1 removes what lies there, and what is a hundred times as large has left all sizes
 Question = tuple[str | Prompt, str | int, str | int]
 
 
@@ -84,7 +85,7 @@ class ActivationScaling(Fitted):
                 site=site,
                 multiplier=strength,
                 positions=where,
-                provenance=self.provenance,
+                provenance=self._fitted_at(layer, site),
             )
             for row, layer in enumerate(self.layers)
             for column, site in enumerate(self.sites)
@@ -165,7 +166,7 @@ def fit(
 
     Raises:
         ValueError: for prompts of unequal lengths, answers that are not one token, two that are the same, the stream of
-            the last layer, or a loss that is not finite.
+            the last layer, or training that diverges: a loss that is not finite, or a number beyond 100.
     """
     check_model(model)
     layers, sites = check_layers(model, layers), tuple(sites)
@@ -203,6 +204,7 @@ def fit(
                 loss.backward()
                 optimiser.step()
                 step += 1
+                _check_size(alpha.detach(), step)
                 of_epoch += float(loss.detach()) * len(some) / len(data)
                 bar.update()
                 bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
@@ -233,6 +235,15 @@ def fit(
             "validation_hash": held_out.content_hash if held_out else "",
         },
     )
+
+
+def _check_size(alpha: Tensor, step: int) -> None:
+    largest = float(alpha.abs().max())
+    if not largest <= LARGEST:
+        raise ValueError(
+            f"training diverged: a number is {largest:.3g} after step {step}, beyond {LARGEST:g} times what lies there. "
+            "Use a smaller learning_rate, or fewer epochs"
+        )
 
 
 def _edits(

@@ -25,8 +25,8 @@ from torch import Tensor
 from caa_lens.arguments import check_list
 from caa_lens.atomic_files import write_atomically
 from caa_lens.engine.positions import Positions
-from caa_lens.provenance import Provenance, layer_ranges
-from caa_lens.steering.interventions import POSITIONS, Intervention
+from caa_lens.provenance import HOOK_POINT, Provenance, layer_ranges
+from caa_lens.steering.interventions import FITTED_AT, POSITIONS, Intervention, place_of
 from caa_lens.vectors.storage import sorted_metadata
 
 FORMAT = "1"
@@ -145,9 +145,16 @@ class Fitted:
         if name not in POSITIONS:
             expected = ", ".join(("original", *POSITIONS))
             raise ValueError(f"unknown positions {positions!r}: expected one of {expected}, or a span (first, stop)")
+        if name == "front" != original:
+            cannot = {**cannot, "front": "it has nothing that differs by position; take 'prompt', or a span (0, n)"}
         if name in cannot:
             raise ValueError(f"{type(self).__name__} cannot act at positions={positions!r}: {cannot[name]}")
         return name
+
+    def _fitted_at(self, layer: int, site: str = HOOK_POINT) -> Provenance:
+        """What its parameters of one layer were computed from: they are refused anywhere else."""
+        details = {**self.provenance.details, FITTED_AT: place_of(layer, site)}
+        return dataclasses.replace(self.provenance, details=details)
 
     def __repr__(self) -> str:
         about = self.provenance

@@ -88,7 +88,7 @@ class LinearAct(Fitted):
                 site=self.site,
                 multiplier=strength,
                 positions=where,
-                provenance=self.provenance,
+                provenance=self._fitted_at(layer, self.site),
             )
             for row, layer in enumerate(self.layers)
         )

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from caa_lens.methods.data import check_finite_streams
 from caa_lens.methods.reading import read_last_at_sites
 from caa_lens.models.adapters.choice import adapter_of
 from caa_lens.prompts.prompt_formats import Prompt
@@ -52,6 +53,7 @@ def read_neurons(
         some = sorted(set(layers) - set(gated))
         raise ValueError(f"the MLPs of layers {gated} have gates, and those of layers {some} have none: choose either")
     found = read_last_at_sites(model, prompts, layers, [PRE, LINEAR, POST], **reading)
+    check_finite_streams(model, *found.values())
     return ACTIVATIONS[activation_of(model, found[PRE], found[LINEAR], found[POST])](found[PRE])
 
 

@@ -69,7 +69,7 @@ class Sadi(Fitted):
                 site=SITES[self.site],
                 multiplier=strength,
                 positions=where,
-                provenance=self.provenance,
+                provenance=self._fitted_at(layer, SITES[self.site]),
             )
             for row, layer in enumerate(self.layers)
         )
