@@ -241,7 +241,7 @@ def _check_size(alpha: Tensor, step: int) -> None:
     largest = float(alpha.abs().max())
     if not largest <= LARGEST:
         raise ValueError(
-            f"training diverged: a number is {largest:.3g} after step {step}, beyond {LARGEST:g} times what lies there. "
+            f"training diverged: a number is {largest:.3g} after step {step}, beyond {LARGEST:g} times what is there. "
             "Use a smaller learning_rate, or fewer epochs"
         )
 

@@ -7,6 +7,7 @@ from helpers.steered_cases import MAKERS, PROMPTS, made
 from helpers.steering import Kept, logits_of
 from torch.testing import assert_close
 
+from caa_lens.interpretation.residual_stream import residual_lens
 from caa_lens.measures.answers import score_answers
 from caa_lens.prompts.batches import left_pad
 from caa_lens.prompts.prompt_formats import Prompt, default_format, encode_answer
@@ -80,6 +81,16 @@ def test_scores_are_those_of_whole_texts_in_a_steered_block(tiny_chat, case):
                 means.append(logp.gather(-1, targets[:, None]).mean())
             assert_close(found[row, column], means[0] - means[1], atol=1e-4, rtol=1e-4)
     assert float((found[:, 0] - found[:, 1]).abs().max()) > 1e-4
+
+
+@every_case
+def test_the_lens_of_the_stream_ends_in_what_a_steered_block_says(tiny_chat, prompts, case):
+    orders, prompt = list(made(tiny_chat, case)(1.0)), prompts[1]
+    frame = residual_lens(tiny_chat, prompt, vectors=orders, layers=[0, 4], positions=range(len(prompt))).frame
+    p, ids = steered(tiny_chat, orders, prompt).softmax(-1).max(-1)
+    last = frame[frame["steered"] & (frame["layer"] == 4)].sort_values("position")
+    assert last["top_token_id"].tolist() == ids.tolist()
+    assert last["probability"].tolist() == pytest.approx(p.tolist(), abs=1e-4)
 
 
 @every_case
