@@ -1,5 +1,7 @@
 """Scores under named positions, gates and edits inside of blocks: as of one full forward each, with hooks by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.family import intervention_of, parameters_of, plain_hook_of, range_of
@@ -12,6 +14,7 @@ from caa_lens.engine.operators import OPERATORS
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
 from caa_lens.measures import answers
 from caa_lens.measures.answers import score_answers
+from caa_lens.measures.placed_conditions import PlacedConditions
 from caa_lens.prompts.prompt_formats import Prompt, default_format, encode_answer, encode_letters
 from caa_lens.steering.interventions import Gate, Intervention
 
@@ -129,6 +132,21 @@ def test_what_changes_prompts_alike_runs_as_rows_of_one_batch_whatever_fits(tiny
             assert_close(
                 found[row, column], slow_score(tiny_chat, pair, lambda prompt, hooks=hooks: hooks), atol=2e-5, rtol=1e-4
             )
+
+
+def test_what_is_elsewhere_in_one_answers_text_than_in_the_others_runs_by_itself(tiny_chat):
+    v = random_vectors(tiny_chat)[2]
+    prompt = Prompt.of(tiny_chat, "Food?")
+    longer = replace(prompt, tokens=(*prompt.tokens, 5), answer_start=len(prompt) + 1)
+    names = ("caa", "all", "prompt", "last", "answer")
+    conditions = [(Intervention(vector=v, positions=name),) for name in names]
+    alike, unlike = PlacedConditions(tiny_chat, conditions, [(prompt, prompt), (prompt, longer)]).together([0, 1])
+    assert [names[i] for i in alike.shared.columns] == ["caa", "last", "answer"]
+    assert [names[i] for i in alike.whole.columns] == ["all", "prompt"]
+    assert (alike.pairs, alike.alone, unlike.pairs) == ([0], [], [1])
+    assert [names[i] for i in unlike.shared.columns] == ["caa"]
+    assert [names[i] for i in unlike.whole.columns] == ["all"]
+    assert [names[i] for i in unlike.alone] == ["prompt", "last", "answer"]
 
 
 def test_an_edit_inside_of_a_block_is_scored_in_full_and_told(tiny_chat):

@@ -114,11 +114,14 @@ def test_sadi_chooses_and_scales_in_every_family_what_the_module_has_there(famil
 
 
 def test_the_activation_of_a_gate_is_told_by_numbers(family, monkeypatch):
-    name, bridge, _ = family
+    name, bridge, twin = family
     told = []
     activation_of = neurons.activation_of
     monkeypatch.setattr(neurons, "activation_of", lambda *given: told.append(activation_of(*given)) or told[-1])
-    neurons.read_neurons(bridge, [Prompt.of(bridge, "Why?")], [0, 2], batch_size=8, what="test", progress=False)
+    prompts = [Prompt.of(bridge, "Why?"), Prompt.of(bridge, "How was your day?")]
+    found = neurons.read_neurons(bridge, prompts, [0, 2], batch_size=8, what="test", progress=False)
+    for row, prompt in zip(found, prompts, strict=True):
+        assert_close(row, read_last(twin, prompt.tokens, place_of(twin, name, "neurons"))[[0, 2]], atol=1e-4, rtol=1e-4)
     assert told == ([] if MADE_SO[name][1] is None else [MADE_SO[name][1]])
 
 
