@@ -5,6 +5,7 @@ from . import engine as engine
 from . import vectors as vectors
 from . import steering as steering
 from . import measures as measures
+from . import methods as methods
 from . import interpretation as interpretation
 from . import transfers as transfers
 from . import paper as paper
@@ -22,6 +23,7 @@ from .steering.generation import generate as generate
 from .steering.generation import generate_stream as generate_stream
 from .steering.interventions import Intervention as Intervention
 from .measures.sweeps import sweep as sweep
+from .methods.comparing import compare as compare
 from .interpretation.lens import logit_lens as logit_lens
 from .interpretation.lens import word_ranks as word_ranks
 from .interpretation.residual_stream import residual_lens as residual_lens

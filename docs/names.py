@@ -17,6 +17,7 @@ ROOMS = (
     ("caa_lens.vectors", "Vectors"),
     ("caa_lens.steering", "Steering"),
     ("caa_lens.measures", "Measurements"),
+    ("caa_lens.methods", "Methods beside CAA"),
     ("caa_lens.interpretation", "Interpretation"),
     ("caa_lens.transfers", "Transfers"),
     ("caa_lens.report", "Reports"),

@@ -1,23 +1,18 @@
-"""What steering does to the residual stream: pure operators, and the hook functions that carry them.
+"""Edits of the stream: which operator acts where, how strongly, and the hook function that carries it.
 
-Three operators, each a function of the residual stream h at one position, a direction v and a multiplier m:
-
-    add      h + m v                                (the paper's)
-    ablate   h - m (h . u) u,   u = v / ||v||       (m = 1 removes the direction)
-    set      h + (m ||v|| - h . u) u                (the component along v becomes m v)
-
-A hook knows the absolute position of the tokens in front of it, also when a KV cache feeds the model one token at a
-time. The attention pattern of the same block has shape `[batch head query key]`, and `key - query` tokens are already
-behind. So one `(name, function)` pair listens at two hook points of its block: the pattern, where it learns the offset,
-and `resid_post`, where it uses it. A block's pattern always comes first, so nothing old is ever used. A bridge's cache
-may hold fewer keys than there were tokens (a sliding window), or have room for more; there the offset is what the cache
-itself says (`models.adapters.watch`), of every bridge that this library has met.
+The formulas are in `operators`. A hook knows the absolute position of the tokens in front of it, also when a KV cache
+feeds the model one token at a time. The attention pattern of the same block has shape `[batch head query key]`, and
+`key - query` tokens are already behind. So one `(name, function)` pair listens at two hook points of its block: the
+pattern, where it learns the offset, and the edit's own site, where it uses it. A block's pattern always comes first, so
+nothing old is ever used. A bridge's cache may hold fewer keys than there were tokens (a sliding window), or have room
+for more; there the offset is what the cache itself says (`models.adapters.watch`), of every bridge that this library
+has met.
 """
 
 import numbers
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,53 +20,31 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa_lens.arguments import as_float
+from caa_lens.engine.operators import Formula, check_operator, formula_of
 from caa_lens.engine.positions import Positions, check_positions, chosen, per_row
 from caa_lens.models.adapters.watch import watch_at
-from caa_lens.provenance import hook_name_of
+from caa_lens.provenance import HOOK_POINT
 
-Operator = Callable[
-    [Float[Tensor, "*batch d_model"], Float[Tensor, " d_model"], Tensor], Float[Tensor, "*batch d_model"]
-]
-
-
-def add(
-    resid: Float[Tensor, "*batch d_model"], direction: Float[Tensor, " d_model"], multiplier: Tensor
-) -> Float[Tensor, "*batch d_model"]:
-    """h + m v. The product is formed in float32 and rounded once to the stream's dtype."""
-    return resid + (multiplier.float() * direction.float()).to(resid.dtype)
+# Where a block may be edited: hook points behind its attention pattern, which tells the positions.
+SITES = (HOOK_POINT, "attn.hook_z", "hook_attn_out", "mlp.hook_post", "hook_mlp_out")
 
 
-def ablate(
-    resid: Float[Tensor, "*batch d_model"], direction: Float[Tensor, " d_model"], multiplier: Tensor
-) -> Float[Tensor, "*batch d_model"]:
-    """h - m (h . u) u: with m = 1 nothing of the direction is left."""
-    unit = torch.nn.functional.normalize(direction.float(), dim=-1)
-    along = (resid.float() * unit).sum(-1, keepdim=True)
-    return (resid.float() - multiplier.float() * along * unit).to(resid.dtype)
+def inside_blocks(edits: "Sequence[Edit]") -> str | None:
+    """Why the engine, which sees the stream between blocks only, cannot do some edits; None if it can."""
+    sites = sorted({one.site for one in edits} - {HOOK_POINT})
+    return f"{' and '.join(sites)} {'is' if len(sites) == 1 else 'are'} inside of a block" if sites else None
 
 
-def set_projection(
-    resid: Float[Tensor, "*batch d_model"], direction: Float[Tensor, " d_model"], multiplier: Tensor
-) -> Float[Tensor, "*batch d_model"]:
-    """h + (m ||v|| - h . u) u: the component along v becomes exactly m v, whatever it was."""
-    norm = direction.float().norm()
-    unit = direction.float() / norm.clamp_min(torch.finfo(torch.float32).tiny)
-    along = (resid.float() * unit).sum(-1, keepdim=True)
-    return (resid.float() + (multiplier.float() * norm - along) * unit).to(resid.dtype)
-
-
-OPERATORS: dict[str, Operator] = {"add": add, "ablate": ablate, "set": set_projection}
-
-
-def check_edit(*, multiplier: Any, operator: str, start: int | Tensor | None, positions: Positions | None) -> Any:
+def check_edit(
+    *, multiplier: Any, operator: str | Formula, start: int | Tensor | None, positions: Positions | None
+) -> Any:
     """The multiplier, after all that a user may say of an edit was looked at.
 
     Raises:
         TypeError, ValueError: for an unknown operator, a multiplier that is not finite or not a number or `[batch]`,
             positions that are none, or both `start` and `positions`.
     """
-    if operator not in OPERATORS:
-        raise ValueError(f"unknown operator {operator!r}: expected one of {', '.join(OPERATORS)}")
+    check_operator(operator)
     # Any real number: those of numpy and pandas are neither `int` nor `float`.
     if not isinstance(multiplier, numbers.Real | Tensor) or isinstance(multiplier, bool):
         kind = type(multiplier).__name__
@@ -109,26 +82,33 @@ def said(start: int | Tensor | None, positions: Positions | None) -> Positions:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Edit:
-    """What is done to the stream behind one block, and exactly where.
+    """What is done to the stream behind one block, or inside it, and exactly where.
 
     Attributes:
-        direction: in units of the residual stream, `[d_model]`.
-        layer: the 0-based block whose output is changed.
+        layer: the 0-based block whose output is changed, or in which the site is.
         positions: a span `(first, stop)` or a bool mask `[batch pos]`; see `positions`.
-        multiplier: a number, or one number a row of the batch, `[batch]`.
-        operator: "add", "ablate" or "set".
+        direction: in units of the stream, `[d_model]`; None for an operator without one.
+        multiplier: the operator's strength: a number, or one number a row of the batch, `[batch]`.
+        operator: a name in `operators.OPERATORS`, or a function `(stream, parameters, strength) -> stream`.
+        parameters: what the operator takes beside the direction, by name: `[width]`, or one number.
+        by_position: names of parameters (the direction may be one) that have a number or a row for each position,
+            `[pos width]` or `[pos 1]`, counted from the first of `positions`. Behind their last nothing is changed.
+        site: the hook point of the block; of other sites than its output several heads count as one width.
 
-    Positions that are not chosen stay untouched, bit for bit; with `add` and `ablate` so does the whole stream where
-    the multiplier is 0, unless the multiplier is a tensor that requires grad: then its gradient is that of the formula.
+    Positions that are not chosen stay untouched, bit for bit; but with `set` so does the whole stream where the
+    multiplier is 0, unless the multiplier is a tensor that requires grad: then its gradient is that of the formula.
 
     Its fields are taken as they are; `of` checks them.
     """
 
-    direction: Float[Tensor, " d_model"]
     layer: int
     positions: Positions
+    direction: Float[Tensor, "*pos d_model"] | None = None
     multiplier: float | int | Tensor = 1.0
-    operator: str = "add"
+    operator: str | Formula = "add"
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    by_position: frozenset[str] = frozenset()
+    site: str = HOOK_POINT
 
     @classmethod
     def of(
@@ -137,7 +117,7 @@ class Edit:
         layer: int,
         *,
         multiplier: float | int | Tensor,
-        operator: str,
+        operator: str | Formula,
         start: int | Tensor | None,
         positions: Positions | None,
     ) -> "Edit":
@@ -151,23 +131,67 @@ class Edit:
         where = said(start, positions)
         return cls(direction=direction, layer=layer, positions=where, multiplier=multiplier, operator=operator)
 
-    def apply(self, resid: Float[Tensor, "batch pos d_model"], offset: int) -> Float[Tensor, "batch pos d_model"]:
+    @property
+    def all_parameters(self) -> dict[str, Tensor]:
+        """What the operator's formula is given: the parameters, and the direction among them."""
+        return dict(self.parameters) if self.direction is None else {"direction": self.direction, **self.parameters}
+
+    def apply(self, resid: Float[Tensor, "batch pos *width"], offset: int) -> Float[Tensor, "batch pos *width"]:
         """The steered stream, as a new tensor; `offset` tokens are already behind `resid`'s first position."""
-        n_rows, n_pos, d_model = resid.shape
-        if len(self.direction) != d_model:
-            raise ValueError(
-                f"vector has d_model={len(self.direction)}, but the model has d_model={d_model}: "
-                "extract it from this model"
-            )
+        stream = resid.flatten(2)  # several heads are one width
+        n_rows, n_pos, width = stream.shape
+        self._check_width(width)
         # [batch or 1, 1, 1]
         multiplier = per_row("multiplier", self.multiplier, n_rows, resid.device)[:, None, None]
-        steered = OPERATORS[self.operator](resid, self.direction.to(resid.device), multiplier)
+        here = chosen(self.positions, behind=offset, n_rows=n_rows, n_pos=n_pos, device=resid.device)
+        parameters = {name: one.to(resid.device) for name, one in self.all_parameters.items()}
+        if self.by_position:
+            parameters, told = self._at_positions(parameters, offset, n_rows, n_pos)
+            here = here & told
+        steered = formula_of(self.operator)(stream, parameters, multiplier)
+        if steered.shape != stream.shape:
+            raise ValueError(
+                f"the operator made shape {tuple(steered.shape)} of a stream {tuple(stream.shape)}: a function "
+                "(stream, parameters, strength) gives a stream of the same shape"
+            )
         changed = torch.ones_like(multiplier, dtype=torch.bool)
         # A multiplier that is trained from 0 gets the gradient of the formula there, not of the stream left alone.
         if self.operator != "set" and not multiplier.requires_grad:
             changed = multiplier != 0
-        here = chosen(self.positions, behind=offset, n_rows=n_rows, n_pos=n_pos, device=resid.device)
-        return torch.where(changed & here[..., None], steered, resid)
+        return torch.where(changed & here[..., None], steered, stream).reshape(resid.shape)
+
+    def _check_width(self, width: int) -> None:
+        for name, tensor in self.all_parameters.items():
+            its = tensor.shape[-1] if tensor.ndim else 1
+            if its in (1, width):
+                continue
+            if name == "direction" and self.site == HOOK_POINT:
+                raise ValueError(
+                    f"vector has d_model={its}, but the model has d_model={width}: extract it from this model"
+                )
+            raise ValueError(
+                f"{name} has {its} numbers, but {self.site} of the model has {width}: fit it at this site of this model"
+            )
+
+    def _at_positions(
+        self, parameters: dict[str, Tensor], offset: int, n_rows: int, n_pos: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Parameters with their row for each position of a pass, and which positions have one, `[batch or 1, pos]`."""
+        if isinstance(self.positions, Tensor):
+            raise ValueError(
+                f"{' and '.join(sorted(self.by_position))} differ by position, and a mask does not say from where they "
+                "count: give a span (first, stop)"
+            )
+        some = next(iter(parameters.values())).device
+        first = per_row("start", self.positions[0], n_rows, some)[:, None]
+        index = torch.arange(offset, offset + n_pos, device=some) - first  # [batch or 1, pos]
+        told = index >= 0
+        found = dict(parameters)
+        for name in self.by_position:
+            n_told = len(parameters[name])
+            told = told & (index < n_told)
+            found[name] = parameters[name][index.clamp(0, n_told - 1)]
+        return found, told
 
     def to(self, device: torch.device) -> "Edit":
         """The same with all its numbers as tensors on a device, so that `apply` moves nothing."""
@@ -180,7 +204,8 @@ class Edit:
             positions = positions.to(device)
         return replace(
             self,
-            direction=self.direction.to(device),
+            direction=None if self.direction is None else self.direction.to(device),
+            parameters={name: one.to(device) for name, one in self.parameters.items()},
             multiplier=torch.as_tensor(self.multiplier, device=device),
             positions=positions,
         )
@@ -191,26 +216,34 @@ class Edit:
         Numbers are moved once to each device that the hook meets, except those that require grad: they are read anew
         in every forward, so that what an optimiser does to them is felt.
         """
-        pattern, *_ = names = _names_of(self.layer)
+        pattern, *_ = names = _names_of(self.layer, self.site)
         # Of each thread's latest pattern: the tokens behind, its keys, and whether it went on from the one before.
         patterns: dict[int, tuple[int, int, bool]] = {}
         placed: dict[torch.device, tuple[list, Edit]] = {}
+        inside = self.site != HOOK_POINT
+        met: set[int] = set()  # threads whose block has come to a site inside of it, and not yet to its end
 
         def steer_hook(activation: Tensor, hook: Any) -> Tensor | None:
             thread = threading.get_ident()
+            if inside and hook.name == names[2]:
+                if thread not in met:
+                    raise RuntimeError(NOT_MET.format(names[1]))
+                met.discard(thread)
+                return None
             if hook.name == pattern:
                 n_queries, n_keys = activation.shape[-2:]
                 behind = n_keys - n_queries
                 _, until, _ = patterns.get(thread, (0, 0, True))
                 patterns[thread] = behind, n_keys, behind in (0, until)
                 return None
+            met.add(thread)
             if (watch := watch_at(hook)) is not None:
                 behind = watch.behind
             elif thread not in patterns:
                 raise RuntimeError(f"{hook.name} ran without {pattern}, so positions are unknown")
             else:  # kept, so that the pair may be registered twice
                 behind, _, goes_on = patterns[thread]
-                if hook.name != hook_name_of(self.layer) and not goes_on:
+                if hook.name != names[1] and not goes_on:
                     raise RuntimeError(_UNMET.format(hook.name, behind))
             device, versions = activation.device, self._versions()
             if versions is None:
@@ -224,13 +257,17 @@ class Edit:
     def _versions(self) -> list[tuple[int, int]] | None:
         """What tells that a tensor was changed in place; None where a copy must not be kept at all."""
         ends = self.positions if isinstance(self.positions, tuple) else (self.positions,)
-        numbers_of = (self.direction, self.multiplier, *ends)
+        numbers_of = (*self.all_parameters.values(), self.multiplier, *ends)
         tensors = [one for one in numbers_of if isinstance(one, Tensor)]
         if any(one.requires_grad or one.is_inference() for one in tensors):
             return None
         return [(one._version, one.data_ptr()) for one in tensors]
 
 
+NOT_MET = (
+    "the model ran the whole block, and did not come to {} in it, so that nothing was steered: take another site, such "
+    "as 'hook_resid_post'"
+)
 _UNMET = (
     "{} was given tokens behind a key-value cache that were not counted from its beginning: it holds {} keys, but a "
     "sliding window holds fewer than there are tokens, and a cache of fixed size more. Call "
@@ -238,12 +275,13 @@ _UNMET = (
 )
 
 
-def _names_of(layer: int) -> tuple[str, ...]:
-    """The pattern, and the stream after the block by either kind's own name.
+def _names_of(layer: int, site: str) -> tuple[str, str, str]:
+    """The pattern, the site by a `HookedTransformer`'s name for it, and the end of a bridge's block.
 
-    A bridge knows `hook_resid_post` as another name of `hook_out`, which comes after all of its own.
+    A bridge has that name for a point of its own beside the point's, and tells it after all of its own: of the stream
+    both are listened to. At the end of a block it is seen whether the block had a site inside of it at all.
     """
-    return f"blocks.{layer}.attn.hook_pattern", hook_name_of(layer), f"blocks.{layer}.hook_out"
+    return f"blocks.{layer}.attn.hook_pattern", f"blocks.{layer}.{site}", f"blocks.{layer}.hook_out"
 
 
 class _BlockHookNames:

@@ -28,13 +28,15 @@ def check_steps(model: Any, edits: Sequence[Edit]) -> None:
     if not edits:
         return
     # All vectors at once: a vector on a GPU is waited for once, not once an edit.
-    components = [one.direction.detach().abs().max().float() for one in edits]
+    components = [_largest(one) for one in edits]
     largest = torch.stack([one.to(components[0].device) for one in components]).tolist()
     holds, formed_in = torch.finfo(dtype_of(model)).max, torch.finfo(torch.float32).max
     for one, component in zip(edits, largest, strict=True):
         m = float(torch.as_tensor(one.multiplier).detach().double().abs().max())
         # "set" forms m ||v|| first, and "ablate" m times a component of the stream.
-        norm = component * math.sqrt(len(one.direction)) if one.operator == "set" else 0.0
+        norm = 0.0
+        if one.operator == "set" and one.direction is not None:
+            norm = component * math.sqrt(len(one.direction))
         step = m if one.operator == "ablate" else m * component
         if max(m, m * norm) > formed_in or step > holds:
             dtype = dtype_name(model) if step > holds else "float32"
@@ -44,6 +46,13 @@ def check_steps(model: Any, edits: Sequence[Edit]) -> None:
                 f"{max(step, m * norm):.3g}, more than {dtype} holds ({limit:.3g}): use a smaller multiplier"
                 + (", or load the model in bfloat16 or float32" if dtype == "float16" else "")
             )
+
+
+def _largest(edit: Edit) -> Float[Tensor, ""]:
+    """The largest component of what an edit adds at strength 1, as far as that does not depend on the stream."""
+    parameters = edit.all_parameters
+    added = parameters.get("direction", parameters.get("shift"))
+    return torch.ones(()) if added is None else added.detach().abs().max().float()
 
 
 def check_scores(model: Any, logp: Float[Tensor, "pair condition side"], conditions: Sequence) -> None:

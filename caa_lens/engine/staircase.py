@@ -13,13 +13,15 @@ rows there::
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caa_lens.engine.edits import OPERATORS, Edit
+from caa_lens.engine.edits import Edit
+from caa_lens.engine.operators import formula_of
+from caa_lens.engine.positions import chosen
 
 EditedCondition = tuple[Edit, ...]
 
@@ -80,19 +82,28 @@ class Staircase:
         flat = torch.tensor(list(chain.from_iterable(indices))).to(device)
         self._group_of, *sources = flat.split([len(some) for some in indices])
         edits = [step for _, actions in splits for action in actions for step in action]
-        directions = _stacked([step.direction for step in edits], device)
+        directions = _stacked([_plain_direction(step) for step in edits], device)
         multipliers = torch.tensor([float(step.multiplier) for step in edits]).to(device)
+        moved = _on_device(edits, device)
 
         self._steps: dict[int, _Step] = {}
         first, n_groups = 0, 1
         for layer, source, (_, actions) in zip(layers, sources, splits, strict=True):
             stop = first + sum(map(len, actions))
+            its = iter(zip(range(first, stop), edits[first:stop], strict=True))
             self._steps[layer] = _Step(
                 n_before=n_groups,
                 sources=source,
-                operators=[tuple(step.operator for step in action) for action in actions],
+                actions=[
+                    tuple(
+                        _Action(step, _parameters(step, i, directions, moved), multipliers[i])
+                        for i, step in islice(its, len(action))
+                    )
+                    for action in actions
+                ],
                 directions=directions[first:stop],
                 multipliers=multipliers[first:stop],
+                only_adds=all(len(action) == 1 and _is_plain_add(action[0]) for action in actions),
             )
             first, n_groups = stop, len(source)
 
@@ -120,15 +131,14 @@ class Staircase:
         if step is None:
             return resid
         grouped = resid.unflatten(1, (step.n_before, -1))[:, step.sources]  # [question group branch pos d_model]
-        steered = grouped[:, -len(step.operators) :]
-        if all(names == ("add",) for names in step.operators):
-            added = (step.multipliers[:, None] * step.directions).to(resid.dtype)  # rounded once, as `edits.add` does
+        steered = grouped[:, -len(step.actions) :]
+        if step.only_adds:
+            added = (step.multipliers[:, None] * step.directions).to(resid.dtype)  # rounded once, as `add` does
             steered += added[None, :, None, None]
         else:
-            numbers = iter(zip(step.directions, step.multipliers, strict=True))
-            for row, names in enumerate(step.operators):
-                for name in names:
-                    steered[:, row] = OPERATORS[name](steered[:, row], *next(numbers))
+            for row, action in enumerate(step.actions):
+                for one in action:
+                    steered[:, row] = one(steered[:, row])
         return grouped.flatten(1, 2)
 
     def condition_groups(self) -> Int[Tensor, " condition"]:
@@ -143,15 +153,76 @@ class _Step:
     Attributes:
         n_before: the number of groups before the step.
         sources: for each group after the step, the group it is copied from; groups that go on unsteered come first.
-        operators: for each new group, what is done to it, one after another.
-        directions, multipliers: of all new groups' operators in order, in float32.
+        actions: for each new group, what is done to it, one after another.
+        directions, multipliers: of all new groups' edits in order, in float32.
+        only_adds: whether every new group has one vector added everywhere, which is done to all of them at once.
     """
 
     n_before: int
     sources: Int[Tensor, " group"]
-    operators: list[tuple[str, ...]]
-    directions: Float[Tensor, "operator d_model"]
-    multipliers: Float[Tensor, " operator"]
+    actions: "list[tuple[_Action, ...]]"
+    directions: Float[Tensor, "edit d_model"]
+    multipliers: Float[Tensor, " edit"]
+    only_adds: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Action:
+    """An edit of some rows, with what it needs on their device."""
+
+    edit: Edit
+    parameters: dict[str, Tensor]
+    multiplier: Tensor
+
+    def __call__(self, rows: Float[Tensor, "question branch pos d_model"]) -> Tensor:
+        edit, parameters, n_pos = self.edit, self.parameters, rows.shape[2]
+        here = None
+        if edit.by_position:
+            assert isinstance(edit.positions, tuple)
+            index = torch.arange(n_pos, device=rows.device) - int(edit.positions[0])
+            here = index >= 0
+            for name in edit.by_position:
+                n_told = len(parameters[name])
+                here = here & (index < n_told)
+                parameters = {**parameters, name: parameters[name][index.clamp(0, n_told - 1)]}
+        steered = formula_of(edit.operator)(rows, parameters, self.multiplier)
+        if not _is_everywhere(edit):
+            span = chosen(edit.positions, behind=0, n_rows=1, n_pos=n_pos, device=rows.device)[0]
+            here = span if here is None else here & span
+        return steered if here is None else torch.where(here[:, None], steered, rows)
+
+
+def _is_everywhere(edit: Edit) -> bool:
+    """Whether an edit acts on every position of a suffix, as nearly all do."""
+    if isinstance(edit.positions, Tensor):
+        return False
+    first, stop = edit.positions
+    return stop is None and not isinstance(first, Tensor) and first == 0
+
+
+def _is_plain_add(edit: Edit) -> bool:
+    return edit.operator == "add" and edit.direction is not None and not edit.by_position and _is_everywhere(edit)
+
+
+def _plain_direction(edit: Edit) -> Tensor:
+    """The direction of an edit that has one for all positions; a placeholder of no numbers else."""
+    return torch.empty(0) if edit.direction is None or edit.by_position else edit.direction
+
+
+def _on_device(edits: Sequence[Edit], device: torch.device | str) -> dict[int, Tensor]:
+    """Parameters other than plain directions on a device by their id, each copied once."""
+    found: dict[int, Tensor] = {}
+    for edit in edits:
+        more = edit.all_parameters if edit.by_position else edit.parameters
+        found |= {id(one): one.to(device) for one in more.values() if id(one) not in found}
+    return found
+
+
+def _parameters(edit: Edit, row: int, directions: Tensor, moved: dict[int, Tensor]) -> dict[str, Tensor]:
+    found = {name: moved[id(one)] for name, one in edit.all_parameters.items() if id(one) in moved}
+    if edit.direction is not None and not edit.by_position:
+        found["direction"] = directions[row]
+    return found
 
 
 def _with_plain_numbers(conditions: Sequence[EditedCondition]) -> list[EditedCondition]:
@@ -176,15 +247,19 @@ def _with_plain_numbers(conditions: Sequence[EditedCondition]) -> list[EditedCon
 
 
 def _stacked(directions: Sequence[Tensor], device: torch.device | str) -> Float[Tensor, "row d_model"]:
-    """All directions in float32 on a device, with one copy from every device that they lie on."""
-    if not directions:
-        return torch.empty(0, 0, device=device)
+    """All directions in float32 on a device, with one copy from every device that they lie on; rows of 0 for none."""
     lying: dict[torch.device, list[int]] = {}
     for row, direction in enumerate(directions):
-        lying.setdefault(direction.device, []).append(row)
+        if len(direction):
+            lying.setdefault(direction.device, []).append(row)
     rows: dict[int, Tensor] = {}
     for some in lying.values():
         rows |= zip(some, torch.stack([directions[i].float() for i in some]).to(device), strict=True)
+    if not rows:
+        return torch.empty(len(directions), 0, device=device)
+    if len(rows) < len(directions):
+        none = torch.zeros_like(next(iter(rows.values())))
+        rows = {i: rows.get(i, none) for i in range(len(directions))}
     return torch.stack([rows[i] for i in range(len(directions))])
 
 
@@ -193,4 +268,9 @@ def _acts(step: Edit) -> bool:
 
 
 def _identity(step: Edit) -> tuple:
-    return id(step.direction), step.operator, float(step.multiplier)
+    """What two edits must have in common for their rows to be shared; tensors are the same only if they are one."""
+    ends = step.positions if isinstance(step.positions, tuple) else (step.positions,)
+    where = tuple(id(end) if isinstance(end, Tensor) else end for end in ends)
+    parameters = tuple(sorted((name, id(one)) for name, one in step.all_parameters.items()))
+    operator = step.operator if isinstance(step.operator, str) else id(step.operator)
+    return parameters, operator, float(step.multiplier), where, step.by_position

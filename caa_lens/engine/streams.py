@@ -12,9 +12,10 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from caa_lens.engine.edits import Edit
+from caa_lens.engine.edits import NOT_MET, Edit
 from caa_lens.models.adapters.choice import adapter_of
 from caa_lens.models.adapters.torch_hooks import attached
+from caa_lens.provenance import HOOK_POINT
 
 
 @contextmanager
@@ -50,14 +51,42 @@ def editing(model: Any, edits: Sequence[Edit], behind: int = 0) -> Iterator[None
     """What the model runs in the `with` block is edited; `behind` tokens lie in the cache of each run.
 
     Raises:
-        ValueError: a layer's stream cannot be reached.
+        ValueError: a layer's stream, or a site inside of a block, cannot be reached.
+        RuntimeError: a block ran, and its forward did not come to the site in it.
     """
+    met: set[tuple[int, str]] = set()
 
     def apply(module: Any, given: Any, out: Tensor, edit: Edit) -> Tensor:
         return edit.apply(out, behind)
 
+    def inside(out: Tensor, edit: Edit) -> Tensor:
+        met.add((edit.layer, edit.site))
+        return edit.apply(out, behind)
+
+    def check(module: Any, given: Any, out: Any, edit: Edit) -> None:
+        if (edit.layer, edit.site) not in met:
+            raise RuntimeError(NOT_MET.format(f"blocks.{edit.layer}.{edit.site}"))
+
     adapter = adapter_of(model)
-    with attached([(adapter.hook_points(model, edit.layer)[-1], partial(apply, edit=edit)) for edit in edits]):
+    points = [adapter.hook_points(model, edit.layer, edit.site)[-1] for edit in edits]
+    with ExitStack() as open_ones:
+        for edit, point in zip(edits, points, strict=True):
+            if edit.site == HOOK_POINT:
+                open_ones.enter_context(attached([(point, partial(apply, edit=edit))]))
+            else:
+                open_ones.enter_context(adapter.listening(point, partial(inside, edit=edit)))
+                end = adapter.resid_post(model, edit.layer)
+                open_ones.enter_context(attached([(end, partial(check, edit=edit))]))
+        yield
+
+
+@contextmanager
+def reading_sites(model: Any, layers: Sequence[int], site: str, keep: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """`keep(layer, out)` for every run of a site inside of these layers' blocks in the `with` block."""
+    adapter = adapter_of(model)
+    with ExitStack() as open_ones:
+        for layer in layers:
+            open_ones.enter_context(adapter.listening(adapter.site(model, layer, site), partial(keep, layer)))
         yield
 
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from caa_lens.arguments import check_count, check_list, describe
 from caa_lens.engine.edits import Edit
+from caa_lens.engine.operators import name_of
 from caa_lens.engine.overflow import check_finite
 from caa_lens.engine.positions import Reach
 from caa_lens.engine.streams import editing, last_residual, reading
@@ -44,6 +45,7 @@ from caa_lens.prompts.prompt_formats import Prompt, PromptFormat
 from caa_lens.provenance import Provenance
 from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention, Steering, as_interventions
+from caa_lens.steering.placing import placed
 from caa_lens.steering.steered_runs import warn_past_the_end
 
 STATES_AT_ONCE = 64  # rows of logits in memory: 64 x d_vocab x 4 bytes
@@ -183,7 +185,7 @@ def residual_lens(
     where = _check_positions(prompt, positions)
     if isinstance(vectors, Sequence) and vectors:
         check_steered(prompt)
-    interventions = as_interventions(model, vectors)
+    interventions = placed(model, as_interventions(model, vectors), [prompt])
     edits = [one.edit(prompt.steer_start) for one in interventions]
     for one in interventions:
         for name, value in (("multiplier", one.multiplier), ("start", one.start)):
@@ -243,7 +245,7 @@ def residual_lens(
         | ({"reading": reading, "place": place} if reading == "causal" else {}),
         provenance=_by_words(interventions),
         prompt=prompt,
-        steered_layers=tuple(sorted({one.vector.layer for one in interventions})),
+        steered_layers=tuple(sorted({one.layer for one in interventions if one.layer is not None})),
         steer_start=min((at for edit in edits if (at := Reach.of(edit.positions).first) is not None), default=None),
     )
 
@@ -270,15 +272,16 @@ def _by_words(interventions: Sequence[Intervention]) -> dict[str, Provenance]:
         while text in found:
             n += 1
             text = f"{words} ({n})"
-        found[text] = one.vector.provenance
+        found[text] = one.provenance or Provenance()
     return found
 
 
 def _in_words(intervention: Intervention) -> str:
-    vector = intervention.vector
-    text = vector.provenance.expression or f"{vector.provenance.behavior}[{vector.layer}]"
-    at = "" if intervention.where is None else f", {Reach.of(intervention.where)}"
-    return f"{intervention.operator} {float(intervention.multiplier):g} * {text} at layer {vector.layer}{at}"
+    about = intervention.provenance or Provenance()
+    text = about.expression or f"{about.behavior}[{intervention.layer}]"
+    at = "" if intervention.where is None else f", {Reach.of(intervention.edit().positions)}"
+    what = name_of(intervention.operator)
+    return f"{what} {float(intervention.multiplier):g} * {text} at layer {intervention.layer}{at}"
 
 
 def _run(

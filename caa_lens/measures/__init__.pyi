@@ -2,6 +2,8 @@ from .sweeps import sweep as sweep
 from .sweeps import Sweep as Sweep
 from .answers import score_answers as score_answers
 from .answers import Scores as Scores
+from .divergence import token_kl as token_kl
+from .divergence import answered as answered
 from .intervals import mean_with_interval as mean_with_interval
 from .intervals import bootstrap_interval as bootstrap_interval
 from .open_ended.text_measures import measure_texts as measure_texts

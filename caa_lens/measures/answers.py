@@ -13,7 +13,7 @@ tokens from the last one on that the prompt with the answer shares with the prom
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,8 +25,9 @@ from caa_lens.arguments import check_count, describe
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.overflow import check_scores, check_steps
-from caa_lens.engine.staircase import EditedCondition, Staircases
+from caa_lens.engine.staircase import Staircases
 from caa_lens.engine.streams import last_residual
+from caa_lens.measures.placed_conditions import Condition, PlacedConditions, check_condition
 from caa_lens.models.checks import check_model
 from caa_lens.models.placement import device_behind, device_of_tokens, dtype_name
 from caa_lens.models.unembedding import token_logits, token_logp
@@ -34,9 +35,6 @@ from caa_lens.prompts.batches import check_fits, n_common
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, encode_answer, encode_letters, resolve_format
 from caa_lens.prompts.users_words import warn_of_words
 from caa_lens.steering.interventions import Intervention
-from caa_lens.vectors.checks import check_vector
-
-Condition = tuple[Intervention, ...]
 
 METRIC_LABEL = {
     "p_matching": "p(answer matching the behavior)",
@@ -101,8 +99,10 @@ def score_answers(
     """Score every pair under every condition.
 
     Args:
-        conditions: tuples of interventions with plain-number multipliers; steering starts at the
-            instruction's last token, so those that say a `start` or `positions` are refused.
+        conditions: tuples of interventions with plain-number multipliers. Steering starts at the instruction's last
+            token, unless an intervention names other positions, as in `positions="all"`; where those begin earlier, or
+            inside of a block, its condition runs in full, after a `SharedPrefixWarning`. A `start`, or positions in
+            numbers, which would be others in every prompt, are refused.
         max_tokens: suffix tokens in flight at once; worked out from the free memory by default.
 
     Raises:
@@ -124,18 +124,8 @@ def score_answers(
                 "expected tuples of Interventions as conditions, as in [(), (intervention,)], got "
                 f"{describe(condition)} among them"
             )
-        for intervention in condition:
-            check_vector(model, intervention.vector)
-            if isinstance(intervention.multiplier, Tensor) and intervention.multiplier.ndim:
-                raise ValueError("a condition's multiplier must be one number: make one condition of each multiplier")
-            if intervention.where is not None:
-                raise ValueError(
-                    "a condition steers from the instruction's last token on, so it takes no start and no positions: "
-                    "score the model's logits inside `with steer(model, v, positions=...)` instead"
-                )
-    # Of the suffixes behind the shared prefix, which begin where steering starts, everything is steered.
-    edits = [tuple(step.edit(0) for step in condition) for condition in conditions]
-    check_steps(model, [edit for steps in edits for edit in steps])
+        check_condition(model, condition)
+    check_steps(model, [step._at((0, None)) for condition in conditions for step in condition])
     if max_tokens is not None:
         max_tokens = check_count("max_tokens", max_tokens)
     prompt_format = resolve_format(model, prompt_format)
@@ -143,7 +133,9 @@ def score_answers(
     reason = shared_prefix.unsupported(model)
     if reason is not None:
         shared_prefix.warn_unshared(reason)
-    staircases = Staircases(edits, device_of_tokens(model))
+    placed = PlacedConditions(model, conditions, [item.branches for item in items])
+    if placed.in_full and reason is None:
+        shared_prefix.warn_unshared(placed.in_full)
     logp = torch.empty(len(items), len(conditions), 2)
     whole = [i for i, item in enumerate(items) if item.whole]
     if whole and reason is None:
@@ -153,20 +145,25 @@ def score_answers(
         tqdm(total=len(items), desc=f"score {pairs.behavior}", unit="pair", disable=not progress) as bar,
         torch.inference_mode(),
     ):
-        for i in whole:
-            logp[i] = _score_plainly(model, [items[i]], edits)[0].float().cpu()
+        for i in (*whole, *(order if reason else ())):
+            logp[i] = _score_plainly(model, items[i], i, placed, range(len(conditions))).float().cpu()
             bar.update()
-        while order:
-            n = 1 if reason else _batch_size(model, [items[i] for i in order], len(conditions), max_tokens)
-            indices, order = order[:n], order[n:]
-            some = [items[i] for i in indices]
-            if reason:
-                scored = _score_plainly(model, some, edits)
-            else:
-                scored = _score_with_shared_prefix(model, some, staircases, max_tokens)
-            logp[indices] = scored.float().cpu()
-            bar.update(n)
-    check_scores(model, logp, edits)
+        for some in () if reason else placed.together(order):
+            for rows, whole_texts in ((some.whole, True), (some.shared, False)):
+                staircases = Staircases(rows.edits, device_of_tokens(model))
+                left = some.pairs if rows.columns else []
+                while left:
+                    n = _batch_size(model, [items[i] for i in left], len(rows.edits), max_tokens, whole_texts)
+                    indices, left = left[:n], left[n:]
+                    batch = [items[i] for i in indices]
+                    scored = _score_as_rows(model, batch, staircases, max_tokens, whole_texts).float().cpu()
+                    logp[torch.tensor(indices)[:, None], torch.tensor(rows.columns)] = scored
+                    bar.update(0 if whole_texts else n)
+            for i in some.pairs:
+                if some.alone:
+                    logp[i, some.alone] = _score_plainly(model, items[i], i, placed, some.alone).float().cpu()
+                bar.update(0 if some.shared.columns else 1)
+    check_scores(model, logp, placed.edits)
     positive, negative = logp.clone().unbind(-1)
     metric, values = ("p_matching", positive.exp()) if pairs.kind == "ab" else ("margin", positive - negative)
     settings = {
@@ -224,35 +221,40 @@ def _encode(model: Any, pairs: ContrastSet, prompt_format: PromptFormat, system:
     return items
 
 
-def _suffix_length(item: _Item) -> int:
-    return max(len(prompt) - prompt.steer_start for prompt in item.branches)
+def _start(prompt: Prompt, whole: bool) -> int:
+    """Where the suffix begins that each condition runs: with whole texts at their first token."""
+    return 0 if whole else prompt.steer_start
 
 
-def _batch_size(model: Any, items: Sequence[_Item], n_conditions: int, max_tokens: int | None) -> int:
+def _suffix_length(item: _Item, whole: bool) -> int:
+    return max(len(prompt) - _start(prompt, whole) for prompt in item.branches)
+
+
+def _batch_size(model: Any, items: Sequence[_Item], n_conditions: int, max_tokens: int | None, whole: bool) -> int:
     """How many of the leading items fit into one batch with all their conditions; at least one."""
     length = len(items[0].branches[0])  # the longest: items come sorted
-    budget = max_tokens or shared_prefix.token_budget(model, length, _suffix_length(items[0]))
+    budget = max_tokens or shared_prefix.token_budget(model, length, _suffix_length(items[0], whole))
     most = min(len(items), shared_prefix.prefix_budget(model, length))
     longest = 0
     for n, item in enumerate(items[:most], start=1):
-        longest = max(longest, _suffix_length(item))
+        longest = max(longest, _suffix_length(item, whole))
         if n * longest * len(item.branches) * n_conditions > budget:
             return max(1, n - 1)
     return most
 
 
-def _score_with_shared_prefix(
-    model: Any, items: Sequence[_Item], staircases: Staircases, max_tokens: int | None
+def _score_as_rows(
+    model: Any, items: Sequence[_Item], staircases: Staircases, max_tokens: int | None, whole: bool
 ) -> Float[Tensor, "pair condition side"]:
-    """Prefill each prompt once; run the suffixes of as many conditions at a time as fit."""
-    starts = [item.branches[0].steer_start for item in items]
+    """Prefill each prompt once, of whole texts nothing; run the suffixes of as many conditions at a time as fit."""
+    starts = [_start(item.branches[0], whole) for item in items]
     prefix = shared_prefix.prefill(
         model,
         [item.branches[0].tokens[:start] for item, start in zip(items, starts, strict=True)],
         model.cfg.n_layers,
     )
     suffixes = [[prompt.tokens[start:] for prompt in item.branches] for item, start in zip(items, starts, strict=True)]
-    n_pos = max(_suffix_length(item) for item in items)
+    n_pos = max(_suffix_length(item, whole) for item in items)
     budget = max_tokens or shared_prefix.token_budget(model, max(starts), n_pos)
     at_once = max(1, budget // (n_pos * len(items) * len(items[0].branches)))
     read = _letter_logp if items[0].letters else _completion_logp
@@ -260,50 +262,48 @@ def _score_with_shared_prefix(
     for chunk, stairs in staircases.at_most(at_once):
         resid = shared_prefix.run_suffixes(model, prefix, suffixes, stairs)
         resid = resid.unflatten(1, (len(stairs.groups), -1))  # [pair group branch pos d_model]
-        logp[:, chunk] = read(model, resid, items)[:, stairs.condition_groups()]
+        logp[:, chunk] = read(model, resid, items, whole)[:, stairs.condition_groups()]
     return logp
 
 
 def _score_plainly(
-    model: Any, items: Sequence[_Item], conditions: Sequence[EditedCondition]
-) -> Float[Tensor, "pair condition side"]:
+    model: Any, item: _Item, pair: int, placed: PlacedConditions, columns: Sequence[int]
+) -> Float[Tensor, "condition side"]:
     """One forward a condition and branch through the model's own `forward`, unpadded, with the caller's hooks felt."""
-    logp = torch.empty(len(items), len(conditions), 2, device=device_behind(model))
-    for row, item in enumerate(items):
-        for column, condition in enumerate(conditions):
-            for side, prompt in enumerate(item.branches):
-                tokens = torch.tensor([prompt.tokens], device=device_of_tokens(model))
-                steps = [replace(edit, positions=(prompt.steer_start, None)) for edit in condition]
-                resid = last_residual(model, tokens, edits=steps)
-                if item.letters:
-                    logits = token_logits(model, resid[0, -1], torch.tensor(item.letters))
-                    logp[row, column] = logits.log_softmax(-1)
-                else:
-                    first = item.firsts[side]
-                    states, targets = resid[0, first - 1 : -1], prompt.tokens[first:]
-                    logp[row, column, side] = token_logp(model, states, torch.tensor(targets)).mean()
+    logp = torch.empty(len(columns), 2, device=device_behind(model))
+    for row, column in enumerate(columns):
+        for side, prompt in enumerate(item.branches):
+            tokens = torch.tensor([prompt.tokens], device=device_of_tokens(model))
+            resid = last_residual(model, tokens, edits=placed.at(column, pair, side))
+            if item.letters:
+                logits = token_logits(model, resid[0, -1], torch.tensor(item.letters))
+                logp[row] = logits.log_softmax(-1)
+            else:
+                first = item.firsts[side]
+                states, targets = resid[0, first - 1 : -1], prompt.tokens[first:]
+                logp[row, side] = token_logp(model, states, torch.tensor(targets)).mean()
     return logp
 
 
 def _letter_logp(
-    model: Any, resid: Float[Tensor, "pair group branch pos d_model"], items: Sequence[_Item]
+    model: Any, resid: Float[Tensor, "pair group branch pos d_model"], items: Sequence[_Item], whole: bool
 ) -> Float[Tensor, "pair group side"]:
     """Log-probability of each letter among the two, at the opening bracket."""
     device = resid.device
-    last = torch.tensor([_suffix_length(item) - 1 for item in items], device=device)
+    last = torch.tensor([_suffix_length(item, whole) - 1 for item in items], device=device)
     ids = torch.tensor([item.letters for item in items], device=device)  # [pair side]
     final = resid[torch.arange(len(items), device=device), :, 0, last]  # [pair group d_model]
     return token_logits(model, final, ids[:, None]).log_softmax(-1)
 
 
 def _completion_logp(
-    model: Any, resid: Float[Tensor, "pair group branch pos d_model"], items: Sequence[_Item]
+    model: Any, resid: Float[Tensor, "pair group branch pos d_model"], items: Sequence[_Item], whole: bool
 ) -> Float[Tensor, "pair group side"]:
     """Mean log-probability per token of each completion."""
     logp = torch.empty(*resid.shape[:2], 2, device=resid.device)
     for row, item in enumerate(items):
         for side, prompt in enumerate(item.branches):
-            first = item.firsts[side] - prompt.steer_start - 1  # where the answer's first token is predicted
+            first = item.firsts[side] - _start(prompt, whole) - 1  # where the answer's first token is predicted
             targets = torch.tensor(prompt.tokens[item.firsts[side] :], device=resid.device)
             states = resid[row, :, side, first : first + len(targets)]  # [group pos d_model]
             logp[row, :, side] = token_logp(model, states, targets).mean(-1)

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 
 from caa_lens.arguments import check_count, check_list
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
+from caa_lens.engine.operators import Formula, name_of
 from caa_lens.measures.answers import METRIC_LABEL, Condition, score_answers
 from caa_lens.measures.intervals import bootstrap_interval, mean_with_interval
 from caa_lens.measures.training_pairs import warn_of_training_pairs
@@ -23,7 +24,6 @@ from caa_lens.provenance import layer_ranges
 from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention
 from caa_lens.vectors.checks import check_vector_set
-from caa_lens.vectors.steering_vectors import SteeringVectors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,7 +32,7 @@ class Sweep(Result):
 
     Attributes:
         frame: columns `behavior, layer, multiplier, question, p_matching` (A/B) or `margin` (completions), and
-            `logp_positive`, `logp_negative`. `question` is the pair's index in the test set.
+            `logp_positive`, `logp_negative`; `positions`, by name. `question` is the pair's index in the test set.
         settings: model, test set and its hash, prompt format, system prompt, dtype.
         provenance: of the `vectors`.
         metric: "p_matching" or "margin".
@@ -145,8 +145,10 @@ class Sweep(Result):
 def sweep(
     model: Any,
     test: ContrastSet,
-    vectors: SteeringVectors,
+    vectors: Any,
     *,
+    operator: str | Formula = "add",
+    positions: str = "caa",
     multipliers: Sequence[float | int] = (-1.0, 0.0, 1.0),
     layers: Sequence[int] | None = None,
     prompt_format: PromptFormat | str | None = None,
@@ -158,8 +160,13 @@ def sweep(
 
     Args:
         test: held-out pairs (use `ContrastSet.split`).
-        vectors: one vector a layer; each is added at its own layer.
-        multipliers: different numbers v is multiplied by.
+        vectors: `SteeringVectors`, each added at its own layer; or a fitted method of `caa_lens.methods`, of which
+            each layer acts alone.
+        operator: what is done with vectors, a name in `caa_lens.engine.OPERATORS` that needs no more, or a function; a
+            fitted method knows its own.
+        positions: a name, see `caa_lens.steering.placing`; of a fitted method also "original". What does not begin at
+            the end of the instruction runs in full, after a `SharedPrefixWarning`.
+        multipliers: different numbers v is multiplied by; of a fitted method its strengths.
         layers: those of the vectors by default.
         system: a system prompt for every question.
 
@@ -173,7 +180,11 @@ def sweep(
     """
     check_model(model)
     check_contrast_set(test)
-    check_vector_set(vectors)
+    is_fitted = hasattr(vectors, "interventions") and hasattr(vectors, "at")
+    if not is_fitted:
+        check_vector_set(vectors)
+    elif operator != "add":
+        raise ValueError("a fitted method knows what it does: leave operator out")
     warn_of_training_pairs(test, vectors)
     multipliers = check_list("multipliers", multipliers, float)
     if not multipliers:
@@ -182,7 +193,15 @@ def sweep(
         raise ValueError(f"multipliers must differ, got {multipliers}")
     layers = check_layers(model, vectors.layers if layers is None else layers)
     cells = [(layer, m) for layer in layers for m in multipliers]
-    conditions: list[Condition] = [(Intervention(vector=vectors[layer], multiplier=m),) for layer, m in cells]
+    conditions: list[Condition]
+    if is_fitted:
+        alone = {layer: vectors.at([layer]) for layer in layers}
+        conditions = [alone[layer].interventions(m, positions=positions) for layer, m in cells]
+    else:
+        conditions = [
+            (Intervention(vector=vectors[layer], multiplier=m, operator=operator, positions=positions),)
+            for layer, m in cells
+        ]
     scores = score_answers(
         model,
         test,
@@ -202,8 +221,13 @@ def sweep(
             scores.metric: scores.values.T.flatten().numpy(),
             "logp_positive": scores.positive.T.flatten().numpy(),
             "logp_negative": scores.negative.T.flatten().numpy(),
+            "positions": positions,
         }
     )
+    what = vectors.provenance.method if is_fitted else name_of(operator)
     return Sweep(
-        frame=frame, settings=scores.settings, provenance={"vectors": vectors.provenance}, metric=scores.metric
+        frame=frame,
+        settings={**scores.settings, "operator": what, "positions": positions},
+        provenance={"vectors": vectors.provenance},
+        metric=scores.metric,
     )

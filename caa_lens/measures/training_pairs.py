@@ -1,18 +1,18 @@
 """Held out or not: whether vectors are scored on pairs that they were extracted from."""
 
 import warnings
+from typing import Any
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.provenance import PAIR_HASHES
-from caa_lens.vectors.steering_vectors import SteeringVectors
 
 
 class TrainingPairsWarning(UserWarning):
     """Vectors are scored on pairs that they were extracted from, which flatters them."""
 
 
-def count_training_pairs(test: ContrastSet, *vectors: SteeringVectors) -> int:
-    """How many pairs of a test set any of the vectors were extracted from; of vectors that list none, all or none."""
+def count_training_pairs(test: ContrastSet, *vectors: Any) -> int:
+    """How many pairs of a test set any vectors, or fitted methods, came from; of those that list none, all or none."""
     trained: set[str] = set()
     for one in vectors:
         if listed := one.provenance.details.get(PAIR_HASHES):
@@ -22,7 +22,7 @@ def count_training_pairs(test: ContrastSet, *vectors: SteeringVectors) -> int:
     return sum(pair in trained for pair in test.pair_hashes)
 
 
-def warn_of_training_pairs(test: ContrastSet, *vectors: SteeringVectors, name: str = "") -> None:
+def warn_of_training_pairs(test: ContrastSet, *vectors: Any, name: str = "") -> None:
     """Warns where pairs of the test set are among those that any of the vectors were extracted from.
 
     Args:

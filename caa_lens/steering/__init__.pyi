@@ -1,4 +1,5 @@
 from .interventions import Intervention as Intervention
+from .interventions import Gate as Gate
 from .steered_block import steer as steer
 from .generation import generate as generate
 from .generation import generate_stream as generate_stream

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from caa_lens.arguments import as_float, as_seed, check_count
 from caa_lens.engine import shared_prefix
-from caa_lens.engine.edits import Edit
+from caa_lens.engine.edits import Edit, inside_blocks
 from caa_lens.engine.overflow import check_finite
 from caa_lens.engine.plain_runs import agrees, plain_runs
 from caa_lens.engine.positions import of_row
@@ -34,6 +34,7 @@ from caa_lens.prompts.batches import PromptBatch, left_pad
 from caa_lens.prompts.checks import as_prompt, check_prompt
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat
 from caa_lens.steering.interventions import Steering, as_interventions
+from caa_lens.steering.placing import placed
 from caa_lens.steering.steered_runs import warn_past_the_end
 
 WHOLE_TEXT = "text is generated through the model's own forward, the whole text for every token,"
@@ -145,7 +146,7 @@ def generate_tokens(
         check_prompt(model, prompt)
     device = device_of_tokens(model)
     batch = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=device, room=max_new_tokens)
-    interventions = as_interventions(model, vectors)
+    interventions = placed(model, as_interventions(model, vectors), prompts, batch.padding.tolist())
     edits = [one.edit(batch.steer_start) for one in interventions]
     for edit in edits:
         _check_rows(edit, len(prompts))
@@ -178,7 +179,7 @@ def _chosen_forward(
     model: Any, batch: PromptBatch, edits: Sequence[Edit], max_new_tokens: int, use_cache: bool
 ) -> Forward:
     """The fastest way to run the model that is known to give the model's own numbers."""
-    reason = shared_prefix.unsupported(model) if use_cache else None
+    reason = (shared_prefix.unsupported(model) or inside_blocks(edits)) if use_cache else None
     if use_cache and reason is None:
         visible = batch.attention_mask if bool(batch.padding.any()) else None
         room = batch.tokens.shape[1] + max_new_tokens

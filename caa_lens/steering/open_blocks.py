@@ -38,7 +38,7 @@ class OpenBlock:
         if not edits:
             return
         adapter = adapter_of(self.model)
-        points = [adapter.hook_points(self.model, one.layer) for one in edits]
+        points = [adapter.hook_points(self.model, one.layer, one.site) for one in edits]
         self._register()
         self.runs = SteeredRuns(self.model, edits, prompts)
         for i, (one, its_points) in enumerate(zip(edits, points, strict=True)):

@@ -17,8 +17,9 @@ from caa_lens.models.placement import device_of_tokens
 from caa_lens.prompts.batches import PromptBatch, left_pad
 from caa_lens.prompts.checks import as_prompt
 from caa_lens.prompts.prompt_formats import Prompt, explain
-from caa_lens.steering.interventions import Intervention, Steering, as_interventions
+from caa_lens.steering.interventions import POSITIONS, Intervention, Steering, as_interventions
 from caa_lens.steering.open_blocks import OpenBlock
+from caa_lens.steering.placing import placed, placed_span
 from caa_lens.steering.steered_runs import NothingSteeredWarning
 
 
@@ -55,9 +56,9 @@ def steer(
         start: instead of a prompt, the first steered position in padded coordinates, a number or `[batch]`; 0 steers
             everything.
         positions: what is steered, if not everything from the start on: a span `(first, stop)`, half-open, None for an
-            end that never comes; a bool mask `[batch pos]`, behind whose last column nothing is steered; or "last",
-            the prompt's last token. A span counts from the prompt's own first token, or without a prompt in padded
-            coordinates; a mask always does the latter.
+            end that never comes; a bool mask `[batch pos]`, behind whose last column nothing is steered; or a name,
+            such as "last" for the prompt's last token, see `caa_lens.steering.placing`. A span counts from the prompt's
+            own first token, or without a prompt in padded coordinates; a mask always does the latter.
         multiplier: for vectors given without one; a number or `[batch]`.
         explain_positions: print which tokens are steered.
 
@@ -88,7 +89,10 @@ def steer(
         given = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
         prompts = [as_prompt(model, one) for one in given]
         batch = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=device_of_tokens(model))
-        where = _in_batch(positions, batch)
+        if isinstance(positions, str) and positions in POSITIONS:
+            where = placed_span(positions, prompts, batch.padding.tolist())
+        else:
+            where = _in_batch(positions, batch)  # which refuses other texts
         if positions is None:
             start = int(batch.steer_start[0]) if len(prompts) == 1 else batch.steer_start
         if explain_positions:
@@ -97,6 +101,8 @@ def steer(
     elif positions is not None:
         where = check_positions(positions)
     made = as_interventions(model, vectors, multiplier=multiplier, start=start, positions=where)
+    if batch is not None:
+        made = placed(model, made, prompts, batch.padding.tolist())
     if prompt is None and explain_positions:
         places = sorted({str(Reach.of(one.edit().positions)) for one in made}) if start is None else []
         for line in [f"steered {place}" for place in places] or [f"every position from {start} on is steered"]:
@@ -106,9 +112,7 @@ def steer(
 
 def _in_batch(positions: str | Positions | None, batch: PromptBatch) -> Positions | None:
     """A prompt's own positions in the coordinates of the left-padded batch."""
-    n_rows, n_pos = batch.tokens.shape
-    if isinstance(positions, str) and positions == "last":
-        return n_pos - 1, n_pos  # padding is on the left
+    n_rows = len(batch.tokens)
     checked = None if positions is None else check_positions(positions)
     if not isinstance(checked, tuple) or n_rows == 1:
         return checked
@@ -169,7 +173,7 @@ class SteeredBlock:
             )
 
     def __repr__(self) -> str:
-        vectors = ", ".join(f"{one.multiplier} * {one.vector!r}" for one in self.interventions)
+        vectors = ", ".join(one.in_words for one in self.interventions)
         places = sorted({str(Reach.of(edit.positions)) for edit in self._edits}) or ["nowhere"]
         return f"steers {vectors or 'nothing'} {' or '.join(places)}, inside `with cl.steer(...):`"
 

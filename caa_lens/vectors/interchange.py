@@ -20,6 +20,7 @@ from typing import Any, SupportsIndex
 from caa_lens.file_kinds import VectorFileError as VectorFileError
 from caa_lens.file_kinds import expanded, look
 from caa_lens.provenance import UNKNOWN, Provenance, layer_ranges, one_model
+from caa_lens.vectors.formats.bipo_files import is_bipo_name, read_bipo
 from caa_lens.vectors.formats.caa_files import is_caa_name, read_caa, write_caa
 from caa_lens.vectors.formats.control_vectors import read_control_vector, write_control_vector
 from caa_lens.vectors.formats.tensor_files import as_layers, read_tensors
@@ -63,10 +64,11 @@ def read_vectors(
     path = expanded(path)
     told = None if layers is None else as_layers(layers)
     kind, words = look(path, "a file or folder of steering vectors")
-    if kind in ("torch", "npy", "npz") and not (kind == "torch" and is_caa_name(path.name)):
+    bipo = kind == "torch" and is_bipo_name(path.name) and told is None
+    if not bipo and kind in ("torch", "npy", "npz") and not (kind == "torch" and is_caa_name(path.name)):
         return read_tensors(path, layers=told, model=model)
     if kind in ("folder", "torch"):
-        vectors = read_caa(path, model=model)
+        vectors = (read_bipo if bipo else read_caa)(path, model=model)
     elif kind in _READ:
         vectors = _READ[kind](path)
     else:

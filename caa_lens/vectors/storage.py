@@ -103,7 +103,7 @@ def _encode(parts: Parts) -> bytes:
         **{key: _text(value) for key, value in asdict(parts.provenance).items()},
     }
     metadata["checksum"] = _checksum(metadata, directions.view(torch.uint8).numpy().tobytes())
-    return _sorted_metadata(save({"directions": directions}, metadata))
+    return sorted_metadata(save({"directions": directions}, metadata))
 
 
 def _decode(data: bytes) -> Parts:
@@ -189,7 +189,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(dict(value) if hasattr(value, "keys") else value)
 
 
-def _sorted_metadata(data: bytes) -> bytes:
+def sorted_metadata(data: bytes) -> bytes:
     """The same safetensors file with its metadata in order, so that equal vectors make equal files.
 
     safetensors writes metadata in an order that differs from call to call. A file is the header's length in 8 bytes,

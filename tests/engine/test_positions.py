@@ -6,7 +6,7 @@ from helpers.models import random_vectors
 from helpers.steering import LOGITS, Kept, logits_of, some_tokens, streams
 
 from caa_lens.contrast.sets import ContrastSet
-from caa_lens.engine.edits import OPERATORS
+from caa_lens.engine.operators import OPERATORS
 from caa_lens.engine.positions import Reach, check_positions, chosen
 from caa_lens.interpretation.residual_stream import residual_lens
 from caa_lens.measures.answers import score_answers
@@ -36,14 +36,16 @@ def at(vector, where, operator="add", multiplier=1.0):
         edited = resid.clone()
         for row, columns in enumerate(where):
             for pos in columns:
-                edited[row, pos] = OPERATORS[operator](resid[row, pos], vector.direction, torch.tensor(multiplier))
+                edited[row, pos] = OPERATORS[operator](
+                    resid[row, pos], {"direction": vector.direction}, torch.tensor(multiplier)
+                )
         return edited
 
     return vector.hook_name, edit
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", ["add", "ablate", "set"])
 def test_exactly_the_chosen_positions_are_steered_and_the_others_untouched_bit_for_bit(tiny, place, operator):
     positions, where = PLACES[place]
     v, tokens, resid = random_vectors(tiny)[2], some_tokens(2, N_POS), {}

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from caa_lens.engine.edits import OPERATORS, Edit
+from caa_lens.engine.edits import Edit
+from caa_lens.engine.operators import OPERATORS
 from caa_lens.engine.staircase import Staircase, Staircases
 
 N_LAYERS, D_MODEL = 4, 6
@@ -27,7 +28,7 @@ def alone(condition, resid):
         resid = block(layer, resid)
         for one in condition:
             if one.layer == layer:
-                resid = OPERATORS[one.operator](resid, one.direction, torch.as_tensor(one.multiplier))
+                resid = OPERATORS[one.operator](resid, {"direction": one.direction}, torch.as_tensor(one.multiplier))
     return resid
 
 

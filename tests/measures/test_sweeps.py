@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.methods import PAIRS as OTHERS
 from helpers.models import random_vectors
 
 from caa_lens.contrast.sets import ContrastSet
@@ -12,6 +13,7 @@ from caa_lens.measures.answers import score_answers
 from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.measures.sweeps import Sweep, sweep
 from caa_lens.measures.training_pairs import TrainingPairsWarning, count_training_pairs
+from caa_lens.methods import instruction
 from caa_lens.provenance import Provenance
 from caa_lens.steering.interventions import Intervention
 from caa_lens.vectors.extraction import extract
@@ -54,6 +56,7 @@ def test_every_cell_of_the_frame_is_the_score_of_its_layer_multiplier_and_questi
         "p_matching",
         "logp_positive",
         "logp_negative",
+        "positions",
     ]
     assert len(result.frame) == 2 * 3 * 6
     for layer in (1, 4):
@@ -146,7 +149,7 @@ def test_prompt_format_and_system_prompt_reach_the_scores_and_are_told(tiny_chat
     cell = result.frame.query("layer == 3 and multiplier == -1")
     np.testing.assert_allclose(cell["p_matching"], expected.values[:, 0], atol=2e-5)
     np.testing.assert_allclose(cell["logp_negative"], expected.negative[:, 0], atol=2e-5)
-    assert result.settings == expected.settings
+    assert result.settings == {**expected.settings, "operator": "add", "positions": "caa"}
     assert (result.metric, result.provenance) == ("p_matching", {"vectors": vectors.provenance})
     assert set(result.frame["behavior"]) == {"joy"}
     assert cell["question"].tolist() == list(range(len(PAIRS)))
@@ -280,3 +283,33 @@ def test_cells_without_the_same_questions_have_no_mean():
         replace(result, frame=result.frame.drop(index=5)).summary()
     with pytest.raises(ValueError, match="the frame has no rows"):
         replace(result, frame=result.frame[:0]).summary()
+
+
+@pytest.mark.filterwarnings("ignore::caa_lens.engine.shared_prefix.SharedPrefixWarning")
+def test_operators_positions_and_fitted_methods_are_swept_each_layer_alone(tiny_chat):
+    vectors = random_vectors(tiny_chat, layers=(1, 3))
+    result = sweep(
+        tiny_chat, PAIRS, vectors, multipliers=[1, 2], operator="add_keep_norm", positions="all", progress=False
+    )
+    assert set(result.frame["positions"]) == {"all"}
+    assert (result.settings["operator"], result.settings["positions"]) == ("add_keep_norm", "all")
+    fitted = instruction.fit(tiny_chat, OTHERS, layers=[1, 3], progress=False)
+    of_method = sweep(tiny_chat, PAIRS, fitted, multipliers=[1, 0.5], positions="original", progress=False)
+    assert set(of_method.frame["positions"]) == {"original"}
+    assert of_method.settings["operator"] == "instruction steering"
+    for found, order in (
+        (
+            result,
+            lambda layer, m: Intervention(
+                vector=vectors[layer], multiplier=m, operator="add_keep_norm", positions="all"
+            ),
+        ),
+        (of_method, lambda layer, m: fitted.at([layer]).interventions(m, positions="all")[0]),
+    ):
+        for (layer, m), some in found.frame.groupby(["layer", "multiplier"]):
+            expected = score_answers(tiny_chat, PAIRS, [(order(layer, m),)], progress=False).values[:, 0]
+            np.testing.assert_allclose(some.sort_values("question")["p_matching"], expected.numpy(), atol=2e-5)
+    with pytest.warns(TrainingPairsWarning, match="4 of the 4 pairs scored are among those"):
+        sweep(tiny_chat, OTHERS, fitted, multipliers=[1], progress=False)
+    with pytest.raises(ValueError, match="a fitted method knows what it does: leave operator out"):
+        sweep(tiny_chat, PAIRS, fitted, operator="set", progress=False)

@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from dataclasses import replace
 from functools import cache, partial
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -18,6 +19,8 @@ from caa_lens.models.loading.demo_model import demo_model_path
 from caa_lens.vectors.steering_vectors import SteeringVector
 
 PAIRS = cl.ContrastSet.from_pairs([("How are you?", "Well.", "Ill."), ("Is it late?", "Yes.", "No.")])
+OTHERS = cl.ContrastSet.from_pairs([("Where are you?", "Here.", "There."), ("Is it cold?", "Yes.", "No.")])
+COMPARED = {"words": ("Up.", "Down."), "layers": [1], "neutral": (["Why?"], ["How?"]), "n_tokens": 2}
 PROMPT = cl.prompts.Prompt.from_tokens([1, 2, 3])
 # As of `tiny_model()`.
 VECTORS = random_vectors(SimpleNamespace(cfg=SimpleNamespace(n_layers=5, d_model=32, model_name="tiny-random-llama")))
@@ -32,6 +35,9 @@ def open_and_close(model):
 # Every public function that takes a model; what they do with a right one is tested elsewhere.
 CALLS = {
     "attribute_logits": lambda model: cl.interpretation.attribute_logits(model, [(PROMPT, 1, 2)], VECTORS[1], **QUIET),
+    "answered": lambda model: cl.measures.answered(model, [PROMPT], **QUIET),
+    "compare": lambda model: cl.compare(model, PAIRS, OTHERS[:1], ["CAA"], validation=OTHERS[1:], **COMPARED, **QUIET),
+    "token_kl": lambda model: cl.measures.token_kl(model, [replace(PROMPT, answer_start=2)], [()], **QUIET),
     "extract": lambda model: cl.extract(model, PAIRS, **QUIET),
     "generate": lambda model: cl.generate(model, PROMPT, max_new_tokens=2),
     "generate_stream": lambda model: list(cl.generate_stream(model, PROMPT, max_new_tokens=2)),

@@ -10,7 +10,6 @@ from helpers.models import random_vectors
 from helpers.steering import plain_hook
 
 from caa_lens.engine import shared_prefix
-from caa_lens.engine.edits import OPERATORS
 from caa_lens.prompts.prompt_formats import Prompt, chat_template_format
 from caa_lens.steering import generation
 from caa_lens.steering.generation import generate, generate_stream, generate_tokens
@@ -113,7 +112,7 @@ PATHS = ["in place", "foreign hook", "uncached"]
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", ["add", "ablate", "set"])
 @pytest.mark.parametrize("layer", [0, 4])
 def test_every_path_equals_the_slow_loop(small, path, operator, layer):
     prompt, v = prompt_of(9, 6), random_vectors(small)[layer]
@@ -154,7 +153,7 @@ def test_a_padded_batch_gives_every_prompt_its_own(small, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", ["add", "ablate", "set"])
 def test_one_multiplier_a_row_equals_single_runs(small, path, operator):
     prompts, multipliers, v = three_prompts(), [-2.0, 0.5, 3.0], random_vectors(small)[2]
     chosen = Intervention(vector=v, multiplier=torch.tensor(multipliers), operator=operator)

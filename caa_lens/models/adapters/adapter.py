@@ -15,9 +15,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from caa_lens.models.adapters.torch_hooks import attached
+from caa_lens.provenance import HOOK_POINT
 
 BlockEdit = Callable[[int, Tensor], Tensor]
 """`edit(layer, resid_post)`: what the next block gets; it may have more rows."""
+
+Hear = Callable[[Tensor], Tensor | None]
+"""`hear(out)`: what goes on in the output's place, or None for the output itself."""
 
 Coming = Callable[[slice, slice], None]
 """`coming(questions, branches)`: which rows the next run of `edit` is about."""
@@ -135,6 +139,18 @@ class Adapter(ABC):
         """
 
     @abstractmethod
+    def run_on(
+        self,
+        model: Any,
+        tokens: Int[Tensor, "batch pos"],
+        resid: Float[Tensor, "batch pos d_model"],
+        layer: int,
+        *,
+        n_layers: int | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What `run` gives of whole texts whose stream behind block `layer` is `resid`; -1: before the first block."""
+
+    @abstractmethod
     def new_cache(self, model: Any, n_rows: int) -> Any:
         """An empty KV cache for `run`."""
 
@@ -153,12 +169,24 @@ class Adapter(ABC):
         """What a block adds to the stream: "attn" and "mlp", to the modules whose outputs are it."""
 
     @abstractmethod
-    def listening(self, point: nn.Module, hear: Callable[[Tensor], None]) -> AbstractContextManager[None]:
-        """`hear(out)` for every output of a module that `written` gave."""
+    def site(self, model: Any, layer: int, site: str) -> nn.Module:
+        """The hook point inside of a block whose output is a site, by the name that a `HookedTransformer` has for it.
+
+        Raises:
+            ValueError: the block has no such point, or TransformerLens' hooks do not reach it.
+        """
 
     @abstractmethod
-    def hook_points(self, model: Any, layer: int) -> Sequence[Any]:
-        """The hook points that a steering hook of this layer needs.
+    def site_width(self, model: Any, layer: int, site: str) -> int | None:
+        """How many numbers a position has at a site, several heads as one; None where only a run can tell."""
+
+    @abstractmethod
+    def listening(self, point: nn.Module, hear: Hear) -> AbstractContextManager[None]:
+        """`hear(out)` for every output of a module that `written` or `site` gave; what it gives goes on instead."""
+
+    @abstractmethod
+    def hook_points(self, model: Any, layer: int, site: str = HOOK_POINT) -> Sequence[Any]:
+        """The hook points that a steering hook of this layer needs, the site's the last.
 
         Raises:
             ValueError: TransformerLens' hooks do not reach them.

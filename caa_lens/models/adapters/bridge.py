@@ -11,7 +11,7 @@ blocks. There is no code by architecture, and whether it holds is for `engine.sh
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -21,9 +21,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from caa_lens.models.adapters import hf_cache
-from caa_lens.models.adapters.adapter import Adapter, BlockEdit, Coming, Entry, FinalNorm, Text
-from caa_lens.models.adapters.torch_hooks import attached, stream_of
+from caa_lens.models.adapters.adapter import Adapter, BlockEdit, Coming, Entry, FinalNorm, Hear, Text
+from caa_lens.models.adapters.bridge_parts import (
+    device_of,
+    dropouts,
+    is_hook_point,
+    is_offloaded,
+    norms_of,
+    reads_both_ways,
+    weight_of,
+    width_into,
+)
+from caa_lens.models.adapters.torch_hooks import attached, attached_before, stream_of
 from caa_lens.models.adapters.watch import Watch, check_filled, length_of, stamp, watch_at
+from caa_lens.provenance import HOOK_POINT
 
 
 class _Stop(Exception):
@@ -44,9 +55,10 @@ class Bridge(Adapter):
         watch = Watch(takes_positions="position_ids" in inspect.signature(module.forward).parameters)
         module.register_forward_pre_hook(watch.enter, with_kwargs=True)
         module.register_forward_hook(watch.leave, with_kwargs=True)
-        for place in (module, *(block.hook_out for block in model.blocks)):
-            stamp(place, watch)
+        stamp(module, watch)
         for block in model.blocks:
+            for place in (block.hook_out, *filter(is_hook_point, block.modules())):
+                stamp(place, watch)
             attention = getattr(block, "attn", None)
             if isinstance(attention, nn.Module):
                 attention.register_forward_pre_hook(watch.repair, with_kwargs=True)
@@ -66,7 +78,7 @@ class Bridge(Adapter):
                 f"{what} is an encoder with a decoder, whose prompt and answer are two streams: take a decoder alone"
             )
         causal = getattr(model.adapter, "supports_causal_loss", True)
-        if not causal or getattr(model.cfg, "attention_dir", "causal") != "causal" or _reads_both_ways(config):
+        if not causal or getattr(model.cfg, "attention_dir", "causal") != "causal" or reads_both_ways(config):
             raise TypeError(f"{what} is an encoder, whose tokens see those behind them: take a model that generates")
         if not isinstance(getattr(model, "blocks", None), nn.ModuleList) or not len(model.blocks):
             raise TypeError(
@@ -74,13 +86,13 @@ class Bridge(Adapter):
             )
         self.meet(model)
         lost = next((name for name, one in module.named_parameters() if one.is_meta), None)
-        if lost is not None and not _is_offloaded(module):
+        if lost is not None and not is_offloaded(module):
             lost = lost.replace("_original_component.", "")  # a bridge's own, within the module's names
             raise ValueError(
                 f"the model's weights are not loaded ({lost} is on the device 'meta'): load it with "
                 "caa_lens.load_model(...)"
             )
-        if module.training and (names := _dropouts(config)):
+        if module.training and (names := dropouts(config)):
             raise ValueError(
                 f"the model is in training mode and has dropout ({', '.join(names)}), which changes every "
                 "number: call model.eval()"
@@ -91,11 +103,11 @@ class Bridge(Adapter):
         return getattr(module, "hf_quantizer", None) is not None or bool(getattr(module, "is_quantized", False))
 
     def dtype(self, model: Any) -> torch.dtype:
-        weight = _weight(model.embed)
+        weight = weight_of(model.embed)
         return weight.dtype if weight is not None and weight.is_floating_point() else model.original_model.dtype
 
     def device(self, model: Any) -> torch.device:
-        return _device_of(model, model.embed)
+        return device_of(model, model.embed)
 
     def settle(self, model: Any) -> None:
         """Some parts of TransformerLens 3.9 fail without a cache. Found out once, on two tokens."""
@@ -107,7 +119,7 @@ class Bridge(Adapter):
             self.run(model, tokens)
 
     def device_behind(self, model: Any) -> torch.device:
-        return _device_of(model, model.unembed)
+        return device_of(model, model.unembed)
 
     def run(
         self,
@@ -126,6 +138,9 @@ class Bridge(Adapter):
             kept.append(stream_of(output))
             raise _Stop
 
+        def stop_before(module: Any, given: tuple, keywords: Mapping[str, Any]) -> None:
+            stop(module, given, given[0] if given else keywords["hidden_states"])
+
         options = self._options(model) if cache is None else {"past_key_values": cache, "use_cache": True}
         if mask is not None:
             options["attention_mask"] = mask.long()
@@ -134,12 +149,32 @@ class Bridge(Adapter):
                 options["position_ids"] = position[:, -tokens.shape[1] :]
         n_behind = 0 if cache is None else length_of(cache) or 0
         # Behind all other hooks of the block, which were there before.
-        with attached([(model.blocks[until - 1], stop)]), suppress(_Stop):
+        ending = attached([(model.blocks[until - 1], stop)]) if until else attached_before(model.blocks[0], stop_before)
+        with ending, suppress(_Stop):
             model(tokens, **options)
         if cache is not None and until == model.cfg.n_layers:
             check_filled(cache, n_behind + tokens.shape[1])
         (resid,) = kept
         return resid
+
+    def run_on(
+        self,
+        model: Any,
+        tokens: Int[Tensor, "batch pos"],
+        resid: Float[Tensor, "batch pos d_model"],
+        layer: int,
+        *,
+        n_layers: int | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The blocks below run, too, and what they write is forgotten: a bridge starts at its first block only."""
+        if layer + 1 >= (model.cfg.n_layers if n_layers is None else n_layers):
+            return resid
+
+        def put_in(module: Any, given: tuple, keywords: dict) -> tuple[tuple, dict]:
+            return ((resid, *given[1:]), keywords) if given else (given, {**keywords, "hidden_states": resid})
+
+        with attached_before(model.blocks[layer + 1], put_in):
+            return self.run(model, tokens, n_layers=n_layers)
 
     def _options(self, model: Any) -> dict[str, Any]:
         """For a run that nobody goes on with, whose keys would be kept in vain."""
@@ -159,12 +194,35 @@ class Bridge(Adapter):
         points = {kind: getattr(block, f"hook_{kind}_out", None) for kind in ("attn", "mlp")}
         return {kind: point for kind, point in points.items() if isinstance(point, nn.Module)}
 
-    @contextmanager
-    def listening(self, point: Any, hear: Callable[[Tensor], None]) -> Iterator[None]:
-        """By TransformerLens' own hook: some points run only if they have one."""
+    def site(self, model: Any, layer: int, site: str) -> nn.Module:
+        found = model.blocks[layer]
+        for part in site.split("."):
+            found = getattr(found, part, None)
+        if isinstance(found, nn.Module) and is_hook_point(found):
+            if site.startswith("mlp.") and found in (model.blocks[layer].mlp.hook_in, model.blocks[layer].mlp.hook_out):
+                raise ValueError(
+                    f"the MLP of layer {layer} of {model.cfg.model_name!r} is made of experts, and its neurons are in "
+                    "them: take another site, such as 'hook_mlp_out'"
+                )
+            return found
+        raise ValueError(
+            f"{model.cfg.model_name!r} has no hook point blocks.{layer}.{site}, so that nothing can be read or steered "
+            "there: take another site, such as 'hook_resid_post'"
+        )
 
-        def hook(out: Tensor, hook: Any) -> None:
-            hear(out)
+    def site_width(self, model: Any, layer: int, site: str) -> int | None:
+        """By the projection that reads the site, since the configuration names it differently in every family."""
+        block = model.blocks[layer]
+        if site == "attn.hook_z":
+            return width_into(getattr(block.attn, "o", None))
+        return width_into(getattr(block.mlp, "out", None)) if site == "mlp.hook_post" else model.cfg.d_model
+
+    @contextmanager
+    def listening(self, point: Any, hear: Hear) -> Iterator[None]:
+        """By TransformerLens' own hook: some points run only if they have one, and some give several heads as such."""
+
+        def hook(out: Tensor, hook: Any) -> Tensor | None:
+            return hear(out)
 
         point.add_hook(hook)
         mine = point.fwd_hooks[-1]
@@ -174,11 +232,13 @@ class Bridge(Adapter):
             mine.hook.remove()
             point.fwd_hooks = [one for one in point.fwd_hooks if one is not mine]
 
-    def hook_points(self, model: Any, layer: int) -> Sequence[Any]:
-        """The stream alone: how many tokens lie behind, the model's cache tells."""
+    def hook_points(self, model: Any, layer: int, site: str = HOOK_POINT) -> Sequence[Any]:
+        """The site alone: how many tokens lie behind, the model's cache tells."""
         self.meet(model)
+        if site != HOOK_POINT:
+            return [self.site(model, layer, site)]
         point = model.blocks[layer].hook_out
-        if not any(base.__name__ == "HookPoint" for base in type(point).__mro__):
+        if not is_hook_point(point):
             raise ValueError(
                 f"{type(point).__name__} stands in the place of blocks.{layer}.hook_out, so that nothing can be "
                 f"steered at layer {layer}: steer at another layer, or take the module away that was put there"
@@ -202,19 +262,7 @@ class Bridge(Adapter):
         return self.meet(model).cache_of(run)
 
     def final_norms(self, model: Any) -> Sequence[FinalNorm | None]:
-        norm = getattr(model, "ln_final", None)
-        if norm is None:
-            return [None]
-        inner = _inside(norm)
-        weight, bias = getattr(inner, "weight", None), getattr(inner, "bias", None)
-        eps = float(getattr(inner, "eps", getattr(inner, "variance_epsilon", model.cfg.eps)))
-        # Some store the weight less one, and what a norm's class is called does not say what it computes.
-        kinds = ("LN", "RMS") if "LayerNorm" in type(inner).__name__ else ("RMS", "LN")
-        return [
-            FinalNorm(kind=kind, weight=weight, bias=bias, eps=eps, offset=offset)
-            for kind in kinds
-            for offset in (0.0, 1.0)
-        ]
+        return norms_of(getattr(model, "ln_final", None), model.cfg.eps)
 
     def parts_behind(self, model: Any) -> Sequence[nn.Module]:
         norm = getattr(model, "ln_final", None)
@@ -262,14 +310,12 @@ class Bridge(Adapter):
         return hf_cache.depends_on_length(model.original_model.config)
 
     def cannot_share(self, model: Any) -> str | None:
-        what = model.cfg.model_name
-        if (reason := self.depends_on_length(model)) is not None:
-            return f"{what} has no keys to share: {reason}"
+        reason = self.depends_on_length(model)
         try:
-            reason = hf_cache.recurrent_layers(self.new_cache(model, 1))
+            reason = reason or hf_cache.recurrent_layers(self.new_cache(model, 1))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = f"transformers makes no KV cache for it ({error})"
-        return None if reason is None else f"{what} has no keys to share: {reason}"
+        return None if reason is None else f"{model.cfg.model_name} has no keys to share: {reason}"
 
     def prefill(self, model: Any, prefixes: Sequence[Sequence[int]], n_layers: int | None = None) -> Any:
         shared = []
@@ -326,43 +372,3 @@ class Bridge(Adapter):
 
     def kept_text(self, model: Any, n_rows: int, visible: Bool[Tensor, "batch pos"] | None, room: int) -> Text | None:
         return None
-
-
-def _inside(part: Any) -> Any:
-    """The module of Hugging Face that a bridge's part is around; itself, if it is around none."""
-    return getattr(part, "original_component", part)
-
-
-def _weight(part: Any) -> Tensor | None:
-    weight = getattr(_inside(part), "weight", None)
-    return weight if isinstance(weight, Tensor) else None
-
-
-def _device_of(model: Any, part: Any) -> torch.device:
-    """Where a part runs: where its weight lies, or where it is fetched to, if it lies on disk or elsewhere."""
-    weight = _weight(part)
-    if weight is not None and not weight.is_meta:
-        return weight.device
-    hook = getattr(_inside(part), "_hf_hook", None)
-    for one in (hook, *getattr(hook, "hooks", ())):
-        if getattr(one, "execution_device", None) is not None:
-            return torch.device(one.execution_device)
-    return next((one.device for one in model.original_model.parameters() if not one.is_meta), torch.device("cpu"))
-
-
-def _reads_both_ways(config: Any) -> bool:
-    """Whether it is of an encoder's family, such as BERT's, and not set up as a decoder."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-    kind, is_decoder = getattr(config, "model_type", None), getattr(config, "is_decoder", False)
-    return kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_decoder
-
-
-def _is_offloaded(module: Any) -> bool:
-    return any(hasattr(one, "_hf_hook") for one in module.modules())
-
-
-def _dropouts(config: Any) -> list[str]:
-    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-    values = vars(text).items() if text is not None else ()
-    return sorted(name for name, value in values if "drop" in name and isinstance(value, float) and value > 0)

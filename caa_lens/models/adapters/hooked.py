@@ -1,7 +1,7 @@
 """A `HookedTransformer` of TransformerLens 3, seen through the library's eyes."""
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from caa_lens.models.adapters import llama_blocks
-from caa_lens.models.adapters.adapter import Adapter, BlockEdit, Coming, Entry, FinalNorm, Text
+from caa_lens.models.adapters.adapter import Adapter, BlockEdit, Coming, Entry, FinalNorm, Hear, Text
 from caa_lens.models.adapters.plain_llama import alterations, is_transformer_lens, not_a_plain_llama
 from caa_lens.models.adapters.torch_hooks import attached
+from caa_lens.provenance import HOOK_POINT
 
 
 class Hooked(Adapter):
@@ -61,6 +62,19 @@ class Hooked(Adapter):
         until = model.cfg.n_layers if n_layers is None else n_layers
         return model(tokens, attention_mask=mask, stop_at_layer=until, **options)
 
+    def run_on(
+        self,
+        model: Any,
+        tokens: Int[Tensor, "batch pos"],
+        resid: Float[Tensor, "batch pos d_model"],
+        layer: int,
+        *,
+        n_layers: int | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        until = model.cfg.n_layers if n_layers is None else n_layers
+        mask = torch.ones(resid.shape[:2], dtype=torch.long, device=resid.device)
+        return model(resid, start_at_layer=layer + 1, stop_at_layer=until, attention_mask=mask)
+
     def new_cache(self, model: Any, n_rows: int) -> Any:
         """TransformerLens' own, each block's on the device of the block."""
         from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
@@ -80,24 +94,28 @@ class Hooked(Adapter):
         kinds = ("attn",) if model.cfg.attn_only else ("attn", "mlp")
         return {kind: getattr(block, f"hook_{kind}_out", block) for kind in kinds}
 
-    def listening(self, point: nn.Module, hear: Callable[[Tensor], None]) -> AbstractContextManager[None]:
+    def site(self, model: Any, layer: int, site: str) -> nn.Module:
+        """Another module may stand in a hook point's place, as sparse autoencoders are attached; and where nobody
+        called `model.setup()` afterwards, hooks would still be added to the point that was taken out, and change
+        nothing.
+        """
+        name, found = f"blocks.{layer}.{site}", model.blocks[layer]
+        for part in site.split("."):
+            found = getattr(found, part, None)
+        if found is None or found is not model.hook_dict.get(name):
+            raise ValueError(_unreachable(name, found, layer))
+        return found
+
+    def site_width(self, model: Any, layer: int, site: str) -> int | None:
+        cfg = model.cfg
+        return {"attn.hook_z": cfg.n_heads * cfg.d_head, "mlp.hook_post": cfg.d_mlp}.get(site, cfg.d_model)
+
+    def listening(self, point: nn.Module, hear: Hear) -> AbstractContextManager[None]:
         return attached([(point, lambda module, given, out: hear(out))])
 
-    def hook_points(self, model: Any, layer: int) -> Sequence[Any]:
-        """The attention pattern, which tells how many tokens lie behind, and the stream.
-
-        Another module may stand in a hook point's place, as sparse autoencoders are attached; and where nobody called
-        `model.setup()` afterwards, hooks would still be added to the point that was taken out, and change nothing.
-        """
-        points = []
-        for place in ("attn.hook_pattern", "hook_resid_post"):
-            name, found = f"blocks.{layer}.{place}", model.blocks[layer]
-            for part in place.split("."):
-                found = getattr(found, part, None)
-            if found is None or found is not model.hook_dict.get(name):
-                raise ValueError(_unreachable(name, found, layer))
-            points.append(found)
-        return points
+    def hook_points(self, model: Any, layer: int, site: str = HOOK_POINT) -> Sequence[Any]:
+        """The attention pattern, which tells how many tokens lie behind, and the site."""
+        return [self.site(model, layer, place) for place in ("attn.hook_pattern", site)]
 
     def entering(self, model: Any, layer: int, given: tuple, keywords: Mapping[str, Any]) -> Entry:
         cache = keywords.get("past_kv_cache_entry")

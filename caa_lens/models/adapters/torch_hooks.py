@@ -20,6 +20,16 @@ def attached(hooks: Iterable[tuple[nn.Module, ForwardHook]]) -> Iterator[None]:
             handle.remove()
 
 
+@contextmanager
+def attached_before(module: nn.Module, hook: Callable[[Any, tuple, dict], Any]) -> Iterator[None]:
+    """The module has a hook before its forward in the `with` block, which is given its arguments, named ones too."""
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def stream_of(output: Any) -> Any:
     """The stream in what a block gives: itself, or the first of several things."""
     return output[0] if isinstance(output, tuple) else output

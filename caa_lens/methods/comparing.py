@@ -1,0 +1,366 @@
+"""Compare steering methods fairly: effect on held-out questions against what they do to everything else.
+
+1. The training pairs are split in two: most to fit on, the others to choose on.
+2. Every method is fitted at as many settings as the others (layers; of masks over all layers, numbers of elements), and
+   scored on the choosing part at as many strengths; the setting with the largest effect at one mean divergence, both
+   signs counted, is chosen. What choosing costs is measured on neutral prompts of its own.
+3. The chosen setting of each runs once on the test part, at all its strengths, and on other neutral prompts.
+4. Controls are always there: nothing; a random direction of CAA's norm; the instruction in words, as a system prompt.
+
+Effects are then read at the same divergence (`compared`), with paired intervals over questions.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from caa_lens.arguments import as_float, as_seed, check_count, check_list, describe
+from caa_lens.contrast.sets import ContrastSet, check_contrast_set
+from caa_lens.measures.answers import Scores, score_answers
+from caa_lens.measures.divergence import answered, token_kl
+from caa_lens.measures.open_ended.text_measures import answer_logp, distinct
+from caa_lens.measures.placed_conditions import Condition
+from caa_lens.methods.candidates import Candidate, named_candidates
+from caa_lens.methods.compared import BUDGETS, NOTHING, WORDS, Choice, Comparison, matched
+from caa_lens.methods.costs import Cost, numbers_of, share_of_coordinates, share_of_tokens, shares_prefix
+from caa_lens.methods.data import hash_of
+from caa_lens.methods.neutral import CHOOSING, REPORTING
+from caa_lens.models.checks import check_layers, check_model
+from caa_lens.models.placement import dtype_name
+from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
+from caa_lens.provenance import PAIR_HASHES, Provenance
+
+METHODS = ("CAA", "ActAdd", "Linear-AcT", "instruction", "BiPO", "SADI")
+
+
+def compare(
+    model: Any,
+    train: ContrastSet,
+    test: ContrastSet,
+    methods: Sequence[str | Candidate] = METHODS,
+    *,
+    words: tuple[str, str],
+    layers: Sequence[int] | None = None,
+    validation: float | int | ContrastSet = 0.25,
+    budgets: Sequence[float | int] = BUDGETS,
+    choose_at: float | int = 0.1,
+    neutral: tuple[Sequence[str], Sequence[str]] = (CHOOSING, REPORTING),
+    n_tokens: int = 32,
+    steered_text: bool = True,
+    bipo_options: Mapping[str, Any] | None = None,
+    prompt_format: PromptFormat | str | None = None,
+    max_tokens: int | None = None,
+    progress: bool = True,
+    seed: int | None = 0,
+) -> Comparison:
+    """Fit, choose and measure methods on the same pairs.
+
+    Args:
+        train: pairs to fit and choose on; `test` is held out from both.
+        methods: names, see `candidates`, of which those with "original" act where their authors' code does; or
+            candidates of your own. A random direction is always among them.
+        words: the instruction in words, for more of the behavior and for less of it, as ("Be cheerful.", "Be gloomy.").
+        layers: 0-based blocks that are chosen among; by default three, at 0.35, 0.5 and 0.65 of the depth.
+        validation: the part of `train` that is chosen on, a share or a number of pairs; or a set of its own.
+        budgets: mean divergences at which methods are compared, in nats a token.
+        choose_at: the divergence at which a setting is chosen.
+        neutral: questions that no method is fitted on: to choose on, and to report.
+        n_tokens: of each neutral answer.
+        steered_text: whether neutral questions are answered under steering too, which finds texts that run away; the
+            costliest part.
+        bipo_options: more of `methods.bipo.fit`, such as `{"epochs": 3}`.
+        max_tokens: suffix tokens in flight at once; worked out from the free memory by default.
+
+    Raises:
+        TypeError, ValueError: for a method that is unknown or named twice, candidates with unequal numbers of settings
+            or strengths, a test set that shares pairs with what is fitted or chosen on, or another kind of pairs.
+    """
+    check_model(model)
+    for pairs in (train, test):
+        check_contrast_set(pairs)
+    if train.kind != test.kind:
+        raise ValueError(f"train has pairs of kind {train.kind!r}, test {test.kind!r}: give both of one kind")
+    if not (isinstance(words, tuple) and len(words) == 2 and all(isinstance(one, str) and one for one in words)):
+        raise TypeError(f"words must be two texts, as ('Be cheerful.', 'Be gloomy.'), got {describe(words)}")
+    depth = model.cfg.n_layers
+    by_default = sorted({round(share * (depth - 1)) for share in (0.35, 0.5, 0.65)})
+    layers = check_layers(model, by_default if layers is None else layers)
+    budgets = tuple(sorted(check_list("budgets", budgets, float)))
+    choose_at, n_tokens, seed = as_float("choose_at", choose_at), check_count("n_tokens", n_tokens), as_seed(seed)
+    fit_on, choose_on = _split(train, validation, seed)
+    _check_held_out(test, fit_on, choose_on)
+    chosen_format = resolve_format(model, prompt_format)
+    candidates = _candidates(methods, words, len(layers), bipo_options)
+    settings = {one.name: one.settings or layers for one in candidates}
+    _check_alike(candidates, settings)
+
+    def score(pairs: ContrastSet, conditions: Sequence[Condition], system: str | None = None) -> Scores:
+        return score_answers(
+            model,
+            pairs,
+            list(conditions),
+            prompt_format=chosen_format,
+            system=system,
+            max_tokens=max_tokens,
+            progress=progress,
+        )
+
+    fits: dict[str, Mapping[int, Any]] = {}
+    seconds: dict[str, float] = {}
+    for one in tqdm(candidates, desc="fit", unit="method", disable=not progress):
+        begun = time.perf_counter()
+        fits[one.name] = one.fit(model, fit_on, settings[one.name], seed)
+        seconds[one.name] = time.perf_counter() - begun
+
+    prompts = [[chosen_format.encode(model.tokenizer, text) for text in _texts(some)] for some in neutral]
+    if not all(prompts):
+        raise ValueError("no neutral questions given: expected some to choose on, and others to report")
+    to_choose, to_report = (
+        answered(model, some, max_new_tokens=n_tokens, progress=progress) if some else [] for some in prompts
+    )
+
+    keys = [(one, setting, s) for one in candidates for setting in settings[one.name] for s in one.strengths]
+    conditions: list[Condition] = [one.at(fits[one.name][setting], s) for one, setting, s in keys]
+    tried = score(choose_on, [(), *conditions])
+    effects = (tried.values[:, 1:] - tried.values[:, :1]).double().numpy()  # [question condition]
+    divergences = token_kl(model, to_choose, conditions, max_tokens=max_tokens, progress=progress)
+    kl = torch.cat(divergences, dim=1).mean(1).double().numpy()
+    choices = tuple(_choose(one, settings[one.name], keys, effects, kl, choose_at, max(budgets)) for one in candidates)
+
+    keys = [(one, found.setting, s) for one, found in zip(candidates, choices, strict=True) for s in one.strengths]
+    conditions = [one.at(fits[one.name][setting], s) for one, setting, s in keys]
+    tested = score(test, [(), *conditions])
+    rows = [_row(NOTHING, 0, 0.0, (), tested.values[:, 0], tested.values[:, 0], 0.0, 0.0)]
+    divergences = token_kl(model, to_report, conditions, max_tokens=max_tokens, progress=progress)
+    by_token = torch.cat(divergences, dim=1)  # [condition token]
+    text = _of_steered_text(model, prompts[1], conditions, n_tokens, progress) if steered_text else {}
+    for i, (one, setting, s) in enumerate(keys):
+        of_it = _mean_and_p95(by_token[i])
+        row = _row(one.name, setting, s, conditions[i], tested.values[:, i + 1], tested.values[:, 0], *of_it)
+        rows.append(row.assign(**{name: values[i] for name, values in text.items()}))
+    for strength, instruction in zip((1.0, -1.0), words, strict=True):
+        told = score(test, [()], system=instruction).values[:, 0]
+        with_words = [chosen_format.encode(model.tokenizer, q, system=instruction) for q in neutral[1]]
+        pairs_of = [_with_answer(own, plain) for own, plain in zip(with_words, to_report, strict=True)]
+        cost = torch.cat(token_kl(model, pairs_of, [()], against=to_report, progress=False), dim=1)[0]
+        rows.append(_row(WORDS, 0, strength, (), told, tested.values[:, 0], *_mean_and_p95(cost)))
+    frame = pd.concat(rows, ignore_index=True).assign(behavior=test.behavior)
+    for name in ("kl_steered", "kl_steered_p95", "perplexity", "repetition"):
+        if name not in frame:
+            frame[name] = np.nan
+    costs = tuple(
+        _cost(one, fits[one.name][found.setting], fit_on, to_report, seconds[one.name])
+        for one, found in zip(candidates, choices, strict=True)
+    )
+    return Comparison(
+        frame=frame,
+        choices=choices,
+        costs=costs,
+        metric=tested.metric,
+        budgets=budgets,
+        settings={
+            "model": str(model.cfg.model_name),
+            "dtype": dtype_name(model),
+            "train": train.name,
+            "test": test.name,
+            "test_hash": test.content_hash,
+            "n_fit": str(len(fit_on)),
+            "n_choose": str(len(choose_on)),
+            "choose_on_hash": choose_on.content_hash,
+            "layers": str(list(layers)),
+            "choose_at": f"{choose_at:g}",
+            "neutral": f"{len(prompts[0])} to choose, {len(prompts[1])} to report, {n_tokens} tokens",
+            "neutral_hash": hash_of([list(some) for some in neutral]),
+            "words": " / ".join(words),
+            "prompt_format": chosen_format.name,
+            "bipo": str(dict(bipo_options or {})),
+            "seed": str(seed),
+        },
+        provenance={
+            "fit": Provenance(
+                model=str(model.cfg.model_name),
+                behavior=train.behavior,
+                n_pairs=len(fit_on),
+                dataset_hash=fit_on.content_hash,
+                prompt_format=chosen_format.name,
+                details={PAIR_HASHES: " ".join(fit_on.pair_hashes)},
+            )
+        },
+    )
+
+
+def _split(train: ContrastSet, validation: float | int | ContrastSet, seed: int) -> tuple[ContrastSet, ContrastSet]:
+    if not isinstance(validation, ContrastSet):
+        return train.split(test=validation, seed=seed)
+    check_contrast_set(validation)
+    return train, validation
+
+
+def _check_held_out(test: ContrastSet, fit_on: ContrastSet, choose_on: ContrastSet) -> None:
+    for what, some in (("fitted", fit_on), ("chosen", choose_on)):
+        if shared := set(test.pair_hashes) & set(some.pair_hashes):
+            raise ValueError(
+                f"{len(shared)} of the {len(test)} test pairs are among those that are {what} on, which would flatter "
+                "the methods: train, test = pairs.split(test=0.3)"
+            )
+    if shared := set(fit_on.pair_hashes) & set(choose_on.pair_hashes):
+        raise ValueError(f"{len(shared)} pairs to choose on are among those that are fitted on: give others")
+
+
+def _candidates(
+    methods: Sequence[str | Candidate], words: tuple[str, str], n_settings: int, options: Mapping[str, Any] | None
+) -> list[Candidate]:
+    if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
+        raise TypeError(f"expected a list of methods, got {describe(methods)}")
+    known = named_candidates(words, n_settings=n_settings, bipo_options=options)
+    found = []
+    for one in (*methods, *(() if "random" in methods else ("random",))):
+        if isinstance(one, Candidate):
+            found.append(one)
+        elif one in known:
+            found.append(known[one])
+        else:
+            raise ValueError(
+                f"unknown method {one!r}: expected some of {', '.join(known)}, or a Candidate. Activation scaling "
+                "needs prompts of one length, and InferAligner two kinds of prompts; neither can be fitted on pairs"
+            )
+    names = [one.name for one in found]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"the method {repeated[0]!r} is there twice: give each its own name")
+    return found
+
+
+def _check_alike(candidates: Sequence[Candidate], settings: Mapping[str, Sequence[int]]) -> None:
+    """As many evaluations for each."""
+    for what, sizes in (
+        ("settings", {one.name: len(settings[one.name]) for one in candidates}),
+        ("strengths", {one.name: len(one.strengths) for one in candidates}),
+    ):
+        if len(set(sizes.values())) > 1:
+            few, many = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+            raise ValueError(
+                f"{many!r} has {sizes[many]} {what} and {few!r} has {sizes[few]}: a method that is tuned more often "
+                "looks better, so give all as many"
+            )
+
+
+def _choose(
+    candidate: Candidate,
+    settings: Sequence[int],
+    keys: Sequence[tuple[Candidate, int, float]],
+    effects: np.ndarray,
+    kl: np.ndarray,
+    at: float,
+    most: float,
+) -> Choice:
+    tried, ends = [], {}
+    for setting in settings:
+        own = [i for i, (one, where, _) in enumerate(keys) if one is candidate and where == setting]
+        towards, best = [], []
+        for sign in (1, -1):
+            some = sorted((i for i in own if keys[i][2] * sign > 0), key=lambda i: abs(keys[i][2]))
+            point = matched([keys[i][2] for i in some], [float(kl[i]) for i in some], effects[:, some], at)
+            towards.append(sign * float(point.effects.mean()))
+            within = [i for i in some if kl[i] <= most]
+            best.append(max(within, key=lambda i: sign * effects[:, i].mean(), default=None))
+        tried.append((setting, sum(towards) / 2))
+        ends[setting] = [0.0 if i is None else keys[i][2] for i in best]
+    setting, value = max(tried, key=lambda one: one[1])
+    return Choice(
+        method=candidate.name,
+        setting=setting,
+        unit=candidate.unit,
+        value=value,
+        tried=tuple(tried),
+        up=ends[setting][0],
+        down=ends[setting][1],
+    )
+
+
+def _row(
+    name: str,
+    setting: int,
+    strength: float,
+    condition: Condition,
+    values: torch.Tensor,
+    plain: torch.Tensor,
+    kl_mean: float,
+    kl_p95: float,
+) -> pd.DataFrame:
+    """All questions of a method at a strength."""
+    wheres = sorted({one.where if isinstance(one.where, str) else "caa" for one in condition})
+    return pd.DataFrame(
+        {
+            "method": name,
+            "setting": setting,
+            "positions": " ".join(wheres),
+            "site": " ".join(sorted({one.site for one in condition})),
+            "strength": strength,
+            "question": np.arange(len(values)),
+            "score": values.double().numpy(),
+            "effect": (values - plain).double().numpy(),
+            "kl_mean": kl_mean,
+            "kl_p95": kl_p95,
+        }
+    )
+
+
+def _mean_and_p95(values: torch.Tensor) -> tuple[float, float]:
+    return float(values.double().mean()), float(values.double().quantile(0.95))
+
+
+def _of_steered_text(
+    model: Any, prompts: Sequence[Prompt], conditions: Sequence[Condition], n_tokens: int, progress: bool
+) -> dict[str, list[float]]:
+    """What the steered answers to neutral questions are like: divergence, perplexity without steering, repetition."""
+    found: dict[str, list[float]] = {"kl_steered": [], "kl_steered_p95": [], "perplexity": [], "repetition": []}
+    for condition in tqdm(conditions, desc="steered text", unit="condition", disable=not progress):
+        texts = answered(model, prompts, condition, max_new_tokens=n_tokens, batch_size=len(prompts), progress=False)
+        kl = token_kl(model, texts, [condition], weighed_by="steered", progress=False)
+        mean, p95 = _mean_and_p95(torch.cat(kl, dim=1))
+        found["kl_steered"].append(mean)
+        found["kl_steered_p95"].append(p95)
+        logp = torch.cat(answer_logp(model, texts, progress=False))
+        found["perplexity"].append(float((-logp.double().mean()).exp()))
+        answers = [model.tokenizer.decode(one.tokens[one.answer_start :], skip_special_tokens=True) for one in texts]
+        loops = np.array([1 - distinct(answer, 4) for answer in answers])
+        found["repetition"].append(float(np.nanmean(loops)) if np.isfinite(loops).any() else float("nan"))
+    return found
+
+
+def _with_answer(prompt: Prompt, plain: Prompt) -> Prompt:
+    answer = plain.tokens[plain.answer_start :]
+    return Prompt(
+        text=prompt.text,
+        tokens=(*prompt.tokens, *answer),
+        steer_start=prompt.steer_start,
+        answer_start=len(prompt),
+        read=(len(prompt), len(prompt) + len(answer)),
+        format_name=prompt.format_name,
+    )
+
+
+def _cost(one: Candidate, fitted: Any, fit_on: ContrastSet, prompts: Sequence[Prompt], seconds: float) -> Cost:
+    condition = one.at(fitted, max(one.strengths))
+    forward, backward = one.passes(len(fit_on))
+    return Cost(
+        method=one.name,
+        forward=forward,
+        backward=backward,
+        seconds=seconds,
+        numbers=numbers_of(condition),
+        coordinates=share_of_coordinates(condition),
+        tokens=share_of_tokens(condition, prompts),
+        shares_prefix=shares_prefix(condition, prompts),
+    )
+
+
+def _texts(some: object) -> list[str]:
+    if isinstance(some, str) or not isinstance(some, Sequence) or not all(isinstance(one, str) for one in some):
+        raise TypeError(f"neutral must be two lists of questions, got {describe(some)} among them")
+    return [str(one) for one in some]
