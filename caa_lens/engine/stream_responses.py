@@ -4,7 +4,7 @@ With F_l the map from `resid_post` of layer l to the last block's output, and s 
 every position from the steering start on::
 
     to first order    J_l s = d/de F_l(h + e s) at e = 0        the prompt's own unsteered state
-    finite            F_l(h + s)
+    finite            F_l(h + s), or F_l of whatever an edit makes of h
 
 A position's response sums over all pushed positions up to it. Many (layer, step) pairs are the rows of one staircase
 behind the prompt, which is run once (`shared_prefix`, `staircase`); where that does not hold, each of them is one run
@@ -22,7 +22,7 @@ precision such a step would drown in rounding, so it is refused.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,6 +43,7 @@ from caa_lens.models.placement import device_behind, device_of_tokens, dtype_nam
 from caa_lens.models.structure import once_a_structure, structure_of
 from caa_lens.prompts.prompt_formats import Prompt
 
+Edits = Sequence[EditedCondition] | Callable[[Prompt], Sequence[EditedCondition]]
 PRECISE = (torch.float32, torch.float64)
 TANGENT_COST = 3  # a row with its tangent, in rows
 _FORWARD, _DIFFERENCE = "forward mode", "central difference"
@@ -86,6 +87,7 @@ def responses(
     layers: Sequence[int],
     *,
     to_first_order: bool,
+    edits: Edits | None = None,
     max_tokens: int | None = None,
     what: str = "read",
     progress: bool = True,
@@ -94,6 +96,8 @@ def responses(
 
     Args:
         steps: what is added at each of the layers, several directions one at a time.
+        edits: what is done instead of adding them, finite only, in the steps' order: counted from the steering start;
+            or a function that gives a prompt's, counted from its first token, and then each prompt is run in full.
         max_tokens: suffix tokens in flight at once; worked out from the free memory by default.
 
     Raises:
@@ -105,9 +109,11 @@ def responses(
     with _no_inference():
         rows = [row.detach().clone().float() for row in steps.flatten(0, 1)]
         of_layer = [layer for layer in layers for _ in range(steps.shape[1])]
-        if not to_first_order:
-            check_steps(model, [_edit(row, layer) for row, layer in zip(rows, of_layer, strict=True)])
-    reason = shared_prefix.unsupported(model)
+        if edits is None:
+            edits = [(_edit(row, layer),) for row, layer in zip(rows, of_layer, strict=True)]
+        if not (to_first_order or callable(edits)):
+            check_steps(model, [edit for condition in edits for edit in condition])
+    reason = "the edits change it, or act inside of a block" if callable(edits) else shared_prefix.unsupported(model)
     if reason is not None:
         shared_prefix.warn_unshared(reason)
     order = sorted(range(len(prompts)), key=lambda i: -prompts[i].stop)
@@ -117,7 +123,7 @@ def responses(
             indices, order = order[:n], order[n:]
             run = _Run(model, [prompts[i] for i in indices], rows, of_layer, shared=reason is None, budget=max_tokens)
             if not to_first_order:
-                found = run.finite()
+                found = run.finite(edits)
             elif method == _FORWARD:
                 found = run.forward_mode()
             else:
@@ -246,11 +252,11 @@ class _Run:
                 prefixes = [one.prompt.tokens[:start] for one, start in zip(prompts, self.starts, strict=True)]
                 self.prefix = shared_prefix.prefill(model, prefixes)
 
-    def finite(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        before = self._resid([()])[:, 0]
+    def finite(self, edits: Edits) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        before, in_place = self._resid([()])[:, 0], callable(edits)
+        conditions = edits(self.prompts[0].prompt) if callable(edits) else edits
         for chunk in self._chunks():
-            edits: list[EditedCondition] = [(_edit(self.rows[i], self.layers[i]),) for i in chunk]
-            yield torch.tensor(chunk), before, self._resid(edits)
+            yield torch.tensor(chunk), before, self._resid([conditions[i] for i in chunk], in_place=in_place)
 
     def forward_mode(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for chunk in self._chunks():
@@ -284,8 +290,14 @@ class _Run:
         order = sorted(range(len(self.rows)), key=lambda i: self.layers[i])
         return [order[first : first + self.at_once] for first in range(0, len(order), self.at_once)]
 
-    def _resid(self, edits: Sequence[EditedCondition]) -> Float[Tensor, "prompt condition pos d_model"]:
-        """The last block's output from the steering start on, where the unembedding lies, in float32 at least."""
+    def _resid(
+        self, edits: Sequence[EditedCondition], *, in_place: bool = False
+    ) -> Float[Tensor, "prompt condition pos d_model"]:
+        """The last block's output from the steering start on, where the unembedding lies, in float32 at least.
+
+        Args:
+            in_place: whether the edits' positions are those of the text, not counted from the steering start.
+        """
         model, behind = self.model, device_behind(self.model)
         with _no_inference():
             if self.shared:
@@ -295,13 +307,11 @@ class _Run:
             found = []
             for one, start in zip(self.prompts, self.starts, strict=True):
                 tokens = torch.tensor([one.prompt.tokens[: one.stop]], device=device_of_tokens(model))
-                of_prompt = [
-                    last_residual(model, tokens, edits=[replace(edit, positions=(start, None)) for edit in condition])[
-                        0, start:
-                    ]
+                moved = [
+                    condition if in_place else [replace(edit, positions=(start, None)) for edit in condition]
                     for condition in edits
                 ]
-                found.append(torch.stack(of_prompt))
+                found.append(torch.stack([last_residual(model, tokens, edits=some)[0, start:] for some in moved]))
             return _wide(torch.stack(found).to(behind))  # one prompt at a time
 
     def _stream_sizes(self) -> list[float]:

@@ -51,10 +51,12 @@ from torch import Tensor
 
 from caa_lens.arguments import check_count
 from caa_lens.contrast.sets import ContrastSet
+from caa_lens.engine.operators import Formula
 from caa_lens.engine.overflow import check_finite
 from caa_lens.engine.stream_responses import NoDerivativeError
 from caa_lens.interpretation.lens_controls import Controlled, layer_table, percentile_range, with_random_directions
 from caa_lens.interpretation.lens_downstream import linearity, read_downstream
+from caa_lens.interpretation.lens_edits import is_fitted, method_acting, vectors_acting
 from caa_lens.interpretation.lens_in_context import read_in_context
 from caa_lens.interpretation.lens_options import DOWNSTREAM, LensOptions, check_reading
 from caa_lens.interpretation.lens_prompts import prompts_to_read
@@ -66,13 +68,12 @@ from caa_lens.models.unembedding import centred, normalised, unembed_linear
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
 from caa_lens.vectors.checks import as_vector_set, check_width
-from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 
 
 @torch.inference_mode()
 def logit_lens(
     model: Any,
-    vectors: SteeringVectors | SteeringVector,
+    vectors: Any,
     *,
     k: int = 10,
     layers: Sequence[int] | None = None,
@@ -80,6 +81,8 @@ def logit_lens(
     pairs: ContrastSet | None = None,
     prompts: Sequence[str | Prompt] | None = None,
     place: str | None = None,
+    operator: str | Formula = "add",
+    positions: str = "caa",
     multiplier: float | int = 1.0,
     background: int = 0,
     controls: int | None = None,
@@ -92,6 +95,8 @@ def logit_lens(
         logit_lens(model, vectors, reading="causal")
 
     Args:
+        vectors: `SteeringVectors` or one of them; for `effect` also a fitted method of `caa_lens.methods`, of which
+            each layer acts alone.
         k: tokens to keep on each side.
         layers: those of the vectors by default.
         reading: "direct", "normed", "in_context", "causal" or "effect", see the module's formulas.
@@ -101,7 +106,9 @@ def logit_lens(
         place: where `causal` and `effect` read them: "answer" (the default), the positions that predict the answer that
             a `Prompt` has, or the first three tokens of the model's own greedy one; or "instruction", only the position
             behind which the answer begins.
-        multiplier: the vector is read times this; `normed` keeps its sign only.
+        operator, positions: what `effect` does with vectors, and where, as in `sweep`; a fitted method knows its own
+            operator, and may have the positions "original".
+        multiplier: the vector is read times this; `normed` keeps its sign only. Of a fitted method its strength.
         background: number of random directions whose mean is subtracted, each with its negative; `in_context` only.
         controls: number of random directions of the same norm that `in_context`, `causal` and `effect` are compared
             with, 19 by default; 0 for none.
@@ -115,7 +122,7 @@ def logit_lens(
         IndexError: for a layer without a vector.
     """
     check_model(model)
-    vectors = as_vector_set(vectors)
+    vectors = vectors if is_fitted(vectors) else as_vector_set(vectors)
     options = LensOptions.of(
         reading=reading,
         pairs=pairs,
@@ -126,10 +133,12 @@ def logit_lens(
         controls=controls,
         seed=seed,
         prompt_format=prompt_format,
+        operator=operator,
+        positions=positions,
     )
     k = check_count("k", k)
     layers = check_layers(model, vectors.layers if layers is None else layers)
-    found, changes = _read(model, vectors, layers, options, (), with_probabilities=True, progress=progress)
+    found, changes, pushes = _read(model, vectors, layers, options, (), with_probabilities=True, progress=progress)
     scores = torch.stack([one.scores for one in found]).cpu()  # whole: every copy waits for the device
     probabilities = scores.softmax(-1) if changes is None else changes.cpu()
     frames = []
@@ -150,7 +159,7 @@ def logit_lens(
     if options.controls:
         frame = frame.merge(layer_table(layers, found), on="layer")
     if reading == "effect":
-        frame = frame.merge(_linearities(model, vectors, layers, options, scores, progress), on="layer")
+        frame = frame.merge(_linearities(model, vectors, pushes, layers, options, scores, progress), on="layer")
     return LogitLens(
         frame=frame, settings=options.settings(model), provenance={"vectors": vectors.provenance}, reading=reading
     )
@@ -159,7 +168,7 @@ def logit_lens(
 @torch.inference_mode()
 def word_ranks(
     model: Any,
-    vectors: SteeringVectors | SteeringVector,
+    vectors: Any,
     words: Sequence[str],
     *,
     layers: Sequence[int] | None = None,
@@ -167,6 +176,8 @@ def word_ranks(
     pairs: ContrastSet | None = None,
     prompts: Sequence[str | Prompt] | None = None,
     place: str | None = None,
+    operator: str | Formula = "add",
+    positions: str = "caa",
     multiplier: float | int = 1.0,
     background: int = 0,
     controls: int | None = None,
@@ -181,8 +192,8 @@ def word_ranks(
 
     Args:
         words: plain words; blanks around them do not count.
-        layers, reading, pairs, prompts, place, multiplier, background, controls, seed, prompt_format: as in
-            `logit_lens`.
+        vectors, layers, reading, pairs, prompts, place, operator, positions, multiplier, background, controls, seed,
+            prompt_format: as in `logit_lens`.
 
     Raises:
         ValueError: for no words, an empty one, or one that the tokenizer does not know; and as `logit_lens`.
@@ -190,7 +201,7 @@ def word_ranks(
     """
     check_model(model)
     looked_up = {word: word_tokens(model.tokenizer, word) for word in check_words(words)}
-    vectors = as_vector_set(vectors)
+    vectors = vectors if is_fitted(vectors) else as_vector_set(vectors)
     options = LensOptions.of(
         reading=reading,
         pairs=pairs,
@@ -201,10 +212,12 @@ def word_ranks(
         controls=controls,
         seed=seed,
         prompt_format=prompt_format,
+        operator=operator,
+        positions=positions,
     )
     layers = check_layers(model, vectors.layers if layers is None else layers)
     wanted = [tokens[0] for tokens in looked_up.values()]
-    found, _ = _read(model, vectors, layers, options, wanted, with_probabilities=False, progress=progress)
+    found, _, _ = _read(model, vectors, layers, options, wanted, with_probabilities=False, progress=progress)
     scores = torch.stack([one.scores for one in found]).cpu()
     rows: list[dict[str, Any]] = []
     for layer, of_layer, one in zip(layers, scores, found, strict=True):
@@ -230,15 +243,20 @@ def word_ranks(
 
 def _read(
     model: Any,
-    vectors: SteeringVectors,
+    vectors: Any,
     layers: Sequence[int],
     options: LensOptions,
     tokens: Sequence[int],
     *,
     with_probabilities: bool,
     progress: bool,
-) -> tuple[list[Controlled], Float[Tensor, "layer d_vocab"] | None]:
-    """Every layer's scores and controls; if asked for, mean changes of probabilities, where a reading has any."""
+) -> tuple[list[Controlled], Float[Tensor, "layer d_vocab"] | None, Float[Tensor, "layer d_model"]]:
+    """Every layer's scores and controls; if asked for, mean changes of probabilities, where a reading has any.
+
+    And what is pushed: the vectors times the multiplier, or what a fitted method changes of the stream on average.
+    """
+    if is_fitted(vectors):
+        return _read_method(model, vectors, layers, options, tokens, with_probabilities, progress)
     check_width(model, vectors)
     if zero := [layer for layer in layers if not vectors[layer].direction.any()]:
         raise ValueError(f"zero vectors promote no token over another: leave out the layers {zero}, as in layers=[...]")
@@ -248,11 +266,11 @@ def _read(
     if options.reading not in ("in_context", *DOWNSTREAM):
         scores = [lens_scores(model, step, options.reading) for step in steps]
         nothing = torch.empty(0), torch.empty(0, len(tokens), dtype=torch.long)
-        return [Controlled(scores=each, agreement=nothing[0], ranks=nothing[1]) for each in scores], None
+        return [Controlled(scores=each, agreement=nothing[0], ranks=nothing[1]) for each in scores], None, steps
     directions = with_random_directions(steps, options.controls, options.seed)
     if options.reading == "in_context":
         assert options.pairs is not None
-        return read_in_context(
+        found = read_in_context(
             model,
             directions,
             layers,
@@ -262,19 +280,73 @@ def _read(
             tokens=tokens,
             with_probabilities=with_probabilities,
         )
-    return read_downstream(
+        return *found, steps
+    acting = None
+    if (options.operator, options.positions) != ("add", "caa"):
+        acting = vectors_acting(
+            vectors,
+            layers,
+            directions,
+            multiplier=options.multiplier,
+            operator=options.operator,
+            positions=options.positions,
+        )
+    found = read_downstream(
         model,
         directions,
         layers,
         _prompts(model, vectors, options),
         to_first_order=options.reading == "causal",
+        acting=acting,
         tokens=tokens,
         with_probabilities=with_probabilities,
         progress=progress,
     )
+    return *found, steps
 
 
-def _prompts(model: Any, vectors: SteeringVectors, options: LensOptions) -> Any:
+def _read_method(
+    model: Any,
+    fitted: Any,
+    layers: Sequence[int],
+    options: LensOptions,
+    tokens: Sequence[int],
+    with_probabilities: bool,
+    progress: bool,
+) -> tuple[list[Controlled], Float[Tensor, "layer d_vocab"] | None, Float[Tensor, "layer d_model"]]:
+    """The same of a fitted method."""
+    if options.reading != "effect":
+        raise ValueError(
+            f"a {type(fitted).__name__} is no direction that {options.reading!r} could read: use reading='effect'"
+        )
+    if options.operator != "add":
+        raise ValueError("a fitted method knows what it does: leave operator out")
+    prompts = _prompts(model, fitted, options)
+    acting, directions = method_acting(
+        model,
+        fitted,
+        layers,
+        prompts,
+        strength=options.multiplier,
+        positions=options.positions,
+        n_controls=options.controls,
+        seed=options.seed,
+    )
+    found = read_downstream(
+        model,
+        directions,
+        layers,
+        prompts,
+        to_first_order=False,
+        acting=acting,
+        tokens=tokens,
+        with_probabilities=with_probabilities,
+        progress=progress,
+    )
+    return *found, directions[:, 0]
+
+
+def _prompts(model: Any, vectors: Any, options: LensOptions) -> Any:
     return prompts_to_read(
         model,
         options.prompts,
@@ -287,7 +359,8 @@ def _prompts(model: Any, vectors: SteeringVectors, options: LensOptions) -> Any:
 
 def _linearities(
     model: Any,
-    vectors: SteeringVectors,
+    vectors: Any,
+    pushes: Float[Tensor, "layer d_model"],
     layers: Sequence[int],
     options: LensOptions,
     effects: Float[Tensor, "layer d_vocab"],
@@ -295,14 +368,8 @@ def _linearities(
 ) -> pd.DataFrame:
     """How linear the effects are, by layer; NaN for a model that has no derivative."""
     try:
-        linear, _ = _read(
-            model,
-            vectors,
-            layers,
-            options._replace(reading="causal", controls=0),
-            (),
-            with_probabilities=False,
-            progress=progress,
+        linear, _ = read_downstream(
+            model, pushes[:, None], layers, _prompts(model, vectors, options), to_first_order=True, progress=progress
         )
         told = [linearity(effect, one.scores.cpu()) for effect, one in zip(effects, linear, strict=True)]
     except NoDerivativeError:

@@ -52,16 +52,18 @@ class Controlled:
     ranks: Int[Tensor, "control token"]
 
 
+def random_directions(n: int, d_model: int, seed: int) -> Float[Tensor, "direction d_model"]:
+    """Drawn uniformly from the sphere of radius 1; on the CPU, so that they are the same on every device."""
+    generator = torch.Generator().manual_seed((seed + 1) % 2**63)  # not those of the background
+    drawn = torch.randn(n, d_model, generator=generator)
+    return drawn / drawn.norm(dim=-1, keepdim=True)
+
+
 def with_random_directions(
     steps: Float[Tensor, "layer d_model"], n: int, seed: int
 ) -> Float[Tensor, "layer direction d_model"]:
-    """Each layer's step, and then n random directions of its norm, the same ones at every layer but for their length.
-
-    Drawn from the sphere's uniform distribution on the CPU, so that they are the same on every device.
-    """
-    generator = torch.Generator().manual_seed((seed + 1) % 2**63)  # not those of the background
-    drawn = torch.randn(n, steps.shape[-1], generator=generator)
-    units = (drawn / drawn.norm(dim=-1, keepdim=True)).to(steps.device)
+    """Each layer's step, and then n random directions of its norm, the same at every layer but for their length."""
+    units = random_directions(n, steps.shape[-1], seed).to(steps.device)
     return torch.cat([steps[:, None], steps.norm(dim=-1)[:, None, None] * units], dim=1)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from caa_lens.engine.overflow import check_finite
 from caa_lens.engine.stream_responses import ReadPrompt, Response, responses, tangents
 from caa_lens.interpretation.lens_controls import Controlled, controlled_sums
+from caa_lens.interpretation.lens_edits import Intervened, edits_of
 from caa_lens.models.loading.device_memory import free_memory
 from caa_lens.models.unembedding import (
     AT_ONCE,
@@ -40,6 +41,7 @@ def read_downstream(
     prompts: Sequence[ReadPrompt],
     *,
     to_first_order: bool,
+    acting: Sequence[Intervened] | None = None,
     tokens: Sequence[int] = (),
     with_probabilities: bool = False,
     progress: bool = True,
@@ -51,6 +53,7 @@ def read_downstream(
 
     Args:
         steps: direction 0 of each layer is the vector times its multiplier, the others are controls.
+        acting: what is done instead of adding the steps, one for each layer; see `lens_edits`.
         tokens: whose ranks under the controls are wanted.
     """
     linear = is_linear_behind_the_norm(model)
@@ -64,7 +67,14 @@ def read_downstream(
         sums = _Sums(model, steps[some].shape[0], n_directions, len(prompts), to_first_order, linear)
         what = "response of the logits" if to_first_order else "effect on the logits"
         for one in responses(
-            model, prompts, steps[some], layers[some], to_first_order=to_first_order, what=what, progress=progress
+            model,
+            prompts,
+            steps[some],
+            layers[some],
+            to_first_order=to_first_order,
+            edits=None if acting is None else edits_of(model, acting[some]),
+            what=what,
+            progress=progress,
         ):
             sums.add(one, with_probabilities)
         found += sums.controlled(tokens)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from caa_lens.arguments import as_float, as_seed, check_count
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
+from caa_lens.engine.operators import Formula, check_operator, name_of
 from caa_lens.interpretation.lens_controls import CONTROLS
 from caa_lens.interpretation.lens_prompts import DEFAULT_PLACE, PLACES
 from caa_lens.models.placement import dtype_name
@@ -28,6 +29,8 @@ class LensOptions(NamedTuple):
     controls: int
     seed: int
     prompt_format: PromptFormat | str | None
+    operator: str | Formula = "add"
+    positions: str = "caa"
 
     @classmethod
     def of(
@@ -42,6 +45,8 @@ class LensOptions(NamedTuple):
         controls: object,
         seed: object,
         prompt_format: Any,
+        operator: Any = "add",
+        positions: Any = "caa",
     ) -> "LensOptions":
         """From what a user says.
 
@@ -60,6 +65,8 @@ class LensOptions(NamedTuple):
             controls=0 if n_controls is None else check_count("controls", n_controls, least=0),
             seed=as_seed(seed),
             prompt_format=prompt_format,
+            operator=operator,
+            positions=positions,
         )
         made._check(said_place=place is not None)
         return made
@@ -94,6 +101,13 @@ class LensOptions(NamedTuple):
                 f"{what}=... is of the readings {' and '.join(DOWNSTREAM)}, and {self.reading!r} does not look at it: "
                 "use reading='causal', or leave it out"
             )
+        check_operator(self.operator)
+        if self.reading != "effect" and (self.operator != "add" or self.positions != "caa"):
+            what = "positions" if self.operator == "add" else "operator"
+            raise ValueError(
+                f"{what}=... is of the reading 'effect', and {self.reading!r} is of a vector that is added from the "
+                "instruction's end on: use reading='effect', or leave it out"
+            )
         if self.place not in PLACES:
             raise ValueError(f"unknown place {self.place!r}: expected one of {', '.join(PLACES)}")
 
@@ -112,6 +126,8 @@ class LensOptions(NamedTuple):
             settings |= {"background": str(self.background)}
         if self.reading in DOWNSTREAM:
             settings |= {"place": self.place}
+        if self.reading == "effect":
+            settings |= {"operator": name_of(self.operator), "positions": self.positions}
         if self.reading in CONTROLLED and model.tokenizer is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # whoever encodes says what there is to say
