@@ -129,7 +129,8 @@ def _read_with_shared_prefix(
             start, stop = prompt.read
             weights[i, side, start - n : stop - n] = 1 / (stop - start)
     weights = weights.to(device_of_tokens(model))
-    kept: dict[int, list[list[Tensor]]] = {layer: [[] for _ in pairs] for layer in layers}
+    place = {layer: i for i, layer in enumerate(layers)}
+    kept = torch.empty(len(pairs), 2, len(layers), model.cfg.d_model, device=weights.device)
     questions = sides = slice(None)
 
     def coming(*which: slice) -> None:
@@ -137,14 +138,13 @@ def _read_with_shared_prefix(
         questions, sides = which
 
     def keep(layer: int, resid: Tensor) -> Tensor:
-        if layer in layers:
+        if layer in place:
             weight = weights[questions, sides, : resid.shape[2], None].to(resid.device)
-            for found, row in zip(kept[layer][questions], (weight * resid.float()).sum(2), strict=True):
-                found.extend(row.to(weights.device))
+            kept[questions, sides, place[layer]] = (weight * resid.float()).sum(2).to(kept.device)
         return resid
 
     shared_prefix.run_suffixes(model, prefix, suffixes, keep, n_layers, coming)
-    return torch.stack([torch.stack([torch.stack(sides) for sides in kept[layer]]) for layer in layers], dim=2)
+    return kept
 
 
 def _shared_length(positive: Prompt, negative: Prompt) -> int:

@@ -217,10 +217,8 @@ class Edit:
         in every forward, so that what an optimiser does to them is felt.
         """
         pattern, *_ = names = _names_of(self.layer, self.site)
-        offsets: dict[
-            int, tuple[int, bool]
-        ] = {}  # each thread's latest pattern's, and whether it went on from the last
-        until: dict[int, int] = {}
+        # Of each thread's latest pattern: the tokens behind, its keys, and whether it went on from the one before.
+        patterns: dict[int, tuple[int, int, bool]] = {}
         placed: dict[torch.device, tuple[list, Edit]] = {}
         inside = self.site != HOOK_POINT
         met: set[int] = set()  # threads whose block has come to a site inside of it, and not yet to its end
@@ -235,16 +233,16 @@ class Edit:
             if hook.name == pattern:
                 n_queries, n_keys = activation.shape[-2:]
                 behind = n_keys - n_queries
-                offsets[thread] = behind, behind == 0 or behind == until.get(thread)
-                until[thread] = n_keys
+                _, until, _ = patterns.get(thread, (0, 0, True))
+                patterns[thread] = behind, n_keys, behind in (0, until)
                 return None
             met.add(thread)
             if (watch := watch_at(hook)) is not None:
                 behind = watch.behind
-            elif thread not in offsets:
+            elif thread not in patterns:
                 raise RuntimeError(f"{hook.name} ran without {pattern}, so positions are unknown")
             else:  # kept, so that the pair may be registered twice
-                behind, goes_on = offsets[thread]
+                behind, _, goes_on = patterns[thread]
                 if hook.name != names[1] and not goes_on:
                     raise RuntimeError(_UNMET.format(hook.name, behind))
             device, versions = activation.device, self._versions()

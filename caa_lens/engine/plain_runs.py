@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa_lens.models.adapters.choice import adapter_of
-from caa_lens.models.structure import once_a_structure, rounding, structure_of
+from caa_lens.models.structure import CANNOT_RUN, once_a_structure, rounding, structure_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ def _works(model: Any, run: Callable[[], Tensor], expected: Tensor) -> bool:
     """Whether a way to run the model works at all, and gives what is expected but for rounding."""
     try:
         return agrees(model, run(), expected)
-    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, AttributeError, KeyError):
+    except (*CANNOT_RUN, AssertionError):
         return False
 
 

@@ -28,9 +28,10 @@ from torch import Tensor
 
 from caa_lens.models.adapters.adapter import BlockEdit, Coming
 from caa_lens.models.adapters.choice import adapter_of
+from caa_lens.models.adapters.torch_hooks import attached, stream_of
 from caa_lens.models.loading.device_memory import free_memory
 from caa_lens.models.placement import device_of_tokens, dtype_of
-from caa_lens.models.structure import once_a_structure, rounding, structure_of
+from caa_lens.models.structure import CANNOT_RUN, once_a_structure, rounding, structure_of
 
 MOST_TOKENS = 8192  # in flight at once, in prefixes or suffixes
 _SPLIT = 3  # rows that every row is split into when the engine is tried out
@@ -72,17 +73,13 @@ def _disagreement(model: Any) -> str | None:
     own: list[list[Tensor]] = []  # what each block gives, of each question and row, at the suffix: `[pos d_model]`
 
     def keep(block: Any, given: Any, out: Any) -> None:
-        own[-1].append((out[0] if isinstance(out, tuple) else out)[0, -n_suffix:])
+        own[-1].append(stream_of(out)[0, -n_suffix:])
 
-    handles = [block.register_forward_hook(keep) for block in model.blocks]
-    try:
+    with attached([(block, keep) for block in model.blocks]):
         for prefix, both in zip(prefixes, suffixes, strict=True):
             for suffix in both:
                 own.append([])
                 adapter.run(model, torch.tensor([prefix + suffix], device=adapter.device(model)))
-    finally:
-        for handle in handles:
-            handle.remove()
     differences: list[Tensor] = []
     questions = branches = slice(None)
 
@@ -105,7 +102,7 @@ def _disagreement(model: Any) -> str | None:
     device = adapter.device(model)
     try:
         run_suffixes(model, prefill(model, prefixes), suffixes, compare, coming=coming)
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError):
+    except CANNOT_RUN:
         return f"rows cannot be split off between the blocks of {cfg.model_name}, whose masks or positions count them"
     worst = torch.stack(differences).reshape(-1, cfg.n_layers).max(0).values
     if bool((worst <= rounding(model)).all()):  # never true of NaN; one wait for the device

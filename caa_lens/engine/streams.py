@@ -14,6 +14,7 @@ from torch import Tensor
 
 from caa_lens.engine.edits import Edit
 from caa_lens.models.adapters.choice import adapter_of
+from caa_lens.models.adapters.torch_hooks import attached
 from caa_lens.provenance import HOOK_POINT
 
 
@@ -27,15 +28,9 @@ def reading(model: Any, layers: Sequence[int], keep: Callable[[int, Tensor], Non
     def read(module: Any, given: Any, out: Tensor, layer: int) -> None:
         keep(layer, out)
 
-    points = [adapter_of(model).resid_post(model, layer) for layer in layers]
-    handles = [
-        point.register_forward_hook(partial(read, layer=layer)) for layer, point in zip(layers, points, strict=True)
-    ]
-    try:
+    adapter = adapter_of(model)
+    with attached([(adapter.resid_post(model, layer), partial(read, layer=layer)) for layer in layers]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -67,8 +62,7 @@ def editing(model: Any, edits: Sequence[Edit], behind: int = 0) -> Iterator[None
     with ExitStack() as open_ones:
         for edit, point in zip(edits, points, strict=True):
             if edit.site == HOOK_POINT:
-                handle = point.register_forward_hook(partial(apply, edit=edit))
-                open_ones.callback(handle.remove)
+                open_ones.enter_context(attached([(point, partial(apply, edit=edit))]))
             else:
                 open_ones.enter_context(adapter.listening(point, partial(edit.apply, offset=behind)))
         yield

@@ -11,8 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from caa_lens.models.adapters.choice import adapter_of
+from caa_lens.models.adapters.torch_hooks import stream_of
+from caa_lens.models.adapters.watch import cache_in
 from caa_lens.models.placement import dtype_name, dtype_of
-from caa_lens.models.structure import rounding, without_users_hooks
+from caa_lens.models.structure import CANNOT_RUN, rounding, without_users_hooks
 from caa_lens.models.unembedding import final_logits
 
 # Root mean square over the vocabulary of what log-probabilities may differ by, in nats. In half precision the module
@@ -46,18 +48,15 @@ def check_against(model: Any, tokens: Int[Tensor, "1 pos"], logp: Float[Tensor, 
             "check=False loads it all the same"
         )
     n = tokens.shape[1]
-    if adapter.quantised(model):  # its tokens do depend on what else is in a batch, by the rounding of whole numbers
-        return _said(model, n, error, _cached(model, tokens, logp, allowed))
-    before = final_logits(model, adapter.run(model, tokens[:, : n // 2])[0]).log_softmax(-1)
-    if not _difference(before, logp[: n // 2]) <= allowed:
-        raise ValueError(f"{name} sees the tokens behind a token, expected a model that generates, from left to right")
-    return _said(model, n, error, _cached(model, tokens, logp, allowed))
-
-
-def _said(model: Any, n: int, error: float, with_cache: str) -> str:
+    if not adapter.quantised(model):  # whose tokens do depend on what else is in a batch, by the rounding
+        before = final_logits(model, adapter.run(model, tokens[:, : n // 2])[0]).log_softmax(-1)
+        if not _difference(before, logp[: n // 2]) <= allowed:
+            raise ValueError(
+                f"{name} sees the tokens behind a token, expected a model that generates, from left to right"
+            )
     return (
         f"{model.cfg.model_name}: compared with the untouched Hugging Face module on {n} tokens, log-probabilities "
-        f"agree to {error:.1g} nats ({dtype_name(model)}), {with_cache}"
+        f"agree to {error:.1g} nats ({dtype_name(model)}), {_cached(model, tokens, logp, allowed)}"
     )
 
 
@@ -75,9 +74,9 @@ def check_parts(model: Any) -> None:
         ValueError: a part computes something else than what it stands for.
         TypeError: a token's numbers depend on what comes after it.
     """
-    adapter = adapter_of(model)
     if model in _compared:
         return
+    adapter = adapter_of(model)
     differences: list[tuple[str, nn.Module, float]] = []
     with torch.no_grad(), without_users_hooks(model), ExitStack() as at_the_end:
         adapter.settle(model)
@@ -118,13 +117,13 @@ def _check_one_way(model: Any) -> None:
 def _compare(
     part: Any, given: tuple, keywords: dict, output: Any, *, differences: list, name: str, original: nn.Module
 ) -> None:
-    if any(keywords.get(cache) is not None for cache in ("past_key_values", "cache", "layer_past", "cache_params")):
+    if cache_in(keywords) is not None:
         return  # which would be filled twice
     try:
         expected = original(*given, **keywords)
     except Exception:  # whatever a module says that cannot be run by itself
         return
-    found, expected = (one[0] if isinstance(one, tuple) else one for one in (output, expected))
+    found, expected = map(stream_of, (output, expected))
     if isinstance(found, Tensor) and isinstance(expected, Tensor) and found.shape == expected.shape:
         wide = torch.promote_types(torch.float32, expected.dtype)
         error = (found.to(wide) - expected.to(wide)).norm() / expected.to(wide).norm().clamp_min(1e-30)
@@ -138,7 +137,7 @@ def _cached(model: Any, tokens: Int[Tensor, "1 pos"], logp: Float[Tensor, "pos d
         cache = adapter.new_cache(model, 1)
         parts = [tokens[:, :half], *tokens[:, half:].split(1, dim=1)]
         last = torch.cat([adapter.run(model, some, cache=cache)[0, -1:] for some in parts])
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError) as why:
+    except CANNOT_RUN as why:
         return f"without its key-value cache only ({str(why).partition(chr(10))[0]})"
     error = _difference(final_logits(model, last).log_softmax(-1), logp[half - 1 :])
     if not error <= allowed:

@@ -23,6 +23,9 @@ Found = TypeVar("Found")
 ROUNDING = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.1, torch.float16: 0.03}
 TF32_ROUNDING = 1e-2
 
+# What a model raises that cannot be run in some way at all.
+CANNOT_RUN = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError)
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 

@@ -49,14 +49,10 @@ class Formula:
 
 
 def final_logits(model: Any, resid: Float[Tensor, "*state d_model"]) -> Float[Tensor, "*state d_vocab"]:
-    """The logits that residuals give as the last block's output, in float32; `AT_ONCE` states at a time keep it small.
-
-    Raises:
-        ValueError: for a final norm of a HookedTransformer that is neither RMSNorm nor LayerNorm.
-    """
+    """The logits that residuals give as the last block's output, in float32; `AT_ONCE` at a time keep it small."""
     resid = resid.to(device_behind(model))
     if is_own(model):
-        logits = _times_unembedding(model, _normed(model, resid)) + _wide(model, model.b_U)
+        logits = _times_unembedding(model, _normed(model, resid, final_norm(model))) + _wide(model, model.b_U)
         return soft_capped(model, _formula(model).scale * logits)
     formula, states = _formula(model), resid.reshape(-1, resid.shape[-1]).to(dtype_of(model))
     if formula.whole:
@@ -75,7 +71,7 @@ def token_logits(
         logits = final_logits(model, resid)
         return logits.gather(-1, tokens.expand(*logits.shape[:-1], tokens.shape[-1]))
     columns = _wide(model, model.W_U[:, tokens])  # [d_model *state token]
-    logits = torch.einsum("...d,d...t->...t", _normed(model, resid), columns)
+    logits = torch.einsum("...d,d...t->...t", _normed(model, resid, final_norm(model)), columns)
     return soft_capped(model, _formula(model).scale * (logits + _wide(model, model.b_U[tokens])))
 
 
@@ -181,8 +177,7 @@ def _weight(model: Any, norm: FinalNorm | None) -> Tensor | None:
     return _wide(model, norm.weight).to(device_behind(model)) + norm.offset
 
 
-def _normed(model: Any, states: Tensor, norm: FinalNorm | None = None) -> Tensor:
-    norm = final_norm(model) if norm is None else norm
+def _normed(model: Any, states: Tensor, norm: FinalNorm | None) -> Tensor:
     normed, weight = _normalised(model, states, norm), _weight(model, norm)
     normed = normed if weight is None else normed * weight
     return normed if norm is None or norm.bias is None else normed + _wide(model, norm.bias).to(normed.device)
@@ -242,8 +237,8 @@ def _norm_that_agrees(model: Any) -> int | None:
     run = adapter.run_behind(model, states).double().nan_to_num()
     agree: list[tuple[int, Tensor]] = []
     for index, norm in enumerate(norms):
-        told = _normed(model, states, norm) if norm is not None else _wide(model, states)
-        told = (_times_unembedding(model, told) + _wide(model, model.b_U)).double().nan_to_num()
+        told = _times_unembedding(model, _normed(model, states, norm)) + _wide(model, model.b_U)
+        told = told.double().nan_to_num()
         error = (run - told).norm()
         if bool(error <= rounding(model) * told.norm()):
             agree.append((index, error))

@@ -18,6 +18,7 @@ from caa_lens.engine.edits import Edit
 from caa_lens.engine.positions import Reach
 from caa_lens.models.adapters.adapter import Entry
 from caa_lens.models.adapters.choice import adapter_of
+from caa_lens.models.adapters.torch_hooks import stream_of
 from caa_lens.prompts.batches import PromptBatch
 
 
@@ -185,7 +186,7 @@ class SteeredRuns:
                     self._enter_block(index, entry)
 
             def leave(module: Any, given: tuple, output: Any, index: int = index) -> None:
-                self._leave_block(index, output[0] if isinstance(output, tuple) else output)
+                self._leave_block(index, stream_of(output))
 
             block = getattr(block, "_orig_mod", block)  # of one that torch.compile wraps
             handles += [block.register_forward_pre_hook(enter, with_kwargs=True), block.register_forward_hook(leave)]

@@ -110,12 +110,8 @@ def taught(context: "Context", unit: Unit) -> tuple[Any, "PromptFormat"]:
     context.release()  # one model in memory at a time
     if config.finetune == "lora":
         original = context.model
-        prompt_format, tokenizer, device = (
-            resolve_format(original, None),
-            original.tokenizer,
-            device_of_tokens(original),
-        )
-        name = original.cfg.model_name
+        prompt_format, tokenizer = resolve_format(original, None), original.tokenizer
+        name, device = original.cfg.model_name, device_of_tokens(original)
         lessons = letters_of(tokenizer, pairs, side, prompt_format)
         del original
         context.release()

@@ -88,6 +88,7 @@ def test_the_chosen_are_scaled_at_the_last_token_and_nothing_else_is(tiny_chat, 
         assert torch.equal(logits_of(tiny_chat, [prompt.tokens]), plain)
 
 
+@pytest.mark.hooked
 def test_scaling_the_gates_output_is_scaling_the_neuron(tiny_chat):
     """The product with the other half is linear in it, so reading one and scaling the other is the same neuron."""
     prompt, factor = Prompt.of(tiny_chat, "And the sea?"), torch.linspace(-1, 1, 48)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from caa_lens.models.adapters.torch_hooks import attached
 from caa_lens.provenance import HOOK_POINT
 
 BlockEdit = Callable[[int, Tensor], Tensor]
@@ -209,17 +210,22 @@ class Adapter(ABC):
     def parts_behind(self, model: Any) -> Sequence[nn.Module]:
         """The final norm, if there is one, and the unembedding."""
 
-    @abstractmethod
     def run_behind(self, model: Any, states: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Final norm and unembedding as they are, with everybody's hooks, in their own type, without a cap."""
+        for part in self.parts_behind(model):
+            states = part(states)
+        return states
 
     @abstractmethod
     def scales(self, model: Any) -> Sequence[float]:
         """What the model may multiply its logits by; 1 first. Which one it is, numbers must tell."""
 
-    @abstractmethod
     def whole_from(self, model: Any, states: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
         """The model's own logits, with `states` in the place of the last block's output: slow, and exact for any."""
+        last = self.resid_post(model, model.cfg.n_layers - 1)
+        tokens = torch.zeros(1, len(states), dtype=torch.long, device=self.device(model))
+        with attached([(last, lambda module, given, output: states[None].to(output))]):
+            return self.whole(model, tokens)[0]
 
     # ---- what it is made of
 
@@ -243,9 +249,9 @@ class Adapter(ABC):
     def alterations(self, name: str, module: nn.Module, *, inside: bool = False) -> Sequence[str]:
         """What was put in a module's or method's place, in words; `inside` of a part that knows no other classes."""
 
+    @abstractmethod
     def altered(self, model: Any) -> Sequence[str]:
         """The alterations of the whole model, if the library's own arithmetic would pass them over."""
-        return [words for name, module in self.modules(model) for words in self.alterations(name, module)]
 
     # ---- one prompt, many rows
 

@@ -29,9 +29,9 @@ from caa_lens.models.adapters.bridge_parts import (
     is_offloaded,
     norms_of,
     reads_both_ways,
-    stream,
     weight_of,
 )
+from caa_lens.models.adapters.torch_hooks import attached, attached_before, stream_of
 from caa_lens.models.adapters.watch import Watch, check_filled, length_of, stamp, watch_at
 from caa_lens.provenance import HOOK_POINT
 
@@ -46,21 +46,22 @@ class Bridge(Adapter):
     wiring = frozenset({"transformer_lens", "transformers", "accelerate", "torch", "peft", "bitsandbytes"})
     rows_copy_prefix = True
 
-    def meet(self, model: Any) -> None:
-        """Let a bridge's hook points know how many tokens lie behind a run; once a model."""
-        if watch_at(model.blocks[0]) is not None:
-            return
-        watch = Watch()
+    def meet(self, model: Any) -> Watch:
+        """What counts a bridge's runs, so that its hook points know how many tokens lie behind; made once a model."""
         module = model.original_model
+        if (known := watch_at(module)) is not None:
+            return known
+        watch = Watch(takes_positions="position_ids" in inspect.signature(module.forward).parameters)
         module.register_forward_pre_hook(watch.enter, with_kwargs=True)
         module.register_forward_hook(watch.leave, with_kwargs=True)
+        stamp(module, watch)
         for block in model.blocks:
-            # Another module may come in the hook point's place, so the block is told, too.
-            for place in (block, *filter(is_hook_point, block.modules())):
+            for place in (block.hook_out, *filter(is_hook_point, block.modules())):
                 stamp(place, watch)
             attention = getattr(block, "attn", None)
             if isinstance(attention, nn.Module):
                 attention.register_forward_pre_hook(watch.repair, with_kwargs=True)
+        return watch
 
     def check(self, model: Any) -> None:
         module = getattr(model, "original_model", None)
@@ -83,8 +84,8 @@ class Bridge(Adapter):
                 f"{what} has no list of blocks, expected one stack of them: {type(module).__name__} is not supported"
             )
         self.meet(model)
-        lost = next((name for name, one in module.named_parameters() if one.is_meta and not is_offloaded(module)), None)
-        if lost is not None:
+        lost = next((name for name, one in module.named_parameters() if one.is_meta), None)
+        if lost is not None and not is_offloaded(module):
             lost = lost.replace("_original_component.", "")  # a bridge's own, within the module's names
             raise ValueError(
                 f"the model's weights are not loaded ({lost} is on the device 'meta'): load it with "
@@ -109,13 +110,11 @@ class Bridge(Adapter):
 
     def settle(self, model: Any) -> None:
         """Some parts of TransformerLens 3.9 fail without a cache. Found out once, on two tokens."""
-        watch = watch_at(model.blocks[0].hook_out)
-        assert watch is not None
         tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device(model))
         try:
             self.run(model, tokens)
         except (AttributeError, TypeError, KeyError):
-            watch.needs_cache = True
+            self.meet(model).needs_cache = True
             self.run(model, tokens)
 
     def device_behind(self, model: Any) -> torch.device:
@@ -130,12 +129,12 @@ class Bridge(Adapter):
         n_layers: int | None = None,
         cache: Any = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        self.meet(model)
+        watch = self.meet(model)
         until = model.cfg.n_layers if n_layers is None else n_layers
         kept: list[Tensor] = []
 
         def stop(module: Any, given: Any, output: Any) -> None:
-            kept.append(stream(output))
+            kept.append(stream_of(output))
             raise _Stop
 
         def stop_before(module: Any, given: tuple, keywords: Mapping[str, Any]) -> None:
@@ -144,20 +143,14 @@ class Bridge(Adapter):
         options = self._options(model) if cache is None else {"past_key_values": cache, "use_cache": True}
         if mask is not None:
             options["attention_mask"] = mask.long()
-            if "position_ids" in inspect.signature(model.original_model.forward).parameters:
+            if watch.takes_positions:
                 position = (options["attention_mask"].cumsum(-1) - 1).clamp_min(0)
                 options["position_ids"] = position[:, -tokens.shape[1] :]
         n_behind = 0 if cache is None else length_of(cache) or 0
-        if until:  # behind all other hooks of the block, which were there before
-            handle = model.blocks[until - 1].register_forward_hook(stop)
-        else:
-            handle = model.blocks[0].register_forward_pre_hook(stop_before, with_kwargs=True)
-        try:
+        # Behind all other hooks of the block, which were there before.
+        ending = attached([(model.blocks[until - 1], stop)]) if until else attached_before(model.blocks[0], stop_before)
+        with ending, suppress(_Stop):
             model(tokens, **options)
-        except _Stop:
-            pass
-        finally:
-            handle.remove()
         if cache is not None and until == model.cfg.n_layers:
             check_filled(cache, n_behind + tokens.shape[1])
         (resid,) = kept
@@ -179,22 +172,17 @@ class Bridge(Adapter):
         def put_in(module: Any, given: tuple, keywords: dict) -> tuple[tuple, dict]:
             return ((resid, *given[1:]), keywords) if given else (given, {**keywords, "hidden_states": resid})
 
-        handle = model.blocks[layer + 1].register_forward_pre_hook(put_in, with_kwargs=True)
-        try:
+        with attached_before(model.blocks[layer + 1], put_in):
             return self.run(model, tokens, n_layers=n_layers)
-        finally:
-            handle.remove()
 
     def _options(self, model: Any) -> dict[str, Any]:
         """For a run that nobody goes on with, whose keys would be kept in vain."""
-        watch = watch_at(model.blocks[0].hook_out)
-        return {} if watch is None or watch.needs_cache else {"use_cache": False}
+        return {} if self.meet(model).needs_cache else {"use_cache": False}
 
     def new_cache(self, model: Any, n_rows: int) -> Any:
         return hf_cache.new_cache(model.original_model.config)
 
     def whole(self, model: Any, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
-        self.meet(model)
         return model(tokens, **self._options(model))
 
     def resid_post(self, model: Any, layer: int) -> nn.Module:
@@ -245,9 +233,7 @@ class Bridge(Adapter):
         return [point]
 
     def entering(self, model: Any, layer: int, given: tuple, keywords: Mapping[str, Any]) -> Entry:
-        watch = watch_at(block := model.blocks[layer])
-        assert watch is not None
-        run = watch.run
+        run, block = self.meet(model).run, model.blocks[layer]
         injected = getattr(block, "_start_residual", None) is not None
         return Entry(
             resid=given[0] if given else keywords["hidden_states"],
@@ -260,8 +246,7 @@ class Bridge(Adapter):
         )
 
     def cache_of(self, model: Any, run: int) -> Any:
-        watch = watch_at(model.blocks[0].hook_out)
-        return None if watch is None else watch.cache_of(run)
+        return self.meet(model).cache_of(run)
 
     def final_norms(self, model: Any) -> Sequence[FinalNorm | None]:
         return norms_of(getattr(model, "ln_final", None), model.cfg.eps)
@@ -270,24 +255,11 @@ class Bridge(Adapter):
         norm = getattr(model, "ln_final", None)
         return [model.unembed] if norm is None else [norm, model.unembed]
 
-    def run_behind(self, model: Any, states: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
-        for part in self.parts_behind(model):
-            states = part(states)
-        return states
-
     def scales(self, model: Any) -> Sequence[float]:
         """1, and every number of the configuration, and one by it: some models multiply, some divide."""
         text = model.original_model.config.get_text_config(decoder=True)
         numbers = {float(value) for value in vars(text).values() if isinstance(value, float) and 0 < abs(value) < 1e6}
         return [1.0, *sorted(numbers | {1 / one for one in numbers})]
-
-    def whole_from(self, model: Any, states: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
-        last = model.blocks[model.cfg.n_layers - 1].hook_out
-        handle = last.register_forward_hook(lambda module, given, output: states[None].to(output))
-        try:
-            return self.whole(model, torch.zeros(1, len(states), dtype=torch.long, device=self.device(model)))[0]
-        finally:
-            handle.remove()
 
     def modules(self, model: Any) -> Iterator[tuple[str, nn.Module]]:
         seen: set[int] = set()
@@ -382,12 +354,8 @@ class Bridge(Adapter):
 
             return hook
 
-        handles = [model.blocks[layer].hook_out.register_forward_hook(at(layer)) for layer in range(last + 1)]
-        try:
+        with attached([(self.resid_post(model, layer), at(layer)) for layer in range(last + 1)]):
             yield kept
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def kept_text(self, model: Any, n_rows: int, visible: Bool[Tensor, "batch pos"] | None, room: int) -> Text | None:
         return None

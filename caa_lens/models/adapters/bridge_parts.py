@@ -3,14 +3,9 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from caa_lens.models.adapters.adapter import FinalNorm
-
-
-def stream(output: Any) -> Tensor:
-    """What a block gave of its output, which may be a tuple."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 def is_hook_point(module: Any) -> bool:
@@ -18,9 +13,14 @@ def is_hook_point(module: Any) -> bool:
     return any(base.__name__ == "HookPoint" for base in type(module).__mro__)
 
 
+def inside(part: Any) -> Any:
+    """The module of Hugging Face that a bridge's part is around; itself, if it is around none."""
+    return getattr(part, "original_component", part)
+
+
 def weight_of(part: Any) -> Tensor | None:
     """The weight of a part, or of what it wraps."""
-    weight = getattr(getattr(part, "original_component", part), "weight", None)
+    weight = getattr(inside(part), "weight", None)
     return weight if isinstance(weight, Tensor) else None
 
 
@@ -29,7 +29,7 @@ def device_of(model: Any, part: Any) -> torch.device:
     weight = weight_of(part)
     if weight is not None and not weight.is_meta:
         return weight.device
-    hook = getattr(getattr(part, "original_component", part), "_hf_hook", None)
+    hook = getattr(inside(part), "_hf_hook", None)
     for one in (hook, *getattr(hook, "hooks", ())):
         if getattr(one, "execution_device", None) is not None:
             return torch.device(one.execution_device)
@@ -60,11 +60,11 @@ def norms_of(norm: Any, eps: float) -> list[FinalNorm | None]:
     """What a final norm may be, most likely first."""
     if norm is None:
         return [None]
-    inner = getattr(norm, "original_component", norm)
+    inner = inside(norm)
     weight, bias = getattr(inner, "weight", None), getattr(inner, "bias", None)
-    eps = next((float(getattr(inner, name)) for name in ("eps", "variance_epsilon") if hasattr(inner, name)), eps)
+    eps = float(getattr(inner, "eps", getattr(inner, "variance_epsilon", eps)))
     # Some store the weight less one, and what a norm's class is called does not say what it computes.
-    kinds = ("LN", "RMS") if isinstance(inner, nn.LayerNorm) or "LayerNorm" in type(inner).__name__ else ("RMS", "LN")
+    kinds = ("LN", "RMS") if "LayerNorm" in type(inner).__name__ else ("RMS", "LN")
     return [
         FinalNorm(kind=kind, weight=weight, bias=bias, eps=eps, offset=offset)
         for kind in kinds

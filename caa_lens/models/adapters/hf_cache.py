@@ -33,7 +33,7 @@ def depends_on_length(config: Any) -> str | None:
 def recurrent_layers(cache: Any) -> str | None:
     """Why rows cannot be split off behind a cache: a layer that keeps a state, not keys; None if there is none."""
     for layer in cache.layers:
-        if not hasattr(layer, "get_seq_length") or "keys" not in _attributes(layer):
+        if not hasattr(layer, "get_seq_length") or not hasattr(layer, "keys"):
             return f"some of its layers keep a state, not keys and values ({type(layer).__name__})"
     return None
 
@@ -56,7 +56,3 @@ def shared_by_rows(cache: Any) -> Any:
             return layer.update(key_states, value_states, *args, **kwargs)
 
     return SharedByRows()
-
-
-def _attributes(layer: Any) -> set[str]:
-    return {*vars(layer), *(name for kind in type(layer).__mro__ for name in vars(kind))}

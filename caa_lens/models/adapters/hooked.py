@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from caa_lens.models.adapters import llama_blocks
 from caa_lens.models.adapters.adapter import Adapter, BlockEdit, Coming, Entry, FinalNorm, Hear, Text
 from caa_lens.models.adapters.plain_llama import alterations, is_transformer_lens, not_a_plain_llama
+from caa_lens.models.adapters.torch_hooks import attached
 from caa_lens.provenance import HOOK_POINT
 
 
@@ -105,13 +106,8 @@ class Hooked(Adapter):
             raise ValueError(_unreachable(name, found, layer))
         return found
 
-    @contextmanager
-    def listening(self, point: nn.Module, hear: Hear) -> Iterator[None]:
-        handle = point.register_forward_hook(lambda module, given, out: hear(out))
-        try:
-            yield
-        finally:
-            handle.remove()
+    def listening(self, point: nn.Module, hear: Hear) -> AbstractContextManager[None]:
+        return attached([(point, lambda module, given, out: hear(out))])
 
     def hook_points(self, model: Any, layer: int, site: str = HOOK_POINT) -> Sequence[Any]:
         """The attention pattern, which tells how many tokens lie behind, and the site."""
@@ -142,18 +138,8 @@ class Hooked(Adapter):
     def parts_behind(self, model: Any) -> Sequence[nn.Module]:
         return [model.unembed] if model.cfg.normalization_type is None else [model.ln_final, model.unembed]
 
-    def run_behind(self, model: Any, states: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
-        for part in self.parts_behind(model):
-            states = part(states)
-        return states
-
     def scales(self, model: Any) -> Sequence[float]:
         return [1.0]
-
-    def whole_from(self, model: Any, states: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
-        cap = model.cfg.output_logits_soft_cap
-        logits = self.run_behind(model, states[None])[0]
-        return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
     def modules(self, model: Any) -> Iterator[tuple[str, nn.Module]]:
         return model.named_modules()

@@ -13,7 +13,6 @@ TransformerLens 3.9 and 4.3 the cache stays empty, and every new token sees itse
 import importlib.metadata
 import threading
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +35,12 @@ class Watch:
     """Follows the forwards of the Hugging Face module inside of a bridge.
 
     Attributes:
+        takes_positions: whether the module can be told the tokens' positions.
         needs_cache: whether the module fails without a cache.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, takes_positions: bool = False) -> None:
+        self.takes_positions = takes_positions
         self.needs_cache = False
         self._runs: dict[int, Run] = {}  # each thread's latest
         self._count = 0
@@ -52,7 +53,7 @@ class Watch:
         Raises:
             RuntimeError: the run goes on with a cache that was not filled.
         """
-        cache = _cache_in(keywords)
+        cache = cache_in(keywords)
         self._count += 1
         if (known := self._known(cache)) is not None:
             check_filled(cache, known[2])
@@ -62,7 +63,7 @@ class Watch:
 
     def leave(self, module: Any, given: tuple, keywords: dict, output: Any) -> None:
         """Forward hook of the whole module: note what a cache should hold, whoever gave it."""
-        run, cache = self.run, _cache_in(keywords)
+        run, cache = self.run, cache_in(keywords)
         if cache is None:
             cache = getattr(output, "past_key_values", None)
         inputs = (*given, keywords.get("input_ids"), keywords.get("inputs_embeds"))
@@ -77,7 +78,7 @@ class Watch:
 
     def __deepcopy__(self, memo: dict) -> "Watch":
         """Of a copied model: it has run nothing yet."""
-        other = memo[id(self)] = Watch()
+        other = memo[id(self)] = Watch(takes_positions=self.takes_positions)
         other.needs_cache = self.needs_cache
         return other
 
@@ -154,6 +155,7 @@ def check_filled(cache: Any, n_tokens: int) -> None:
     )
 
 
-def _cache_in(keywords: dict) -> Any:
-    names: Sequence[str] = ("past_key_values", "cache", "cache_params", "layer_past")
+def cache_in(keywords: dict) -> Any:
+    """The KV cache that a module is called with, by whichever name; None without one."""
+    names = ("past_key_values", "cache", "cache_params", "layer_past")
     return next((keywords[name] for name in names if keywords.get(name) is not None), None)

@@ -149,11 +149,11 @@ def load_model(
             )
         config = read_config(download(name, CONFIG_FILES, revision))
         if options.is_hooked(config):
-            hooked_config(config)
+            _check_memory(count_parameters(hooked_config(config)), wanted, config, name)
         else:
             check_adapter(causal_config(config))
-        if not config.get("quantization_config"):  # else only the files say how large it is
-            _check_memory(n_parameters(config), wanted, config, name)
+            if not config.get("quantization_config"):  # else only the files say how large it is
+                _check_memory(n_parameters(config), wanted, config, name)
         return _load_folder(download(name, CONFIG_FILES + WEIGHT_FILES, revision), name, options)
 
 
@@ -340,8 +340,9 @@ def _load_gguf(path: Path, options: _Options) -> "HookedTransformer | Transforme
     if wanted.device_map is not None:
         raise ValueError(f"got device_map with {path.name}, which transformers dequantises on the CPU: give a device")
     # Whatever comes after, transformers dequantises to float32 on the CPU.
-    _check_memory(n_parameters(gguf.config), wanted, gguf.config, path.name)
-    _check_memory(n_parameters(gguf.config), _Placement(torch.float32, "cpu"), gguf.config, path.name)
+    n = n_parameters(gguf.config)
+    _check_memory(n, wanted, gguf.config, path.name)
+    _check_memory(n, _Placement(torch.float32, "cpu"), gguf.config, path.name)
     tokenizer = copy.deepcopy(options.tokenizer)
     if tokenizer is None and gguf.has_tokenizer:
         tokenizer = gguf.tokenizer()
