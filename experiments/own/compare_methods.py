@@ -34,7 +34,7 @@ UPPER_CASE_WORDS = ("Write your whole answer in capital letters.", "Write your a
 UPPER_CASE_BUDGETS, UPPER_CASE_AT = (0.05, 0.1, 0.3, 1.0, 3.0), 1.0
 SMALL: dict[str, Any] = {
     "depths": (0.5, 0.7),
-    "validation": 8,
+    "validation": 0.2,
     "n_choosing": 6,
     "n_tokens": 16,
     "steered_text": "chosen",
@@ -177,7 +177,7 @@ def cost(unit: Unit, context: "Context") -> Cost:
     config, how = context.config, settings(context.config)
     train, test = sets(config, unit["behavior"])
     n_methods, n_strengths = len(how["methods"]) + 1, 8
-    n_choose = how["validation"] if isinstance(how["validation"], int) else round(how["validation"] * len(train))
+    n_choose = round(how["validation"] * len(train))
     choosing = scoring_cost(train[:n_choose], n_methods * n_strengths * len(how["depths"]), depth=0.5)
     n_texts = n_methods * (2 if how["steered_text"] == "chosen" else n_strengths)
     text = generation_cost(REPORTING, how["n_tokens"])
@@ -197,4 +197,5 @@ EXPERIMENT = Experiment(
     run=run,
     section=section,
     cost=cost,
+    apart=True,  # as long as all others together
 )
