@@ -39,7 +39,7 @@ def effect_against_cost(
             some = rows[rows["strength"] * sign > 0].sort_values("strength", key=abs)
             drawn = _drawn(some, str(name), colour)
             figure.add_scatter(**drawn, mode="lines+markers", showlegend=sign > 0, marker={"size": 6})
-    figure.update_xaxes(type="log")
+    figure.update_xaxes(type="log", dtick="D2")  # 1, 2 and 5 of each power of ten
     figure.update_layout(legend={"orientation": "h", "y": -0.18, "yanchor": "top"})
     return styled(
         figure,

@@ -89,7 +89,8 @@ def test_the_chosen_layer_is_the_best_of_the_validation_part_and_the_test_part_h
     for choice in every.choices:
         assert choice.setting == max(choice.tried, key=lambda one: one[1])[0]
         assert len(choice.tried) == 2
-    other = compare(tiny_chat, TRAIN, pairs_of(4, 40), ["CAA"], layers=[1, 3], steered_text="none", **QUICK)
+    given = QUICK | {"neutral": (NEUTRAL[0], ["Who was that?"])}  # nor have the questions that are reported
+    other = compare(tiny_chat, TRAIN, pairs_of(4, 40), ["CAA"], layers=[1, 3], steered_text="none", **given)
     assert other.choices[0] == every.choices[0]
 
 
