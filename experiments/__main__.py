@@ -140,10 +140,10 @@ def main(
 
 def _chosen(names: list[str]) -> list[Experiment]:
     known = {experiment.name: experiment for experiment in EXPERIMENTS}
-    if "all" in names:
-        return list(EXPERIMENTS)
-    if unknown := [name for name in names if name not in known]:
+    if unknown := [name for name in names if name not in known and name != "all"]:
         raise ValueError(f"unknown experiments {', '.join(unknown)}: expected all, or some of {', '.join(known)}")
+    if "all" in names:
+        return [experiment for experiment in EXPERIMENTS if not experiment.apart or experiment.name in names]
     return [known[name] for name in names]
 
 

@@ -1,6 +1,6 @@
 """Run the notebooks from top to bottom and write their outputs into them.
 
-    make notebooks                         # all five, in full
+    make notebooks                         # all six, in full
     python notebooks/run.py 3_*.ipynb      # some, from the folder of the notebooks
 
 Figures are kept twice: as plotly's JSON, which Jupyter draws and which weighs little, and as a PNG for the sites
@@ -174,7 +174,7 @@ def _literal(text: str) -> object:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="*", type=Path, default=NOTEBOOKS, help="all five by default")
+    parser.add_argument("notebooks", nargs="*", type=Path, default=NOTEBOOKS, help="all six by default")
     for path in parser.parse_args().notebooks:
         print(path.name, flush=True)
         notebook = execute(path)

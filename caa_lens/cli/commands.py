@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from caa_lens.cli.comparisons import compare
 from caa_lens.cli.data import data_app
 from caa_lens.cli.lens_command import lens
 from caa_lens.cli.options import (
@@ -24,12 +25,12 @@ from caa_lens.cli.options import (
     parse_layers,
     parse_numbers,
 )
+from caa_lens.cli.outputs import check_out, check_result_and_figure, split_off, write_result_and_figure
 from caa_lens.cli.vectors import vectors_app
 from caa_lens.provenance import layer_ranges
 
 if TYPE_CHECKING:
     from caa_lens.contrast.sets import ContrastSet
-    from caa_lens.results import Result
     from caa_lens.vectors.steering_vectors import SteeringVectors
 
 app = typer.Typer(
@@ -108,12 +109,12 @@ def extract(
     from caa_lens import extract as run_extract
     from caa_lens.contrast.sets import LetterBalanceWarning
 
-    _check_out(out, ".safetensors", "vectors are saved")
+    check_out(out, ".safetensors", "vectors are saved")
     if balance:
         warnings.simplefilter("ignore", LetterBalanceWarning)
     pairs = ContrastSet.load(data)
     if test:
-        pairs, _ = _split(pairs, test)
+        pairs, _ = split_off(pairs, test)
     if balance:
         pairs = pairs.balance_letters()
     chosen = parse_layers(layers) if layers else None
@@ -145,7 +146,7 @@ def sweep(
     from caa_lens import sweep as run_sweep
     from caa_lens.measures.answers import METRIC_LABEL
 
-    _check_result_and_figure(out)
+    check_result_and_figure(out)
     of_each = read_vectors(vectors)
     pairs = _held_out(ContrastSet.load(data), test, of_each)
     numbers = parse_numbers("multipliers", multipliers)
@@ -157,7 +158,7 @@ def sweep(
     if result.paired_multipliers:
         typer.echo("by layer, +m against -m per question, with a 95 % interval; one that includes 0 may be chance")
         typer.echo(result.effect().round(4).to_string(index=False))
-    _write_result_and_figure(result, out)
+    write_result_and_figure(result, out)
 
 
 @app.command()
@@ -185,7 +186,7 @@ def transfer(
     from caa_lens import transfer_layers as run_transfer
     from caa_lens.measures.answers import METRIC_LABEL
 
-    _check_result_and_figure(out)
+    check_result_and_figure(out)
     sources = read_vectors(vectors)
     pairs = _held_out(ContrastSet.load(data), test, sources)
     sources = sources.at(parse_layers(layers)) if layers else sources
@@ -204,7 +205,10 @@ def transfer(
         f"{result!r}\nchange of {METRIC_LABEL[result.metric]} against the unsteered model, per unit of multiplier;\n"
         f"rows: the layer a vector is of, columns: the layer it is added at\n{result.table().round(4).to_string()}"
     )
-    _write_result_and_figure(result, out)
+    write_result_and_figure(result, out)
+
+
+app.command()(compare)
 
 
 app.command()(lens)
@@ -264,7 +268,7 @@ def similarity(
 
     if raw and answer:
         raise ValueError("an answer follows a question, and --raw takes the text as it is: leave out one of the two")
-    _check_out(out, ".html", "the page is written")
+    check_out(out, ".html", "the page is written")
     chosen = read_vectors(vectors)
     chosen = chosen.at(parse_layers(layers)) if layers else chosen
     loaded = load_model(model, backend=backend)
@@ -285,49 +289,15 @@ def report(
     """
     from caa_lens.report.runs import write_run_report
 
-    _check_out(out, ".html", "the page is written")
+    check_out(out, ".html", "the page is written")
     typer.echo(f"Open this file: {write_run_report(runs, out).resolve()}")
-
-
-def _check_out(out: Path, ending: str, what: str) -> None:
-    """Raises before any work is done for a file that could not be written afterwards; `what`: "vectors are saved"."""
-    from caa_lens.atomic_files import check_writable
-
-    if out.suffix != ending:
-        raise ValueError(f"{what} as {ending}, got {out.name!r}")
-    check_writable(out)
-
-
-def _check_result_and_figure(out: Path) -> None:
-    _check_out(out, ".parquet", "the frame is written")
-    _check_out(out.with_suffix(".html"), ".html", "the page is written")
-
-    from caa_lens.results import check_result_path
-
-    check_result_path(out)
-
-
-def _write_result_and_figure(result: "Result", out: Path) -> None:
-    """The result as parquet and JSON, and its figure as a page beside them."""
-    from caa_lens.atomic_files import write_atomically
-
-    figure = out.with_suffix(".html")
-    result.save(out)
-    write_atomically(figure, lambda file: result.plot().write_html(file))
-    typer.echo(f"written to {out}, {out.with_suffix('.json').name} and {figure}")
-
-
-def _split(pairs: "ContrastSet", test: int) -> "tuple[ContrastSet, ContrastSet]":
-    if not 0 < test < len(pairs):
-        raise ValueError(f"--test {test}: {pairs.name!r} has {len(pairs)} pairs, expected 1 to {len(pairs) - 1}")
-    return pairs.split(test=test, seed=0)
 
 
 def _held_out(pairs: "ContrastSet", test: int, vectors: "SteeringVectors") -> "ContrastSet":
     """The pairs to score; says so, in the command line's words, if the vectors were extracted from some of them."""
     from caa_lens.measures.training_pairs import TrainingPairsWarning, count_training_pairs
 
-    scored = _split(pairs, test)[1] if test else pairs
+    scored = split_off(pairs, test)[1] if test else pairs
     if n_pairs := count_training_pairs(scored, vectors):
         typer.echo(
             f"note: {n_pairs} of the {len(scored)} pairs scored are among those that the vectors were extracted from: "

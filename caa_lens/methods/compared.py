@@ -2,8 +2,10 @@
 
 The cost is the mean divergence by token on neutral prompts, in nats (`measures.divergence`). At a budget, the effect of
 each question is interpolated in the logarithm of the cost between the two swept strengths that lie around it: near 0
-the cost grows as the square of the strength, so few strengths do. Nothing is extrapolated: a method that stays below a
-budget at the end of its own range is shown at that end, and is said not to reach it.
+the cost grows as the square of the strength, so few strengths do. Below the weakest swept strength the other point is
+strength 0, where effect and cost are exactly 0; there the effect is taken in proportion to the strength, and that to
+the root of the cost. Nothing is extrapolated: a method that stays below a budget at the end of its own range is shown
+at that end, and is said not to reach it.
 """
 
 import math
@@ -14,10 +16,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from caa_lens.arguments import as_float, check_list
+from caa_lens.arguments import check_list
 from caa_lens.measures.answers import METRIC_LABEL
 from caa_lens.measures.intervals import bootstrap_interval, mean_with_interval
 from caa_lens.methods.costs import Cost
+from caa_lens.methods.side_effects import OF_TEXT
 from caa_lens.plots.comparison import effect_against_cost
 from caa_lens.results import Result
 
@@ -51,20 +54,23 @@ class Comparison(Result):
     """Methods on the same test questions, at the same side effects.
 
     Attributes:
-        frame: columns `method, setting, positions, site, strength, behavior, question, score, effect` (the score less
-            that without steering), and by method and strength `kl_mean, kl_p95` of the unsteered model's neutral
-            answers, `kl_steered, kl_steered_p95, perplexity, repetition` of the steered ones (NaN where they were not
-            asked for). "no steering" and "in words" are controls, as is the method "random".
+        frame: columns `method, setting, layers, positions, site, strength, behavior, question, score, effect` (the
+            score less that without steering), and by method and strength `kl_mean, kl_p95` of the unsteered model's
+            neutral answers, `kl_steered, kl_steered_p95, perplexity, repetition` of the steered ones, and `checked,
+            checked_low, checked_high` of their text (NaN where they were not asked for). "no steering" and "in words"
+            are controls, as is the method "random".
         choices: what was chosen for each method on the validation part.
         costs: of each method.
         metric: "p_matching" or "margin", what a score is.
         budgets: mean divergences at which methods are compared, in nats a token.
+        n_neutral: how many neutral prompts divergences are means over.
     """
 
     choices: tuple[Choice, ...]
     costs: tuple[Cost, ...]
     metric: str
     budgets: tuple[float, ...] = BUDGETS
+    n_neutral: int = 0
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -76,8 +82,9 @@ class Comparison(Result):
         """By method and strength the mean effect over questions with its 95 % interval, and the costs."""
         cells = ["method", "strength"]
         means = mean_with_interval(self.frame, cells, "effect", n_resamples=n_resamples, seed=seed)
-        costs = ["kl_mean", "kl_p95", "kl_steered", "kl_steered_p95", "perplexity", "repetition"]
-        others = self.frame.groupby(cells, sort=False)[["setting", "positions", "site", *costs]].first().reset_index()
+        costs = ["kl_mean", "kl_p95", *OF_TEXT]
+        about = ["setting", "layers", "positions", "site", *costs]
+        others = self.frame.drop_duplicates(cells)[[*cells, *about]]
         order = {name: i for i, name in enumerate(dict.fromkeys(self.frame["method"]))}
         found = means.merge(others, on=cells)
         return found.sort_values(cells, key=lambda one: one.map(order) if one.name == "method" else one).reset_index(
@@ -157,12 +164,40 @@ class Comparison(Result):
         ]
         return curves[here].reset_index(drop=True)
 
+    def table(self, n_resamples: int = 2000, seed: int | None = 0) -> pd.DataFrame:
+        """`at_kl` as it is printed: a row a method and sign, a column a budget, as "+0.45 [+0.31, +0.58]".
+
+        Where a method ends before a budget, its end stands there, with the divergence that it has: "... ends at 0.012".
+        """
+        found = self.at_kl(reference=self.methods[0], n_resamples=n_resamples, seed=seed)
+        cells = {
+            (one.method, one.sign, one.kl): f"{one.effect:+.2f} [{one.low:+.2f}, {one.high:+.2f}]"
+            + ("" if one.reached else f" ends at {one.at:.3g}")
+            for one in found.itertuples()
+        }
+        return pd.DataFrame(
+            [
+                {"method": name, "sign": "+" if sign > 0 else "-"}
+                | {f"KL {budget:g}": cells[name, sign, budget] for budget in self.budgets}
+                for name in self.methods
+                for sign in (1, -1)
+            ]
+        )
+
     def summary(self) -> pd.DataFrame:
-        """Effects at the same divergence, without intervals: one row a method and sign, one column a budget."""
+        """Effects at the same divergence: one row a method and sign, one column a budget.
+
+        NaN where the method ends before; `end_kl` and `end_effect` are of the strongest that was swept.
+        """
         table = self.at_kl(n_resamples=0, reference=self.methods[0])
         table["effect"] = table["effect"].where(table["reached"])
         wide = table.pivot(index=["method", "sign"], columns="kl", values="effect")
-        return wide.reindex([(name, sign) for name in self.methods for sign in (1, -1)]).reset_index()
+        wide = wide.reindex([(name, sign) for name in self.methods for sign in (1, -1)]).reset_index()
+        ends = [self._matched(math.inf, name, sign) for name, sign in zip(wide["method"], wide["sign"], strict=True)]
+        wide["end_kl"] = [one.kl for one in ends]
+        wide["end_effect"] = [float(one.effects.mean()) for one in ends]
+        wide.columns.name = None
+        return wide
 
     def costs_frame(self) -> pd.DataFrame:
         """The costs as a frame, one row a method."""
@@ -175,6 +210,7 @@ class Comparison(Result):
             behavior=str(self.frame["behavior"].iloc[0]),
             label=METRIC_LABEL[self.metric],
             n_questions=int(self.frame["question"].nunique()),
+            n_neutral=self.n_neutral,
             points=(NOTHING, WORDS),
         )
 
@@ -202,15 +238,18 @@ def matched(strengths: Sequence[float], kl: Sequence[float], effects: np.ndarray
         kl: the mean divergence of each, in nats.
         effects: `[question strength]`.
 
-    Weights are linear in log KL. Where no neighbours lie around the budget, the end of the range that is nearer to it.
+    Weights are linear in log KL; below the weakest strength the effect is in proportion to the root of KL, from 0 on.
+    Where the budget is beyond all strengths, the strongest, marked as not reached.
     """
-    budget = as_float("budget", budget)
+    if kl[0] > budget:
+        share = math.sqrt(budget / kl[0])
+        return Matched(share * effects[:, 0], share * strengths[0], float(budget), True)
     for i in range(len(kl) - 1):
         low, high = kl[i], kl[i + 1]
         if low <= budget <= high and low > 0:
             share = 0.0 if high == low else math.log(budget / low) / math.log(high / low)
             effect = (1 - share) * effects[:, i] + share * effects[:, i + 1]
             strength = (1 - share) * strengths[i] + share * strengths[i + 1]
-            return Matched(effect, strength, budget, True)
-    end = 0 if kl[0] > budget else len(kl) - 1
-    return Matched(effects[:, end], strengths[end], kl[end], False)
+            return Matched(effect, strength, float(budget), True)
+    end = len(kl) - 1
+    return Matched(effects[:, end], strengths[end], kl[end], kl[end] == budget)

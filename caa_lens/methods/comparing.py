@@ -23,19 +23,28 @@ from caa_lens.arguments import as_float, as_seed, check_count, check_list, descr
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.measures.answers import Scores, score_answers
 from caa_lens.measures.divergence import answered, token_kl
-from caa_lens.measures.open_ended.text_measures import answer_logp, distinct
 from caa_lens.measures.placed_conditions import Condition
 from caa_lens.methods.candidates import Candidate, named_candidates
 from caa_lens.methods.compared import BUDGETS, NOTHING, WORDS, Choice, Comparison, matched
 from caa_lens.methods.costs import Cost, numbers_of, share_of_coordinates, share_of_tokens, shares_prefix
 from caa_lens.methods.data import hash_of
 from caa_lens.methods.neutral import CHOOSING, REPORTING
+from caa_lens.methods.side_effects import (
+    OF_TEXT,
+    Check,
+    mean_and_p95,
+    neutral_questions,
+    of_steered_text,
+    of_unsteered_text,
+    of_words,
+)
 from caa_lens.models.checks import check_layers, check_model
 from caa_lens.models.placement import dtype_name
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
-from caa_lens.provenance import PAIR_HASHES, Provenance
+from caa_lens.provenance import PAIR_HASHES, Provenance, layer_ranges
 
-METHODS = ("CAA", "ActAdd", "Linear-AcT", "instruction", "BiPO", "SADI")
+METHODS = ("CAA", "ActAdd", "Linear-AcT", "instruction", "BiPO", "SADI", "InferAligner")
+STEERED_TEXT = ("all", "chosen", "none")
 
 
 def compare(
@@ -51,7 +60,8 @@ def compare(
     choose_at: float | int = 0.1,
     neutral: tuple[Sequence[str], Sequence[str]] = (CHOOSING, REPORTING),
     n_tokens: int = 32,
-    steered_text: bool = True,
+    steered_text: str = "all",
+    check: Check | None = None,
     bipo_options: Mapping[str, Any] | None = None,
     prompt_format: PromptFormat | str | None = None,
     max_tokens: int | None = None,
@@ -71,14 +81,17 @@ def compare(
         choose_at: the divergence at which a setting is chosen.
         neutral: questions that no method is fitted on: to choose on, and to report.
         n_tokens: of each neutral answer.
-        steered_text: whether neutral questions are answered under steering too, which finds texts that run away; the
-            costliest part.
+        steered_text: at which strengths neutral questions are answered under steering too, which finds texts that run
+            away and is the costliest part: "all", those "chosen" for each method and sign, or "none".
+        check: a number of a steered answer's text that tells the behavior without a judge, such as its share of
+            capitals; its means over the reported neutral questions become the column `checked`.
         bipo_options: more of `methods.bipo.fit`, such as `{"epochs": 3}`.
         max_tokens: suffix tokens in flight at once; worked out from the free memory by default.
 
     Raises:
         TypeError, ValueError: for a method that is unknown or named twice, candidates with unequal numbers of settings
-            or strengths, a test set that shares pairs with what is fitted or chosen on, or another kind of pairs.
+            or strengths, a test set that shares pairs with what is fitted or chosen on, or another kind of pairs;
+            neutral questions that are both chosen on and reported, or questions of the pairs.
     """
     check_model(model)
     for pairs in (train, test):
@@ -91,11 +104,16 @@ def compare(
     by_default = sorted({round(share * (depth - 1)) for share in (0.35, 0.5, 0.65)})
     layers = check_layers(model, by_default if layers is None else layers)
     budgets = tuple(sorted(check_list("budgets", budgets, float)))
+    if not budgets or min(budgets) <= 0 or as_float("choose_at", choose_at) <= 0:
+        raise ValueError(f"budgets and choose_at are divergences above 0 nats, got {list(budgets)} and {choose_at}")
     choose_at, n_tokens, seed = as_float("choose_at", choose_at), check_count("n_tokens", n_tokens), as_seed(seed)
+    if steered_text not in STEERED_TEXT:
+        raise ValueError(f"unknown steered_text={steered_text!r}: expected one of {', '.join(STEERED_TEXT)}")
     fit_on, choose_on = _split(train, validation, seed)
     _check_held_out(test, fit_on, choose_on)
+    asked = neutral_questions(neutral, (fit_on, choose_on, test))
     chosen_format = resolve_format(model, prompt_format)
-    candidates = _candidates(methods, words, len(layers), bipo_options)
+    candidates = _candidates(methods, words, len(layers), bipo_options, chosen_format)
     settings = {one.name: one.settings or layers for one in candidates}
     _check_alike(candidates, settings)
 
@@ -117,12 +135,8 @@ def compare(
         fits[one.name] = one.fit(model, fit_on, settings[one.name], seed)
         seconds[one.name] = time.perf_counter() - begun
 
-    prompts = [[chosen_format.encode(model.tokenizer, text) for text in _texts(some)] for some in neutral]
-    if not all(prompts):
-        raise ValueError("no neutral questions given: expected some to choose on, and others to report")
-    to_choose, to_report = (
-        answered(model, some, max_new_tokens=n_tokens, progress=progress) if some else [] for some in prompts
-    )
+    prompts = [[chosen_format.encode(model.tokenizer, text) for text in some] for some in asked]
+    to_choose, to_report = (answered(model, some, max_new_tokens=n_tokens, progress=progress) for some in prompts)
 
     keys = [(one, setting, s) for one in candidates for setting in settings[one.name] for s in one.strengths]
     conditions: list[Condition] = [one.at(fits[one.name][setting], s) for one, setting, s in keys]
@@ -135,24 +149,33 @@ def compare(
     keys = [(one, found.setting, s) for one, found in zip(candidates, choices, strict=True) for s in one.strengths]
     conditions = [one.at(fits[one.name][setting], s) for one, setting, s in keys]
     tested = score(test, [(), *conditions])
-    rows = [_row(NOTHING, 0, 0.0, (), tested.values[:, 0], tested.values[:, 0], 0.0, 0.0)]
+    plain = tested.values[:, 0]
     divergences = token_kl(model, to_report, conditions, max_tokens=max_tokens, progress=progress)
     by_token = torch.cat(divergences, dim=1)  # [condition token]
-    text = _of_steered_text(model, prompts[1], conditions, n_tokens, progress) if steered_text else {}
+    deployed = {(one.method, s) for one in choices for s in (one.up, one.down)}
+    texted = [
+        i
+        for i, (one, _, s) in enumerate(keys)
+        if steered_text == "all" or (steered_text == "chosen" and (one.name, s) in deployed)
+    ]
+    text = of_steered_text(
+        model, prompts[1], [conditions[i] for i in texted], n_tokens=n_tokens, check=check, progress=progress
+    )
+    texts = dict(zip(texted, text, strict=True))
+    with_text = steered_text != "none"
+    nothing = of_unsteered_text(model, to_report, check) if with_text else {}
+    rows = [_row(NOTHING, 0, 0.0, (), plain, plain, {"kl_mean": 0.0, "kl_p95": 0.0, **nothing})]
     for i, (one, setting, s) in enumerate(keys):
-        of_it = _mean_and_p95(by_token[i])
-        row = _row(one.name, setting, s, conditions[i], tested.values[:, i + 1], tested.values[:, 0], *of_it)
-        rows.append(row.assign(**{name: values[i] for name, values in text.items()}))
+        costs_of_it = dict(zip(("kl_mean", "kl_p95"), mean_and_p95(by_token[i]), strict=True)) | texts.get(i, {})
+        rows.append(_row(one.name, setting, s, conditions[i], tested.values[:, i + 1], plain, costs_of_it))
     for strength, instruction in zip((1.0, -1.0), words, strict=True):
-        told = score(test, [()], system=instruction).values[:, 0]
-        with_words = [chosen_format.encode(model.tokenizer, q, system=instruction) for q in neutral[1]]
-        pairs_of = [_with_answer(own, plain) for own, plain in zip(with_words, to_report, strict=True)]
-        cost = torch.cat(token_kl(model, pairs_of, [()], against=to_report, progress=False), dim=1)[0]
-        rows.append(_row(WORDS, 0, strength, (), told, tested.values[:, 0], *_mean_and_p95(cost)))
+        values = score(test, [()], system=instruction).values[:, 0]
+        told = [chosen_format.encode(model.tokenizer, question, system=instruction) for question in asked[1]]
+        costs_of_it = of_words(
+            model, prompts[1], told, to_report, n_tokens=n_tokens, steered_text=with_text, check=check
+        )
+        rows.append(_row(WORDS, 0, strength, (), values, plain, costs_of_it))
     frame = pd.concat(rows, ignore_index=True).assign(behavior=test.behavior)
-    for name in ("kl_steered", "kl_steered_p95", "perplexity", "repetition"):
-        if name not in frame:
-            frame[name] = np.nan
     costs = tuple(
         _cost(one, fits[one.name][found.setting], fit_on, to_report, seconds[one.name])
         for one, found in zip(candidates, choices, strict=True)
@@ -163,6 +186,7 @@ def compare(
         costs=costs,
         metric=tested.metric,
         budgets=budgets,
+        n_neutral=len(to_report),
         settings={
             "model": str(model.cfg.model_name),
             "dtype": dtype_name(model),
@@ -175,7 +199,9 @@ def compare(
             "layers": str(list(layers)),
             "choose_at": f"{choose_at:g}",
             "neutral": f"{len(prompts[0])} to choose, {len(prompts[1])} to report, {n_tokens} tokens",
-            "neutral_hash": hash_of([list(some) for some in neutral]),
+            "neutral_hash": hash_of([list(some) for some in asked]),
+            "steered_text": steered_text,
+            "check": "" if check is None else str(getattr(check, "__name__", type(check).__name__)),
             "words": " / ".join(words),
             "prompt_format": chosen_format.name,
             "bipo": str(dict(bipo_options or {})),
@@ -213,11 +239,15 @@ def _check_held_out(test: ContrastSet, fit_on: ContrastSet, choose_on: ContrastS
 
 
 def _candidates(
-    methods: Sequence[str | Candidate], words: tuple[str, str], n_settings: int, options: Mapping[str, Any] | None
+    methods: Sequence[str | Candidate],
+    words: tuple[str, str],
+    n_settings: int,
+    options: Mapping[str, Any] | None,
+    prompt_format: PromptFormat,
 ) -> list[Candidate]:
     if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
         raise TypeError(f"expected a list of methods, got {describe(methods)}")
-    known = named_candidates(words, n_settings=n_settings, bipo_options=options)
+    known = named_candidates(words, n_settings=n_settings, bipo_options=options, prompt_format=prompt_format)
     found = []
     for one in (*methods, *(() if "random" in methods else ("random",))):
         if isinstance(one, Candidate):
@@ -226,8 +256,8 @@ def _candidates(
             found.append(known[one])
         else:
             raise ValueError(
-                f"unknown method {one!r}: expected some of {', '.join(known)}, or a Candidate. Activation scaling "
-                "needs prompts of one length, and InferAligner two kinds of prompts; neither can be fitted on pairs"
+                f"unknown method {one!r}: expected some of {', '.join(known)}, or a Candidate. Activation scaling is "
+                "tied to the positions of prompts of one length, and neutral questions have others, so it is none"
             )
     names = [one.name for one in found]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -289,59 +319,24 @@ def _row(
     condition: Condition,
     values: torch.Tensor,
     plain: torch.Tensor,
-    kl_mean: float,
-    kl_p95: float,
+    side_effects: Mapping[str, float],
 ) -> pd.DataFrame:
     """All questions of a method at a strength."""
     wheres = sorted({one.where if isinstance(one.where, str) else "caa" for one in condition})
+    layers = sorted({one.layer if one.vector is None else one.vector.layer for one in condition})
     return pd.DataFrame(
         {
             "method": name,
             "setting": setting,
+            "layers": layer_ranges(layers) if layers else "",
             "positions": " ".join(wheres),
             "site": " ".join(sorted({one.site for one in condition})),
             "strength": strength,
             "question": np.arange(len(values)),
             "score": values.double().numpy(),
             "effect": (values - plain).double().numpy(),
-            "kl_mean": kl_mean,
-            "kl_p95": kl_p95,
+            **{name: side_effects.get(name, np.nan) for name in ("kl_mean", "kl_p95", *OF_TEXT)},
         }
-    )
-
-
-def _mean_and_p95(values: torch.Tensor) -> tuple[float, float]:
-    return float(values.double().mean()), float(values.double().quantile(0.95))
-
-
-def _of_steered_text(
-    model: Any, prompts: Sequence[Prompt], conditions: Sequence[Condition], n_tokens: int, progress: bool
-) -> dict[str, list[float]]:
-    """What the steered answers to neutral questions are like: divergence, perplexity without steering, repetition."""
-    found: dict[str, list[float]] = {"kl_steered": [], "kl_steered_p95": [], "perplexity": [], "repetition": []}
-    for condition in tqdm(conditions, desc="steered text", unit="condition", disable=not progress):
-        texts = answered(model, prompts, condition, max_new_tokens=n_tokens, batch_size=len(prompts), progress=False)
-        kl = token_kl(model, texts, [condition], weighed_by="steered", progress=False)
-        mean, p95 = _mean_and_p95(torch.cat(kl, dim=1))
-        found["kl_steered"].append(mean)
-        found["kl_steered_p95"].append(p95)
-        logp = torch.cat(answer_logp(model, texts, progress=False))
-        found["perplexity"].append(float((-logp.double().mean()).exp()))
-        answers = [model.tokenizer.decode(one.tokens[one.answer_start :], skip_special_tokens=True) for one in texts]
-        loops = np.array([1 - distinct(answer, 4) for answer in answers])
-        found["repetition"].append(float(np.nanmean(loops)) if np.isfinite(loops).any() else float("nan"))
-    return found
-
-
-def _with_answer(prompt: Prompt, plain: Prompt) -> Prompt:
-    answer = plain.tokens[plain.answer_start :]
-    return Prompt(
-        text=prompt.text,
-        tokens=(*prompt.tokens, *answer),
-        steer_start=prompt.steer_start,
-        answer_start=len(prompt),
-        read=(len(prompt), len(prompt) + len(answer)),
-        format_name=prompt.format_name,
     )
 
 
@@ -358,9 +353,3 @@ def _cost(one: Candidate, fitted: Any, fit_on: ContrastSet, prompts: Sequence[Pr
         tokens=share_of_tokens(condition, prompts),
         shares_prefix=shares_prefix(condition, prompts),
     )
-
-
-def _texts(some: object) -> list[str]:
-    if isinstance(some, str) or not isinstance(some, Sequence) or not all(isinstance(one, str) for one in some):
-        raise TypeError(f"neutral must be two lists of questions, got {describe(some)} among them")
-    return [str(one) for one in some]

@@ -12,13 +12,20 @@ COLOURS = (BLUE, ORANGE, GREEN, "#8a5fd0", "#c2437e", "#a08a20", "#2aa0b5", "#7a
 
 
 def effect_against_cost(
-    curves: pd.DataFrame, *, behavior: str, label: str, n_questions: int, points: Sequence[str] = ()
+    curves: pd.DataFrame,
+    *,
+    behavior: str,
+    label: str,
+    n_questions: int,
+    n_neutral: int = 0,
+    points: Sequence[str] = (),
 ) -> go.Figure:
     """Mean effect by mean divergence, a curve a method and sign; bars are 95 % intervals over questions.
 
     Args:
         curves: columns `method, strength, mean, low, high, kl_mean`.
         label: what an effect is a change of.
+        n_neutral: how many prompts divergences are of; 0 leaves it unsaid.
         points: methods without strengths, which are drawn as single points.
     """
     figure, colours = go.Figure(), iter(COLOURS)
@@ -32,12 +39,12 @@ def effect_against_cost(
             some = rows[rows["strength"] * sign > 0].sort_values("strength", key=abs)
             drawn = _drawn(some, str(name), colour)
             figure.add_scatter(**drawn, mode="lines+markers", showlegend=sign > 0, marker={"size": 6})
-    figure.update_xaxes(type="log")
+    figure.update_xaxes(type="log", dtick="D2")  # 1, 2 and 5 of each power of ten
     figure.update_layout(legend={"orientation": "h", "y": -0.18, "yanchor": "top"})
     return styled(
         figure,
         title=f"{escape(behavior)}: effect on {n_questions} questions, and what it costs elsewhere",
-        x="mean KL on neutral prompts (nats a token)",
+        x=f"mean KL on {f'{n_neutral} ' if n_neutral else ''}neutral prompts (nats a token)",
         y=f"change of {label}",
         height=560,
     )

@@ -48,5 +48,7 @@ class Experiment:
     """Names of the experiments whose results it uses."""
     skip: Callable[[RunConfig], str | None] = lambda config: None
     """Why it cannot run with these settings, or None."""
+    apart: bool = False
+    """Whether `all` leaves it out: it has to be named."""
     own: Callable[[RunConfig], Mapping[str, Any]] = lambda config: {}
     """Settings and hashes of data, by name, that it depends on and the whole run does not; see `identity`."""

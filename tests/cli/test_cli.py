@@ -18,7 +18,18 @@ from caa_lens.vectors.steering_vectors import SteeringVectors
 pytestmark = pytest.mark.one_kind
 
 runner = CliRunner()
-COMMANDS = [["demo"], ["extract"], ["sweep"], ["transfer"], ["lens"], ["similarity"], ["generate"], ["vectors", "show"]]
+COMMANDS = [
+    ["demo"],
+    ["extract"],
+    ["sweep"],
+    ["transfer"],
+    ["lens"],
+    ["similarity"],
+    ["generate"],
+    ["vectors", "show"],
+    ["compare"],
+]
+COMPARE = ["compare", "sentiment", "--more", "Be cheerful.", "--less", "Be gloomy."]
 
 
 @pytest.fixture
@@ -78,6 +89,39 @@ def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
     assert done.output.rstrip("\n") == text.rstrip("\n")
 
 
+@pytest.mark.filterwarnings("ignore::caa_lens.engine.shared_prefix.SharedPrefixWarning")
+def test_compare_writes_the_librarys_comparison_and_a_page_that_tells_it(small_model, tmp_path):
+    table, data = tmp_path / "c.parquet", tmp_path / "few.jsonl"
+    ContrastSet.load("sentiment").sample(14, seed=0).save(data)
+    words = ["compare", str(data), *COMPARE[2:], "--methods", "CAA; instruction", "--layers", "1,3"]
+    words += ["--test", "4", "--choose", "4"]
+    words += ["--n-tokens", "2", "--steered-text", "none", "--budgets", "0.01,0.1", "--out", str(table)]
+    done = runner.invoke(cli.app, words)
+    assert done.exit_code == 0, done.output
+    found = caa_lens.methods.Comparison.load(table)
+    train, test = ContrastSet.load(data).split(test=4, seed=0)
+    again = caa_lens.compare(
+        small_model,
+        train,
+        test,
+        ["CAA", "instruction"],
+        words=("Be cheerful.", "Be gloomy."),
+        layers=[1, 3],
+        validation=4,
+        budgets=[0.01, 0.1],
+        n_tokens=2,
+        steered_text="none",
+        progress=False,
+    )
+    pd.testing.assert_frame_equal(found.frame, again.frame)
+    assert found.choices == again.choices
+    assert repr(found) in done.output
+    assert found.table()["KL 0.1"].iloc[0] in done.output
+    page = table.with_suffix(".html").read_text(encoding="utf-8")
+    for text in ("Methods compared: few", "on 24 neutral prompts", "instruction", "Be cheerful. / Be gloomy."):
+        assert text in page
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -95,6 +139,10 @@ def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
         (["generate", "Hi", "--model", "no/such/folder"], "error:"),
         (["extract", "sentiment", "x.safetensors", "--backend", "x"], "got backend='x', expected 'hooked', 'bridge'"),
         (["lens", "v.safetensors", "--backend", "x"], "got backend='x', expected 'hooked', 'bridge'"),
+        ([*COMPARE, "--out", "x.csv"], "written as .parquet, got 'x.csv'"),
+        ([*COMPARE, "--test", "120"], "--test 120: 'sentiment' has 120 pairs, expected 1 to 119"),
+        ([*COMPARE, "--budgets=a"], "expected numbers, e.g. -1,0,1"),
+        ([*COMPARE, "--backend", "x"], "got backend='x', expected 'hooked', 'bridge'"),
         (["demo", "--out", "run", "--backend", "x"], "got backend='x', expected 'hooked', 'bridge'"),
     ],
 )

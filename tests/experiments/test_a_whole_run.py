@@ -11,8 +11,10 @@ from helpers.browser import CHROMIUM, browse
 from helpers.made_up_scores import BY_NAME
 
 from caa_lens.contrast.sets import ContrastSet
+from caa_lens.methods.neutral import REPORTING
 from caa_lens.report.runs import load_section, write_run_report
 from experiments.catalogue import EXPERIMENTS
+from experiments.own import compare_methods
 from experiments.paper.figure_3_layer_sweep import best_layer, chosen_layer
 from experiments.running.context import Context
 from experiments.running.costs import reading_cost
@@ -60,6 +62,7 @@ def finished(models, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr("caa_lens.paper.questions.load_paper_questions", lambda name: (QUESTIONS, CATEGORIES))
         patch.setattr("caa_lens.measures.open_ended.judging.judge_texts", fake_judge)
+        patch.setattr("caa_lens.methods.neutral.REPORTING", REPORTING[:2])
         folder.claim(run_identity(config), run_notes(list(BY_NAME)))
         outcomes = run(EXPERIMENTS, config, folder)
     return config, folder, outcomes
@@ -123,6 +126,25 @@ def test_needs_name_experiments_that_stand_before(finished):
     assert [one.name for one in alone] == ["vectors", "layer_sweep", "multipliers"]
     fixed = with_needs([BY_NAME["multipliers"]], EXPERIMENTS, config.model_copy(update={"layer": 1}))
     assert [one.name for one in fixed] == ["vectors", "multipliers"]
+
+
+def test_methods_are_compared_on_the_runs_own_pairs_and_come_back_from_the_frames(finished):
+    config, folder, _ = finished
+    frames = frames_of(finished, "compare_methods")
+    assert [unit["behavior"] for unit in frames] == [*config.behaviors, "upper case"]
+    for unit, frame in frames.items():
+        train, test = compare_methods.sets(config, unit["behavior"])
+        result = compare_methods.comparison_of(frame)
+        assert result.settings["test_hash"] == test.content_hash
+        assert result.methods == (*compare_methods.METHODS, "random")
+        assert (result.n_neutral, result.frame["question"].nunique()) == (2, len(test))
+        assert (int(result.settings["n_fit"]), int(result.settings["n_choose"])) == (len(train) - 1, 1)
+        assert [one.method for one in result.choices] == [one.method for one in result.costs] == list(result.methods)
+        assert result.frame["checked"].notna().any() == (unit["behavior"] == "upper case")
+        assert len(result.at_kl()) == 2 * len(result.methods) * len(result.budgets)
+    section = load_section(folder.section_file("compare_methods"))
+    assert len(section.figures) == len(frames)
+    assert any(line.startswith("upper case: At 3 nats, against CAA") for line in section.found)
 
 
 def test_multipliers_are_the_packages_own_sweep_of_normalised_vectors(finished):

@@ -8,6 +8,8 @@ from helpers.stand_in_context import CONFIG, StandIn
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.models.loading.demo_model import demo_model_path
+from experiments.__main__ import _chosen
+from experiments.own import compare_methods
 from experiments.paper import figure_5_open_ended as open_ended
 from experiments.paper import figure_6_token_similarities as token_similarities
 from experiments.paper import table_3_system_prompts as system_prompts
@@ -63,6 +65,7 @@ def test_the_bundled_behaviors_answered_by_letter_are_those_named_here():
         ("contrast_pca", of(behavior=LETTERED, what=("pca", "separability"))),
         ("token_similarities", of(behavior=ALL.behaviors, texts=("answers", "pairs"))),
         ("vector_words", of(behavior=ALL.behaviors, reading=("normed", "in_context"))),
+        ("compare_methods", of(behavior=(*ALL.behaviors, "upper case"))),
         ("mmlu", of(behavior=ALL.behaviors)),
         ("truthful_qa", of(behavior=("sycophancy",))),
     ],
@@ -180,6 +183,35 @@ def test_questions_that_have_not_been_fetched_are_stood_in_for_in_a_plan(monkeyp
     fewer = planned.model_copy(update={"n_questions": 5})
     assert len(knowledge.questions("truthfulqa", fewer)[0]) == 5
     assert len(knowledge.questions("truthfulqa", planned.model_copy(update={"n_questions": 817}))[0]) == 817
+
+
+def test_a_comparison_of_methods_has_to_be_named():
+    assert "compare_methods" not in [one.name for one in _chosen(["all"])]
+    assert [one.name for one in _chosen(["all", "compare_methods"])] == list(BY_NAME)
+    assert [one.name for one in _chosen(["compare_methods"])] == ["compare_methods"]
+    with pytest.raises(ValueError, match="unknown experiments nothing"):
+        _chosen(["all", "nothing"])
+
+
+def test_all_pairs_are_compared_with_originals_and_finer_settings_and_the_papers_words():
+    whole = compare_methods.settings(PAPER_7B)
+    assert {"BiPO, original", "SADI, original"} <= set(whole["methods"])
+    assert (whole["n_tokens"], whole["steered_text"]) == (32, "all")
+    small = compare_methods.settings(ALL)
+    assert small["steered_text"] == "chosen"
+    more, less = compare_methods.words(PAPER_7B, "refusal")
+    assert "refus" in more.lower() or "decline" in more.lower()
+    assert more != less
+    train, test = compare_methods.sets(ALL, "upper case")
+    assert (len(train), len(test)) == (ALL.n_generate, ALL.n_test)
+    for pair in (*train, *test):
+        assert pair.positive == pair.negative.upper()
+    assert not set(train.pair_hashes) & set(test.pair_hashes)
+
+
+def test_capitals_are_counted_among_letters():
+    shares = [compare_methods.share_of_capitals(text) for text in ("ABC", "abC d", "12 !", "")]
+    assert shares == [1.0, 0.25, 0.0, 0.0]
 
 
 def test_costs_are_of_what_a_unit_runs(context, monkeypatch):

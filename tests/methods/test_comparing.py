@@ -14,6 +14,7 @@ from caa_lens.measures.divergence import answered, token_kl
 from caa_lens.methods.candidates import Candidate, named_candidates
 from caa_lens.methods.compared import Choice, Comparison, matched
 from caa_lens.methods.comparing import compare
+from caa_lens.methods.side_effects import OF_TEXT
 from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.interventions import Intervention
 
@@ -29,6 +30,10 @@ def pairs_of(n, first=0):
     )
 
 
+def n_letters(text):
+    return float(sum(map(str.isalpha, text)))
+
+
 TRAIN, TEST = pairs_of(8), pairs_of(5, 20)
 QUICK = {"words": WORDS, "neutral": NEUTRAL, "n_tokens": 4, "progress": False}
 
@@ -37,7 +42,8 @@ QUICK = {"words": WORDS, "neutral": NEUTRAL, "n_tokens": 4, "progress": False}
 def every(tiny_chat):
     names = ["CAA", "ActAdd", "Linear-AcT", "instruction", "instruction, original", "BiPO", "SADI", "SADI, original"]
     options = {"epochs": 1, "learning_rate": 0.05, "progress": False}
-    return compare(tiny_chat, TRAIN, TEST, names, layers=[1, 3], bipo_options=options, **QUICK)
+    names += ["InferAligner", "BiPO, original"]
+    return compare(tiny_chat, TRAIN, TEST, names, layers=[1, 3], bipo_options=options, check=n_letters, **QUICK)
 
 
 def test_every_method_and_every_control_is_in_the_frame_once_a_question(every):
@@ -83,7 +89,8 @@ def test_the_chosen_layer_is_the_best_of_the_validation_part_and_the_test_part_h
     for choice in every.choices:
         assert choice.setting == max(choice.tried, key=lambda one: one[1])[0]
         assert len(choice.tried) == 2
-    other = compare(tiny_chat, TRAIN, pairs_of(4, 40), ["CAA"], layers=[1, 3], steered_text=False, **QUICK)
+    given = QUICK | {"neutral": (NEUTRAL[0], ["Who was that?"])}  # nor have the questions that are reported
+    other = compare(tiny_chat, TRAIN, pairs_of(4, 40), ["CAA"], layers=[1, 3], steered_text="none", **given)
     assert other.choices[0] == every.choices[0]
 
 
@@ -109,6 +116,85 @@ def test_linear_act_has_a_map_for_each_sign_and_the_set_goes_to_the_means_of_eac
     above, below = float(fitted.with_it[0]), float(fitted.without_it[0])
     goals = [float(known["instruction"].at(fitted, s)[0].parameters["target"]) for s in (1.0, -1.0, 2.0, -2.0)]
     assert goals == pytest.approx([above, below, 2 * above - below, 2 * below - above], rel=1e-4)
+
+
+def test_what_is_said_of_steered_text_is_of_the_answers_to_neutral_questions(tiny_chat, every):
+    prompts = [Prompt.of(tiny_chat, question) for question in NEUTRAL[1]]
+    texts = {"no steering": answered(tiny_chat, prompts, max_new_tokens=4, progress=False)}
+    told = [Prompt.of(tiny_chat, question, system=WORDS[0]) for question in NEUTRAL[1]]
+    texts["in words"] = answered(tiny_chat, told, max_new_tokens=4, progress=False)
+    for name, some in texts.items():
+        row = every.frame[(every.frame["method"] == name) & (every.frame["strength"] >= 0)].iloc[0]
+        answers = [tiny_chat.tokenizer.decode(one.tokens[one.answer_start :]) for one in some]
+        assert row["checked"] == pytest.approx(np.mean([n_letters(one) for one in answers]))
+    # Slowly: log p of the same tokens behind both prompts, from whole forwards.
+    row = every.frame[(every.frame["method"] == "in words") & (every.frame["strength"] == 1)].iloc[0]
+    kl, logp = [], []
+    for plain, one in zip(prompts, texts["in words"], strict=True):
+        answer = one.tokens[one.answer_start :]
+        p, q = (
+            tiny_chat(torch.tensor([[*prompt.tokens[: prompt.answer_start], *answer]]))[0]
+            .log_softmax(-1)[prompt.answer_start - 1 : -1]
+            .double()
+            for prompt in (one, plain)
+        )
+        kl.append((p.exp() * (p - q)).sum(-1).detach())
+        logp.append(q.gather(-1, torch.tensor(answer)[:, None])[:, 0].detach())
+    assert row["kl_steered"] == pytest.approx(float(torch.cat(kl).mean()), rel=1e-3)
+    assert row["perplexity"] == pytest.approx(float((-torch.cat(logp).mean()).exp()), rel=1e-3)
+    nothing = every.frame[every.frame["method"] == "no steering"].iloc[0]
+    assert (nothing["kl_steered"], nothing["checked_low"] <= nothing["checked"] <= nothing["checked_high"]) == (0, True)
+
+
+def test_text_of_the_chosen_strengths_is_the_same_as_if_all_were_asked_for(tiny_chat, every):
+    some = compare(tiny_chat, TRAIN, TEST, ["CAA"], layers=[1, 3], steered_text="chosen", **QUICK)
+    chosen = {(one.method, s) for one in some.choices for s in (one.up, one.down)}
+    rows = some.curves(n_resamples=0).set_index(["method", "strength"])
+    for key, row in rows.iterrows():
+        asked_for = key in chosen or key[0] in ("no steering", "in words")
+        assert math.isnan(row["kl_steered"]) != asked_for
+    full = every.curves(n_resamples=0).set_index(["method", "strength"])
+    for key in chosen & set(full.index):
+        assert rows.loc[key, "kl_steered"] == pytest.approx(full.loc[key, "kl_steered"], rel=1e-3)
+
+
+def test_methods_are_fitted_in_the_prompt_format_that_is_scored(tiny_chat):
+    """A format of its own gives other vectors than the model's."""
+    given = {"layers": [1], "prompt_format": "llama2-base", "steered_text": "none", **QUICK}
+    found = compare(tiny_chat, TRAIN, TEST, ["CAA"], **given).frame
+    rows = found[(found["method"] == "CAA") & (found["strength"] == 2.0)]
+    fit_on, _ = TRAIN.split(test=0.25, seed=0)
+    vector = cl.extract(tiny_chat, fit_on, layers=[1], prompt_format="llama2-base", progress=False)[1]
+    condition = (Intervention(vector=vector, multiplier=2.0),)
+    scores = score_answers(tiny_chat, TEST, [condition], prompt_format="llama2-base", progress=False).values
+    assert list(rows["score"]) == pytest.approx(scores[:, 0].tolist(), abs=1e-5)
+
+
+def test_inferaligner_is_compared_with_its_gate_open_and_the_original_instruction_with_words(tiny_chat):
+    known = named_candidates(WORDS, n_settings=1)
+    fitted = known["InferAligner"].fit(tiny_chat, TRAIN, [2], 0)[2]
+    (one,) = known["InferAligner"].at(fitted, 2.0)
+    assert one.gate is None
+    questions = [pair.question for pair in TRAIN]
+    resid = [
+        torch.stack([last_stream(tiny_chat, f"{question} {words}") for question in questions]).mean(0)
+        for words in WORDS
+    ]
+    torch.testing.assert_close(one.parameters["direction"], resid[0] - resid[1], atol=1e-4, rtol=1e-4)
+    both = known["instruction, original"].fit(tiny_chat, TRAIN, [2], 0)[2]
+    up, down = (known["instruction, original"].at(both, s)[0] for s in (1.0, -1.0))
+    assert up.where == down.where == "all"
+    plain = torch.stack([last_stream(tiny_chat, question) for question in questions]).mean(0)
+    for told, found in zip(resid, (up, down), strict=True):
+        unit = (told - plain) / (told - plain).norm()
+        torch.testing.assert_close(found.parameters["direction"], unit, atol=1e-3, rtol=1e-3)
+        assert float(found.parameters["target"]) == pytest.approx(float(told @ unit), rel=1e-3)
+
+
+def last_stream(model, text):
+    prompt = Prompt.of(model, text)
+    _, cache = model.run_with_cache(torch.tensor([prompt.tokens]), names_filter="blocks.2.hook_resid_post")
+    return cache["blocks.2.hook_resid_post"][0, -1]
 
 
 def test_a_comparison_comes_back_from_its_file_and_draws_and_sums_up(every, tmp_path):
@@ -159,10 +245,8 @@ def made_up(curves, n=40, noise=0.1):
                         "kl_mean": k,
                         "kl_p95": 2 * k,
                         "behavior": "made up",
-                        "kl_steered": math.nan,
-                        "kl_steered_p95": math.nan,
-                        "perplexity": math.nan,
-                        "repetition": math.nan,
+                        "layers": "3",
+                        **dict.fromkeys(OF_TEXT, math.nan),
                     }
                 )
             )
@@ -192,17 +276,30 @@ def test_a_swept_divergence_gives_the_swept_effect():
     assert table.loc[(0.16, "CAA", 1), "effect"] == pytest.approx(0.8)
 
 
-def test_nothing_is_extrapolated_beyond_either_end_of_a_methods_range():
-    table = made_up(CURVES).at_kl([0.3, 0.02]).set_index(["kl", "method", "sign"])
-    beyond, below = table.loc[(0.3, "CAA", 1)], table.loc[(0.02, "CAA", 1)]
+def test_below_the_weakest_strength_the_effect_goes_to_nothing_as_the_root_of_the_divergence():
+    """Strength 0 is the identity, so that its effect and its divergence are known: 0."""
+    table = made_up(CURVES, noise=0).at_kl([0.01]).set_index(["method", "sign"])
+    row = table.loc[("CAA", -1)]
+    assert row["reached"]
+    assert (row["strength"], row["at"]) == (-0.5, 0.01)  # half the strength at a quarter of the divergence
+    assert row["effect"] == pytest.approx(-0.2)
+
+
+def test_nothing_is_extrapolated_beyond_the_end_of_a_methods_range():
+    table = made_up(CURVES, noise=0).at_kl([0.3]).set_index(["kl", "method", "sign"])
+    beyond = table.loc[(0.3, "CAA", 1)]
     assert not beyond["reached"]
     assert (beyond["strength"], beyond["at"]) == (2.0, 0.16)
-    assert not below["reached"]
-    assert (below["strength"], below["at"]) == (1.0, 0.04)
+    assert beyond["effect"] == pytest.approx(0.8)
     assert math.isnan(table.loc[(0.3, "set", 1), "more"])  # the reference does not get there
     assert table.loc[(0.3, "set", 1), "reached"]
-    summary = made_up(CURVES).summary().set_index(["method", "sign"])
+    summary = made_up(CURVES, noise=0).summary().set_index(["method", "sign"])
     assert math.isnan(summary.loc[("CAA", 1), 0.3])
+    assert summary.loc[("CAA", 1), "end_kl"] == 0.16
+    assert summary.loc[("CAA", 1), "end_effect"] == pytest.approx(0.8)
+    printed = made_up(CURVES, noise=0).table(n_resamples=100).set_index(["method", "sign"])
+    assert printed.loc[("CAA", "+"), "KL 0.3"] == "+0.80 [+0.80, +0.80] ends at 0.16"
+    assert printed.loc[("set", "+"), "KL 0.1"].count("ends") == 0
 
 
 def test_differences_between_methods_are_paired_by_question():
@@ -237,13 +334,20 @@ def test_methods_that_are_tuned_more_often_than_others_are_refused(tiny_chat):
     ("change", "error", "message"),
     [
         ({"methods": ["CAB"]}, ValueError, "unknown method 'CAB': expected some of CAA, random"),
-        ({"methods": ["activation scaling"]}, ValueError, "needs prompts of one length"),
+        ({"methods": ["activation scaling"]}, ValueError, "tied to the positions of prompts of one length"),
         ({"methods": ["CAA", "CAA"]}, ValueError, "'CAA' is there twice"),
         ({"methods": "CAA"}, TypeError, "expected a list of methods"),
         ({"test": TRAIN}, ValueError, "of the 8 test pairs are among those that are fitted on"),
         ({"validation": TRAIN}, ValueError, "8 pairs to choose on are among those that are fitted on"),
         ({"words": ("Be cheerful.", "")}, TypeError, "words must be two texts"),
-        ({"neutral": ([], ["Why?"])}, ValueError, "no neutral questions given"),
+        ({"neutral": ([], ["Why?"])}, ValueError, "no neutral questions to choose on given"),
+        ({"neutral": (["Why?", "How?"], ["  why?", "Who?"])}, ValueError, "1 neutral questions are both chosen on and"),
+        ({"neutral": (["Why?"], ["How?", "How?"])}, ValueError, "a neutral question to report is there twice"),
+        ({"neutral": (["Why?"], ["How was day 3?"])}, ValueError, "'how was day 3.' among them, and methods are fitt"),
+        ({"neutral": (["how was day 20?"], ["Why?"])}, ValueError, "1 neutral questions are questions of the pairs"),
+        ({"steered_text": "some"}, ValueError, "unknown steered_text='some': expected one of all, chosen, none"),
+        ({"budgets": [0.1, 0]}, ValueError, "budgets and choose_at are divergences above 0 nats"),
+        ({"choose_at": 0}, ValueError, "budgets and choose_at are divergences above 0 nats"),
         ({"neutral": ("Why?", "How?")}, TypeError, "neutral must be two lists of questions"),
         ({"layers": [9]}, ValueError, "layer 9 is out of range"),
     ],

@@ -67,8 +67,8 @@ def bound_names(code):
     return {name.get_name() for name in symtable.symtable(code, "cell", "exec").get_symbols() if name.is_assigned()}
 
 
-def test_there_are_five_and_each_leads_to_the_next():
-    assert [path.name[:2] for path in run.NOTEBOOKS] == ["1_", "2_", "3_", "4_", "5_"]
+def test_there_are_six_and_each_leads_to_the_next():
+    assert [path.name[:2] for path in run.NOTEBOOKS] == ["1_", "2_", "3_", "4_", "5_", "6_"]
     for one, following in zip(run.NOTEBOOKS, [*run.NOTEBOOKS[1:], run.NOTEBOOKS[0]], strict=True):
         assert f"]({following.name})" in sources(nbformat.read(one, as_version=4), "markdown")[-1]
 

@@ -9,6 +9,10 @@ import pytest
 from helpers.browser import CHROMIUM, browse
 from typer.testing import CliRunner
 
+from caa_lens.methods.compared import Choice, Comparison
+from caa_lens.methods.costs import Cost
+from caa_lens.methods.side_effects import OF_TEXT
+from caa_lens.report.comparisons import comparison_section, differences
 from caa_lens.report.page import ColoredText, Section, write_report
 from caa_lens.report.runs import RunFolderError, load_section, read_run, save_section, write_run_report
 
@@ -211,3 +215,75 @@ def test_the_browser_check_sees_errors_and_requests(tmp_path):
     _, console, requests = browse(bad, tmp_path)
     assert any("nothing is not defined" in line for line in console)
     assert any("example.com" in name for name in requests)
+
+
+# ---- comparisons of methods ------------------------------------------------------------------------------------------
+
+
+def made_up_comparison():
+    """Here "better" does 0.5 more than CAA on both sides at all divergences; "short" ends at 0.06 nats."""
+    rows = []
+    for name, more, kls in (("CAA", 0.0, (0.05, 0.4)), ("better", 0.5, (0.05, 0.4)), ("short", 0.0, (0.02, 0.06))):
+        for sign in (1, -1):
+            for size, kl in zip((1.0, 2.0), kls, strict=True):
+                for question in range(8):
+                    effect = sign * (size + more) + 0.1 * question
+                    rows.append(
+                        {
+                            "method": name,
+                            "setting": 3,
+                            "layers": "3",
+                            "positions": "caa",
+                            "site": "hook_resid_post",
+                            "strength": sign * size,
+                            "question": question,
+                            "score": effect,
+                            "effect": effect,
+                            "kl_mean": kl,
+                            "kl_p95": 3 * kl,
+                            "behavior": EVIL,
+                            **dict.fromkeys(OF_TEXT, 0.25),
+                        }
+                    )
+    choices = tuple(
+        Choice(method=name, setting=3, unit="layer", value=1.0, tried=((3, 1.0), (5, 0.5)), up=2.0, down=-1.0)
+        for name in ("CAA", "better", "short")
+    )
+    cost = Cost(
+        method="CAA", forward=8, backward=0, seconds=1.0, numbers=32, coordinates=1.0, tokens=0.5, shares_prefix=True
+    )
+    frame = pd.DataFrame(rows)
+    return Comparison(frame=frame, choices=choices, costs=(cost,), metric="margin", n_neutral=24)
+
+
+def test_a_comparison_says_which_methods_are_told_apart_and_which_end_before():
+    first, _, last = differences(made_up_comparison())
+    # At 0.05 nats CAA is at its weakest strength, and "short" nearly at its strongest.
+    assert first == (
+        "At 0.05 nats, against CAA, question by question: more from better (+), better (-), short (+), short (-); less "
+        "from none; 0 not told apart, 0 without a comparison, as one of the two ends before."
+    )
+    assert "more from better (+), better (-)" in last
+    assert "2 without a comparison, as one of the two ends before" in last
+
+
+def test_a_comparisons_section_has_its_figure_tables_and_marks_and_its_page_is_safe(tmp_path):
+    found = comparison_section(made_up_comparison())
+    assert len(found.figures) == 1
+    captions = [caption for caption, _ in found.captioned_tables()]
+    assert captions[0] == "Effect at the same divergence; where a method ends before, its end"
+    assert [caption.split(",")[0] for caption in captions[1:]] == [
+        "At the strengths that the validation part chose",
+        "What was chosen",
+        "Costs",
+    ]
+    matched, chosen, choices, costs = (table for _, table in found.captioned_tables())
+    assert "ends at 0.06" in matched.set_index(["method", "sign"]).loc[("short", "+"), "KL 0.3"]
+    assert sorted(set(chosen["strength"])) == [-1.0, 2.0]
+    assert choices["scores on the validation part"].iloc[0] == "3: 1.000, 5: 0.500"
+    assert costs["forward"].tolist() == [8]
+    page = write_report(tmp_path / "c.html", title="t", lead="l", sections=[found], settings={})
+    html = page.read_text(encoding="utf-8")
+    assert "<script>alert" not in html
+    assert "on 24 neutral prompts" in html
+    assert load_section(save_section(found, tmp_path / "section.json")).found == found.found

@@ -1,0 +1,46 @@
+"""What commands write, looked at before any work is done; and the pairs that are held out for it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from caa_lens.contrast.sets import ContrastSet
+    from caa_lens.results import Result
+
+
+def check_out(out: Path, ending: str, what: str) -> None:
+    """Raises before any work is done for a file that could not be written afterwards; `what`: "vectors are saved"."""
+    from caa_lens.atomic_files import check_writable
+
+    if out.suffix != ending:
+        raise ValueError(f"{what} as {ending}, got {out.name!r}")
+    check_writable(out)
+
+
+def check_result_and_figure(out: Path) -> None:
+    """The same of a result's three files."""
+    check_out(out, ".parquet", "the frame is written")
+    check_out(out.with_suffix(".html"), ".html", "the page is written")
+
+    from caa_lens.results import check_result_path
+
+    check_result_path(out)
+
+
+def write_result_and_figure(result: "Result", out: Path) -> None:
+    """The result as parquet and JSON, and its figure as a page beside them."""
+    from caa_lens.atomic_files import write_atomically
+
+    figure = out.with_suffix(".html")
+    result.save(out)
+    write_atomically(figure, lambda file: result.plot().write_html(file))
+    typer.echo(f"written to {out}, {out.with_suffix('.json').name} and {figure}")
+
+
+def split_off(pairs: "ContrastSet", test: int) -> "tuple[ContrastSet, ContrastSet]":
+    """What is left, and the pairs that `--test` holds out: the same in every command."""
+    if not 0 < test < len(pairs):
+        raise ValueError(f"--test {test}: {pairs.name!r} has {len(pairs)} pairs, expected 1 to {len(pairs) - 1}")
+    return pairs.split(test=test, seed=0)
