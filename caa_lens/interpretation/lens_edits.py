@@ -118,6 +118,7 @@ def _in_place(model: Any, condition: Condition, prompt: Prompt) -> EditedConditi
     return tuple(found)
 
 
+@torch.no_grad()
 def _push(
     model: Any, condition: Condition, layer: int, prompts: Sequence[ReadPrompt]
 ) -> tuple[Float[Tensor, " d_model"], float]:

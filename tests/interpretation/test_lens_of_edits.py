@@ -5,13 +5,15 @@ import dataclasses
 import pytest
 import torch
 from helpers.models import random_vectors
-from helpers.steering import logits_of
+from helpers.steering import logits_of, streams
 from torch.testing import assert_close
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.operators import OPERATORS
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
+from caa_lens.engine.stream_responses import ReadPrompt
 from caa_lens.interpretation.lens import logit_lens, word_ranks
+from caa_lens.interpretation.lens_edits import method_acting
 from caa_lens.methods import actadd, instruction, linear_act, sadi
 from caa_lens.prompts.prompt_formats import Prompt
 
@@ -101,6 +103,23 @@ def test_a_fitted_method_has_controls_as_long_as_its_mean_change(tiny_chat):
     lens = logit_lens(tiny_chat, fitted, k=5, **(OPTIONS | {"controls": 19}))
     assert lens.frame["linearity"].abs().max() <= 1 + 1e-6
     assert "verdict" in lens.frame
+
+
+def test_the_controls_are_as_long_as_the_mean_change_and_the_push_is_its_mean(tiny_chat):
+    fitted = linear_act.fit(tiny_chat, PAIRS, layers=[2], progress=False)
+    read = [ReadPrompt(prompt=one, first=one.answer_start - 1, stop=len(one.tokens)) for one in PROMPTS]
+    acting, steps = method_acting(tiny_chat, fitted, [2], read, strength=0.5, positions="caa", n_controls=3, seed=0)
+    (one,) = fitted.interventions(0.5)
+    formula, changes = OPERATORS[one.operator].formula, []
+    for prompt in PROMPTS:
+        h = streams(tiny_chat, [list(prompt.tokens)])[2][0, prompt.steer_start :]
+        changes.append(formula(h, one.parameters, torch.tensor(0.5)) - h)
+    changes = torch.cat(changes)
+    assert_close(steps[0, 0], changes.mean(0), atol=1e-5, rtol=1e-4)
+    lengths = steps[0, 1:].norm(dim=-1)
+    assert_close(lengths, changes.norm(dim=-1).mean().expand(3), atol=1e-5, rtol=1e-4)
+    assert float(changes.mean(0).norm()) < 0.99 * float(lengths[0])  # so that these two are told apart
+    assert [len(some) for some in acting] == [4]
 
 
 @pytest.mark.parametrize("method", ["front", "neurons"])
