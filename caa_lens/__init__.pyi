@@ -22,6 +22,7 @@ from .steering.steered_block import steer as steer
 from .steering.generation import generate as generate
 from .steering.generation import generate_stream as generate_stream
 from .steering.interventions import Intervention as Intervention
+from .measures.agreement.reliabilities import reliability as reliability
 from .measures.sweeps import sweep as sweep
 from .methods.comparing import compare as compare
 from .interpretation.lens import logit_lens as logit_lens

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from caa_lens.arguments import check_count
+from caa_lens.arguments import check_count, check_list, describe
 from caa_lens.atomic_files import write_atomically
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine.activations import read_norms, read_pairs
@@ -23,7 +23,7 @@ from caa_lens.models.checks import check_layers, check_model
 from caa_lens.models.placement import dtype_name, dtype_of
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
-from caa_lens.provenance import Provenance, layer_ranges
+from caa_lens.provenance import PAIR_HASHES, Provenance, layer_ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -97,6 +97,31 @@ class PairActivations:
         return f"PairActivations({p.behavior}, {len(self)} pairs, {where}, model={p.model!r}, {p.token_position})"
 
 
+def check_pair_activations(activations: object) -> None:
+    """Raises `TypeError` for anything but `PairActivations`."""
+    if not isinstance(activations, PairActivations):
+        raise TypeError(
+            f"expected PairActivations, as pair_activations(model, pairs) reads, got {describe(activations)}"
+        )
+
+
+def layers_among(activations: PairActivations, layers: Sequence[int] | None) -> list[int]:
+    """The layers asked for, ascending, each once; all that were read where none are named.
+
+    Raises:
+        ValueError: for an empty list.
+        IndexError: for a layer that was not read.
+    """
+    if layers is None:
+        return list(activations.layers)
+    chosen = sorted(set(check_list("layers", layers, int)))
+    if not chosen:
+        raise ValueError("no layers given: expected at least one")
+    for layer in chosen:
+        activations[layer]  # refuses one that was not read
+    return chosen
+
+
 def pair_activations(
     model: Any,
     pairs: ContrastSet,
@@ -147,6 +172,7 @@ def pair_activations(
             dataset_hash=pairs.content_hash,
             expression=pairs.behavior,
             details={
+                PAIR_HASHES: " ".join(pairs.pair_hashes),
                 "model_dtype": dtype_name(model),
                 "n_layers": str(model.cfg.n_layers),
                 "system": system or "",

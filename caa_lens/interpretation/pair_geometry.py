@@ -20,8 +20,8 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from caa_lens.arguments import as_float, as_seed, check_count, check_list, describe
-from caa_lens.engine.pair_reading import PairActivations
+from caa_lens.arguments import as_float, as_seed, check_count
+from caa_lens.engine.pair_reading import PairActivations, check_pair_activations, layers_among
 from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.plots.geometry import norm_curves, pca_panels, separability_curves
 from caa_lens.provenance import label
@@ -70,24 +70,6 @@ class VectorNorms(Result):
         return f"VectorNorms({vectors.expression}, {read.model})\n{self.summary().round(3).to_string()}"
 
 
-def _check_activations(activations: object) -> None:
-    if not isinstance(activations, PairActivations):
-        raise TypeError(
-            f"expected PairActivations, as pair_activations(model, pairs) reads, got {describe(activations)}"
-        )
-
-
-def _chosen(activations: PairActivations, layers: Sequence[int] | None) -> list[int]:
-    if layers is None:
-        return list(activations.layers)
-    chosen = sorted(set(check_list("layers", layers, int)))
-    if not chosen:
-        raise ValueError("no layers given: expected at least one")
-    for layer in chosen:
-        activations[layer]  # refuses one that was not read
-    return chosen
-
-
 def vector_norms(vectors: SteeringVectors, activations: PairActivations) -> VectorNorms:
     """How large each layer's vector is, and how large the residual stream where it was read; at layers both have.
 
@@ -95,7 +77,7 @@ def vector_norms(vectors: SteeringVectors, activations: PairActivations) -> Vect
         ValueError: if the widths differ, or there is no layer in common.
     """
     check_vector_set(vectors)
-    _check_activations(activations)
+    check_pair_activations(activations)
     width = activations.values.shape[-1]
     if vectors.d_model != width:
         where = f"the activations of {activations.provenance.model}"
@@ -149,11 +131,11 @@ def pair_pca(activations: PairActivations, *, layers: Sequence[int] | None = Non
     """
     from sklearn.decomposition import PCA  # scikit-learn takes a second to import
 
-    _check_activations(activations)
+    check_pair_activations(activations)
     if (n_pairs := len(activations)) < 2:
         raise ValueError(f"two components need at least two pairs, got {n_pairs}")
     parts = []
-    for layer in _chosen(activations, layers):
+    for layer in layers_among(activations, layers):
         fit = PCA(n_components=2, svd_solver="full")
         coordinates = fit.fit_transform(activations[layer].double().flatten(0, 1).numpy())  # [(pair side) 2]
         coordinates *= np.where(coordinates[::2].mean(0) < 0, -1, 1)  # even rows are the positive side
@@ -232,12 +214,12 @@ def pair_separability(
     """
     from sklearn.metrics import silhouette_score  # scikit-learn takes a second to import
 
-    _check_activations(activations)
+    check_pair_activations(activations)
     n_pairs = len(activations)
     folds, seed = check_count("folds", folds, least=None), as_seed(seed)
     if not 2 <= folds <= n_pairs:
         raise ValueError(f"got {folds} folds for {n_pairs} pairs, expected 2 to {n_pairs}: give more pairs, or folds=")
-    layers = _chosen(activations, layers)
+    layers = layers_among(activations, layers)
     correct, explained, silhouettes = [], [], []
     for layer in tqdm(layers, desc="probe", unit="layer", disable=not progress):
         points = activations[layer].double()

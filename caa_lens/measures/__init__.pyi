@@ -1,3 +1,5 @@
+from .agreement.reliabilities import reliability as reliability
+from .agreement.reliabilities import Reliability as Reliability
 from .sweeps import sweep as sweep
 from .sweeps import Sweep as Sweep
 from .answers import score_answers as score_answers
