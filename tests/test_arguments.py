@@ -115,6 +115,7 @@ MISTAKES = {
     "cl.interpretation.vector_norms(vectors, pairs)": (
         "expected PairActivations, as pair_activations(model, pairs) reads, got ContrastSet"
     ),
+    "cl.reliability(pairs)": "expected PairActivations, as pair_activations(model, pairs) reads, got ContrastSet",
     "vectors[1:3]": "several are chosen with .at([...])",
     "cl.logit_lense": "has no attribute 'logit_lense': try 'logit_lens'",
 }
