@@ -33,8 +33,13 @@ def true_means(n_layers, effect):
     return means
 
 
-def coverage(n_sweeps, *, n_questions=30, n_layers=24, effect=0.0, n_resamples=1000, n_draws=400, seed=0):
+def coverage(n_sweeps, *, n_questions=30, n_layers=24, effect=0.0, n_resamples=1000, n_draws=400, seed=0, **how):
     """How often both intervals hold the true effect of what was chosen, and by how much each overstates it.
+
+    For the honest choice that is the mean true effect of the layers that its parts chose.
+
+    Args:
+        how: more of `choose_honestly`.
 
     Returns (as now, honest), each a pair: share of sweeps held, mean error of the estimate.
     """
@@ -45,8 +50,9 @@ def coverage(n_sweeps, *, n_questions=30, n_layers=24, effect=0.0, n_resamples=1
         cell = int(effects.mean(0).argmax())
         (low,), (high,) = bootstrap_interval(effects[:, [cell]], n_resamples=n_resamples, seed=i)
         held[i, 0], off[i, 0] = low <= means[cell] <= high, effects[:, cell].mean() - means[cell]
-        honest = choose_honestly(effects, n_draws=n_draws, seed=i)
-        held[i, 1], off[i, 1] = honest.low <= means[cell] <= honest.high, honest.effect - means[cell]
+        honest = choose_honestly(effects, n_draws=n_draws, seed=i, **how)
+        true = means[list(honest.choices)].mean()
+        held[i, 1], off[i, 1] = honest.low <= true <= honest.high, honest.effect - true
     return tuple(zip(held.mean(0).tolist(), off.mean(0).tolist(), strict=True))
 
 

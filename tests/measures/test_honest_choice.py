@@ -39,19 +39,16 @@ def test_the_choice_as_now_is_that_of_a_sweep():
     )
 
 
-def test_each_half_reports_on_what_the_other_chose():
-    rng = np.random.default_rng(0)
-    effects = rng.standard_normal((9, 5))
-    found = choose_honestly(effects, n_splits=3, seed=7)
-    draws = np.random.default_rng(7)
-    reports = []
-    for _ in range(3):
-        half = draws.permutation(9)[:4]
-        other = np.setdiff1d(np.arange(9), half)
-        own = np.empty(9)
-        own[other] = effects[other, effects[half].mean(0).argmax()]
-        own[half] = effects[half, effects[other].mean(0).argmax()]
-        reports.append(own.mean())
+def test_each_fold_reports_on_what_the_others_chose():
+    effects = np.random.default_rng(0).standard_normal((9, 5))
+    found = choose_honestly(effects, n_folds=3, n_times=2, seed=7)
+    draws, reports, choices = np.random.default_rng(7), [], []
+    for _ in range(2):
+        fold_of = draws.permutation(9) % 3
+        for fold in range(3):
+            choices.append(effects[fold_of != fold].mean(0).argmax())
+            reports += list(effects[fold_of == fold, choices[-1]])
+    assert found.choices == tuple(choices)
     assert found.effect == pytest.approx(np.mean(reports), rel=1e-12)
 
 
