@@ -144,7 +144,7 @@ def steerability(sweep: Sweep, *, layers: Sequence[int] | None = None, score: st
         raise ValueError(f"a slope needs two multipliers or more, got {multipliers.tolist()}: sweep e.g. -1, 0 and 1")
     own = frame["logp_positive"] - frame["logp_negative"] if score == LOG_ODDS else frame[sweep.metric]
     scores = frame[["layer", "question", "multiplier"]].assign(score=own)
-    table = scores.pivot(index=["layer", "question"], columns="multiplier", values="score")[list(multipliers)]
+    table = scores.pivot(index=["layer", "question"], columns="multiplier", values="score")  # columns ascend
     slope, low, high = slopes_of(table.to_numpy(float), multipliers)
     found = table.index.to_frame(index=False).assign(slope=slope, low=low, high=high)
     found.insert(0, "behavior", sweep.provenance["vectors"].behavior)

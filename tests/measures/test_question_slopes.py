@@ -22,7 +22,7 @@ def made_up(slopes, *, layer=7, multipliers=MULTIPLIERS, noise=0.05, seed=0, met
         for question, slope in enumerate(slopes):
             for m in rng.permutation(multipliers):
                 score = 0.5 + factor * slope * m + noise * rng.standard_normal()
-                logp = {"logp_positive": 3 * score, "logp_negative": 0.25}
+                logp = {"logp_positive": 3 * score, "logp_negative": -score}
                 rows.append(
                     {"behavior": "b", "layer": at, "multiplier": m, "question": question, metric: score, **logp}
                 )
@@ -53,6 +53,13 @@ def test_the_questions_that_move_the_wrong_way_are_counted_and_named():
     assert row["low"] < row["mean"] < row["high"]
 
 
+def test_a_question_that_hardly_moves_the_wrong_way_is_counted_too():
+    found = steerability(made_up([0.2, -0.02, -0.03, -0.01, 0.1], noise=0.05), layers=[7])
+    unsure = found.frame[(found.frame["slope"] < 0) & (found.frame["high"] > 0)]
+    assert len(unsure) > 0
+    assert found.summary()["n_wrong"][0] == (found.frame["slope"] < 0).sum()
+
+
 def test_the_mean_slopes_interval_holds_the_true_mean_nineteen_times_in_twenty():
     held = 0
     for seed in range(100):
@@ -80,7 +87,7 @@ def test_two_multipliers_have_a_slope_without_an_interval():
 def test_log_odds_are_the_difference_of_the_log_probabilities():
     given = made_up([0.2, -0.1], noise=0.02)
     np.testing.assert_allclose(
-        steerability(given, score="log_odds").frame["slope"], 3 * steerability(given).frame["slope"]
+        steerability(given, score="log_odds").frame["slope"], 4 * steerability(given).frame["slope"]
     )
     assert steerability(given, score="log_odds").score == "log_odds"
 
