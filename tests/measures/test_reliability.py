@@ -347,6 +347,22 @@ def test_the_cone_holds_the_planted_direction_as_often_as_it_says():
     assert held / n_sets >= 0.92
 
 
+@pytest.mark.parametrize("letter", [None, 4.0])
+def test_the_cone_is_the_quantile_of_the_angles_that_resampled_errors_make(letter):
+    groups, freed, gram = letter_free(planted(20, size=0.8, letter=letter, d_model=6))
+    counts = resamples(groups, 200, np.random.default_rng(0))
+    whole, angles = direction_of(freed, groups), []
+    for drawn in counts.astype(int):
+        error = np.zeros(6)
+        for group in groups.groups:
+            repeated = np.repeat(freed[group], drawn[group], axis=0).mean(0)
+            size = len(group)
+            error += (repeated - freed[group].mean(0)) * np.sqrt(size / (size - 1)) / len(groups.groups)
+        across = error - (error @ whole) / (whole @ whole) * whole
+        angles.append(np.degrees(np.arcsin(min(1, np.linalg.norm(across) / np.linalg.norm(whole)))))
+    assert cone(gram, groups, counts, 0.95) == pytest.approx(np.quantile(angles, 0.95), rel=1e-9)
+
+
 def test_the_cone_of_noise_is_any_direction():
     groups, _, gram = letter_free(planted(20, d_model=200))
     assert cone(gram, groups, resamples(groups, 300, np.random.default_rng(0)), 0.95) == 90
