@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from benchmarks.honest_choice import coverage, made_up_effects
 from caa_lens.measures.honest_choice import choose_honestly
@@ -50,6 +51,31 @@ def test_each_fold_reports_on_what_the_others_chose():
             reports += list(effects[fold_of == fold, choices[-1]])
     assert found.choices == tuple(choices)
     assert found.effect == pytest.approx(np.mean(reports), rel=1e-12)
+
+
+@pytest.mark.parametrize(("best", "wider"), [(0.0, "luck"), (9.0, "chance")])
+def test_the_interval_is_the_wider_of_luck_and_chance(best, wider):
+    effects = np.random.default_rng(5).standard_normal((12, 4))
+    effects[:, 2] = best + (3 if best else 1) * effects[:, 2]
+    found = choose_honestly(effects, n_folds=3, n_times=2, n_draws=50, seed=7)
+    rng = np.random.default_rng(7)
+    dealt = [rng.permutation(12) % 3 for _ in range(2)]
+
+    def reports(given):
+        own = np.zeros((2, 12))
+        for time, fold_of in enumerate(dealt):
+            for fold in range(3):
+                own[time, fold_of == fold] = given[fold_of == fold, given[fold_of != fold].mean(0).argmax()]
+        return own.mean(0)
+
+    centred = effects - effects.mean(0)
+    lucky = [abs(reports(sign[:, None] * centred).mean()) for sign in rng.choice([-1.0, 1.0], size=(50, 12))]
+    reach = {
+        "luck": np.quantile(lucky, 0.95) * np.sqrt(12 / 11) * 2.200985160 / 1.959963985,
+        "chance": 2.200985160 * scipy.stats.sem(reports(effects)),
+    }
+    assert max(reach, key=reach.get) == wider
+    assert (found.high - found.low) / 2 == pytest.approx(reach[wider], rel=1e-7)
 
 
 def test_a_cell_that_is_by_far_the_best_is_chosen_by_every_half():
