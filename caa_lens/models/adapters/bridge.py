@@ -13,6 +13,7 @@ blocks. There is no code by architecture, and whether it holds is for `engine.sh
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,9 +60,9 @@ class Bridge(Adapter):
         for block in model.blocks:
             for place in (block.hook_out, *filter(is_hook_point, block.modules())):
                 stamp(place, watch)
-            attention = getattr(block, "attn", None)
-            if isinstance(attention, nn.Module):
-                attention.register_forward_pre_hook(watch.repair, with_kwargs=True)
+            for name, part in block.named_children():  # attention, or what keeps a state instead of keys
+                wanted = "past_key_values" if name == "attn" else "cache_params"
+                part.register_forward_pre_hook(partial(watch.repair, wanted=wanted), with_kwargs=True)
         return watch
 
     def check(self, model: Any) -> None:
