@@ -38,6 +38,10 @@ from caa_lens.models.adapters.watch import Watch, check_filled, length_of, stamp
 from caa_lens.provenance import HOOK_POINT
 
 
+# What TransformerLens calls the parts that use a cache, and by what name it hands it to them: keys, or a state.
+_CACHES = {"attn": "past_key_values", "linear_attn": "cache_params", "mixer": "cache_params"}
+
+
 class _Stop(Exception):
     """Ends a run behind the last block that is wanted."""
 
@@ -60,9 +64,9 @@ class Bridge(Adapter):
         for block in model.blocks:
             for place in (block.hook_out, *filter(is_hook_point, block.modules())):
                 stamp(place, watch)
-            for name, part in block.named_children():  # attention, or what keeps a state instead of keys
-                wanted = "past_key_values" if name == "attn" else "cache_params"
-                part.register_forward_pre_hook(partial(watch.repair, wanted=wanted), with_kwargs=True)
+            for name, wanted in _CACHES.items():
+                if isinstance(part := getattr(block, name, None), nn.Module):
+                    part.register_forward_pre_hook(partial(watch.repair, wanted=wanted), with_kwargs=True)
         return watch
 
     def check(self, model: Any) -> None:
