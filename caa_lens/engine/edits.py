@@ -227,7 +227,7 @@ class Edit:
             thread = threading.get_ident()
             if inside and hook.name == names[2]:
                 if thread not in met:
-                    raise RuntimeError(_MISSING.format(names[1]))
+                    raise RuntimeError(NOT_MET.format(names[1]))
                 met.discard(thread)
                 return None
             if hook.name == pattern:
@@ -264,7 +264,7 @@ class Edit:
         return [(one._version, one.data_ptr()) for one in tensors]
 
 
-_MISSING = (
+NOT_MET = (
     "the model ran the whole block, and did not come to {} in it, so that nothing was steered: take another site, such "
     "as 'hook_resid_post'"
 )

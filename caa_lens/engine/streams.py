@@ -12,7 +12,7 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from caa_lens.engine.edits import Edit
+from caa_lens.engine.edits import NOT_MET, Edit
 from caa_lens.models.adapters.choice import adapter_of
 from caa_lens.models.adapters.torch_hooks import attached
 from caa_lens.provenance import HOOK_POINT
@@ -52,10 +52,20 @@ def editing(model: Any, edits: Sequence[Edit], behind: int = 0) -> Iterator[None
 
     Raises:
         ValueError: a layer's stream, or a site inside of a block, cannot be reached.
+        RuntimeError: a block ran, and its forward did not come to the site in it.
     """
+    met: set[tuple[int, str]] = set()
 
     def apply(module: Any, given: Any, out: Tensor, edit: Edit) -> Tensor:
         return edit.apply(out, behind)
+
+    def inside(out: Tensor, edit: Edit) -> Tensor:
+        met.add((edit.layer, edit.site))
+        return edit.apply(out, behind)
+
+    def check(module: Any, given: Any, out: Any, edit: Edit) -> None:
+        if (edit.layer, edit.site) not in met:
+            raise RuntimeError(NOT_MET.format(f"blocks.{edit.layer}.{edit.site}"))
 
     adapter = adapter_of(model)
     points = [adapter.hook_points(model, edit.layer, edit.site)[-1] for edit in edits]
@@ -64,7 +74,9 @@ def editing(model: Any, edits: Sequence[Edit], behind: int = 0) -> Iterator[None
             if edit.site == HOOK_POINT:
                 open_ones.enter_context(attached([(point, partial(apply, edit=edit))]))
             else:
-                open_ones.enter_context(adapter.listening(point, partial(edit.apply, offset=behind)))
+                open_ones.enter_context(adapter.listening(point, partial(inside, edit=edit)))
+                end = adapter.resid_post(model, edit.layer)
+                open_ones.enter_context(attached([(end, partial(check, edit=edit))]))
         yield
 
 

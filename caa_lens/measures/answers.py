@@ -148,20 +148,21 @@ def score_answers(
         for i in (*whole, *(order if reason else ())):
             logp[i] = _score_plainly(model, items[i], i, placed, range(len(conditions))).float().cpu()
             bar.update()
-        for pairs_alike, columns, edits in () if reason else placed.shared(order):
-            staircases = Staircases(edits, device_of_tokens(model))
-            others = sorted(set(range(len(conditions))) - set(columns))
-            left = pairs_alike
-            while left:
-                n = _batch_size(model, [items[i] for i in left], max(1, len(edits)), max_tokens)
-                indices, left = left[:n], left[n:]
-                if columns:
-                    some = [items[i] for i in indices]
-                    scored = _score_with_shared_prefix(model, some, staircases, max_tokens).float().cpu()
-                    logp[torch.tensor(indices)[:, None], torch.tensor(columns)] = scored
-                for i in indices if others else ():
-                    logp[i, others] = _score_plainly(model, items[i], i, placed, others).float().cpu()
-                bar.update(n)
+        for some in () if reason else placed.together(order):
+            for rows, whole_texts in ((some.whole, True), (some.shared, False)):
+                staircases = Staircases(rows.edits, device_of_tokens(model))
+                left = some.pairs if rows.columns else []
+                while left:
+                    n = _batch_size(model, [items[i] for i in left], len(rows.edits), max_tokens, whole_texts)
+                    indices, left = left[:n], left[n:]
+                    batch = [items[i] for i in indices]
+                    scored = _score_as_rows(model, batch, staircases, max_tokens, whole_texts).float().cpu()
+                    logp[torch.tensor(indices)[:, None], torch.tensor(rows.columns)] = scored
+                    bar.update(0 if whole_texts else n)
+            for i in some.pairs:
+                if some.alone:
+                    logp[i, some.alone] = _score_plainly(model, items[i], i, placed, some.alone).float().cpu()
+                bar.update(0 if some.shared.columns else 1)
     check_scores(model, logp, placed.edits)
     positive, negative = logp.clone().unbind(-1)
     metric, values = ("p_matching", positive.exp()) if pairs.kind == "ab" else ("margin", positive - negative)
@@ -220,35 +221,40 @@ def _encode(model: Any, pairs: ContrastSet, prompt_format: PromptFormat, system:
     return items
 
 
-def _suffix_length(item: _Item) -> int:
-    return max(len(prompt) - prompt.steer_start for prompt in item.branches)
+def _start(prompt: Prompt, whole: bool) -> int:
+    """Where the suffix begins that each condition runs: with whole texts at their first token."""
+    return 0 if whole else prompt.steer_start
 
 
-def _batch_size(model: Any, items: Sequence[_Item], n_conditions: int, max_tokens: int | None) -> int:
+def _suffix_length(item: _Item, whole: bool) -> int:
+    return max(len(prompt) - _start(prompt, whole) for prompt in item.branches)
+
+
+def _batch_size(model: Any, items: Sequence[_Item], n_conditions: int, max_tokens: int | None, whole: bool) -> int:
     """How many of the leading items fit into one batch with all their conditions; at least one."""
     length = len(items[0].branches[0])  # the longest: items come sorted
-    budget = max_tokens or shared_prefix.token_budget(model, length, _suffix_length(items[0]))
+    budget = max_tokens or shared_prefix.token_budget(model, length, _suffix_length(items[0], whole))
     most = min(len(items), shared_prefix.prefix_budget(model, length))
     longest = 0
     for n, item in enumerate(items[:most], start=1):
-        longest = max(longest, _suffix_length(item))
+        longest = max(longest, _suffix_length(item, whole))
         if n * longest * len(item.branches) * n_conditions > budget:
             return max(1, n - 1)
     return most
 
 
-def _score_with_shared_prefix(
-    model: Any, items: Sequence[_Item], staircases: Staircases, max_tokens: int | None
+def _score_as_rows(
+    model: Any, items: Sequence[_Item], staircases: Staircases, max_tokens: int | None, whole: bool
 ) -> Float[Tensor, "pair condition side"]:
-    """Prefill each prompt once; run the suffixes of as many conditions at a time as fit."""
-    starts = [item.branches[0].steer_start for item in items]
+    """Prefill each prompt once, of whole texts nothing; run the suffixes of as many conditions at a time as fit."""
+    starts = [_start(item.branches[0], whole) for item in items]
     prefix = shared_prefix.prefill(
         model,
         [item.branches[0].tokens[:start] for item, start in zip(items, starts, strict=True)],
         model.cfg.n_layers,
     )
     suffixes = [[prompt.tokens[start:] for prompt in item.branches] for item, start in zip(items, starts, strict=True)]
-    n_pos = max(_suffix_length(item) for item in items)
+    n_pos = max(_suffix_length(item, whole) for item in items)
     budget = max_tokens or shared_prefix.token_budget(model, max(starts), n_pos)
     at_once = max(1, budget // (n_pos * len(items) * len(items[0].branches)))
     read = _letter_logp if items[0].letters else _completion_logp
@@ -256,7 +262,7 @@ def _score_with_shared_prefix(
     for chunk, stairs in staircases.at_most(at_once):
         resid = shared_prefix.run_suffixes(model, prefix, suffixes, stairs)
         resid = resid.unflatten(1, (len(stairs.groups), -1))  # [pair group branch pos d_model]
-        logp[:, chunk] = read(model, resid, items)[:, stairs.condition_groups()]
+        logp[:, chunk] = read(model, resid, items, whole)[:, stairs.condition_groups()]
     return logp
 
 
@@ -280,24 +286,24 @@ def _score_plainly(
 
 
 def _letter_logp(
-    model: Any, resid: Float[Tensor, "pair group branch pos d_model"], items: Sequence[_Item]
+    model: Any, resid: Float[Tensor, "pair group branch pos d_model"], items: Sequence[_Item], whole: bool
 ) -> Float[Tensor, "pair group side"]:
     """Log-probability of each letter among the two, at the opening bracket."""
     device = resid.device
-    last = torch.tensor([_suffix_length(item) - 1 for item in items], device=device)
+    last = torch.tensor([_suffix_length(item, whole) - 1 for item in items], device=device)
     ids = torch.tensor([item.letters for item in items], device=device)  # [pair side]
     final = resid[torch.arange(len(items), device=device), :, 0, last]  # [pair group d_model]
     return token_logits(model, final, ids[:, None]).log_softmax(-1)
 
 
 def _completion_logp(
-    model: Any, resid: Float[Tensor, "pair group branch pos d_model"], items: Sequence[_Item]
+    model: Any, resid: Float[Tensor, "pair group branch pos d_model"], items: Sequence[_Item], whole: bool
 ) -> Float[Tensor, "pair group side"]:
     """Mean log-probability per token of each completion."""
     logp = torch.empty(*resid.shape[:2], 2, device=resid.device)
     for row, item in enumerate(items):
         for side, prompt in enumerate(item.branches):
-            first = item.firsts[side] - prompt.steer_start - 1  # where the answer's first token is predicted
+            first = item.firsts[side] - _start(prompt, whole) - 1  # where the answer's first token is predicted
             targets = torch.tensor(prompt.tokens[item.firsts[side] :], device=resid.device)
             states = resid[row, :, side, first : first + len(targets)]  # [group pos d_model]
             logp[row, :, side] = token_logp(model, states, targets).mean(-1)

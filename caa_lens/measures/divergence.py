@@ -90,30 +90,38 @@ def token_kl(
             for column in range(len(conditions)):
                 found[i][column] = _kl(_in_full(model, prompts[i], placed, i, column), reference, weighed_by)
             bar.update()
-        for members, columns, edits in placed.shared(sorted(set(range(len(prompts))) - whole)):
-            staircases = Staircases(edits, device_of_tokens(model))
-            others = sorted(set(range(len(conditions))) - set(columns))
-            for i in members:
+        for some in placed.together(sorted(set(range(len(prompts))) - whole)):
+            ways = [
+                (rows.columns, Staircases(rows.edits, device_of_tokens(model)), from_start)
+                for rows, from_start in ((some.shared, False), (some.whole, True))
+                if rows.columns
+            ]
+            for i in some.pairs:
                 prompt, start = prompts[i], prompts[i].steer_start
                 prefix = shared_prefix.prefill(model, [prompt.tokens[:start]])
-                suffix = [[prompt.tokens[start:]]]
-                read = slice(prompt.answer_start - 1 - start, -1)
                 if plain[i] is prompt:  # by the same code, so that doing nothing is told from nothing
                     nothing = Staircase([()], device_of_tokens(model))
-                    resid = shared_prefix.run_suffixes(model, prefix, suffix, nothing)[0, 0]
+                    resid = shared_prefix.run_suffixes(model, prefix, [[prompt.tokens[start:]]], nothing)[0, 0]
+                    read = slice(prompt.answer_start - 1 - start, -1)
                     reference = final_logits(model, resid[read]).log_softmax(-1)
                 else:
                     reference = _reference(model, plain[i])
-                n_pos = len(prompt) - start
-                budget = max_tokens or shared_prefix.token_budget(model, start, n_pos)
-                for chunk, stairs in staircases.at_most(max(1, budget // n_pos)) if columns else ():
-                    resid = shared_prefix.run_suffixes(model, prefix, suffix, stairs)[0]  # [group pos d_model]
-                    of_group = torch.stack(
-                        [_kl(final_logits(model, one[read]).log_softmax(-1), reference, weighed_by) for one in resid]
-                    )
-                    at = torch.tensor(columns)[chunk.cpu()]
-                    found[i][at] = of_group[stairs.condition_groups().cpu()]
-                for column in others:
+                for columns, staircases, from_start in ways:
+                    first = 0 if from_start else start
+                    behind = shared_prefix.prefill(model, [()]) if from_start else prefix
+                    n_pos, read = len(prompt) - first, slice(prompt.answer_start - 1 - first, -1)
+                    budget = max_tokens or shared_prefix.token_budget(model, first, n_pos)
+                    for chunk, stairs in staircases.at_most(max(1, budget // n_pos)):
+                        resid = shared_prefix.run_suffixes(model, behind, [[prompt.tokens[first:]]], stairs)[0]
+                        of_group = torch.stack(
+                            [
+                                _kl(final_logits(model, one[read]).log_softmax(-1), reference, weighed_by)
+                                for one in resid
+                            ]
+                        )
+                        at = torch.tensor(columns)[chunk.cpu()]
+                        found[i][at] = of_group[stairs.condition_groups().cpu()]
+                for column in some.alone:
                     found[i][column] = _kl(_in_full(model, prompt, placed, i, column), reference, weighed_by)
                 bar.update()
     check_finite(model, torch.cat([one.flatten() for one in found]), "divergences of neutral prompts")

@@ -1,10 +1,12 @@
 """Conditions at each pair: what leaves the prompt's beginning as it was shares it, everything else runs in full.
 
 Most conditions act from the end of the instruction on, at every pair alike. Named positions and gates depend on the
-pair, so those conditions are worked out pair by pair; pairs at which all of them come out alike run together.
+pair, so those conditions are worked out pair by pair; pairs at which all of them come out alike run together. What
+changes the prompt runs from its first token on, all such conditions as rows of one batch; what acts inside of a block,
+or elsewhere in one answer than in the other, runs by itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,18 +21,32 @@ from caa_lens.steering.placing import open_gates, span_of
 Condition = tuple[Intervention, ...]
 
 
-class Shared(NamedTuple):
-    """Pairs that run together.
+class Rows(NamedTuple):
+    """Conditions that run as rows of one batch.
+
+    Attributes:
+        columns: which ones they are.
+        edits: what is done in each.
+    """
+
+    columns: list[int]
+    edits: list[EditedCondition]
+
+
+class Together(NamedTuple):
+    """Pairs at which all conditions come out alike.
 
     Attributes:
         pairs: which ones they are.
-        columns: the conditions that share their prompts.
-        edits: what is done in each of these, counted from the end of the instruction.
+        shared: conditions that share their prompts, counted from the end of the instruction.
+        whole: those that change them, counted from the text's first token.
+        alone: the columns of all others.
     """
 
     pairs: list[int]
-    columns: list[int]
-    edits: list[EditedCondition]
+    shared: Rows
+    whole: Rows
+    alone: list[int]
 
 
 def check_condition(model: Any, condition: object) -> None:
@@ -69,22 +85,27 @@ class PlacedConditions:
             n = sum(any(map(self._why_in_full, conditions[i])) for i in self._own)
             self.in_full = f"{n} of {len(conditions)} conditions {' or '.join(sorted(reasons))}"
 
-    def shared(self, pairs: Sequence[int]) -> Iterator[Shared]:
-        """Pairs that run together, with what is done there; conditions that run in full are not among the columns."""
+    def together(self, pairs: Sequence[int]) -> Iterator[Together]:
+        """Pairs that run together, with what is done there."""
         if not self._own:
-            yield Shared(list(pairs), list(range(len(self.conditions))), self.edits)
+            every = Rows(list(range(len(self.conditions))), self.edits)
+            yield Together(list(pairs), every, Rows([], []), [])
             return
-        alike: dict[tuple, tuple[list[EditedCondition | None], list[int]]] = {}
+        alike: dict[tuple, tuple[list, list, list[int]]] = {}
         for pair in pairs:
-            found = [self._from_the_end(i, pair) for i in self._own]
-            key = tuple(None if some is None else _place_and_strength(some) for some in found)
-            alike.setdefault(key, (found, []))[1].append(pair)
-        for found, members in alike.values():
-            edits: list[EditedCondition | None] = list(self.edits)
-            for i, some in zip(self._own, found, strict=True):
-                edits[i] = some
-            columns = [i for i, some in enumerate(edits) if some is not None]
-            yield Shared(members, columns, [some for some in edits if some is not None])
+            shared = [self._from_the_end(i, pair) for i in self._own]
+            whole = [
+                self._from_the_start(i, pair) if some is None else None
+                for i, some in zip(self._own, shared, strict=True)
+            ]
+            key = tuple(None if some is None else _place_and_strength(some) for some in (*shared, *whole))
+            alike.setdefault(key, (shared, whole, []))[2].append(pair)
+        for shared, whole, members in alike.values():
+            edits: dict[int, EditedCondition | None] = dict(enumerate(self.edits))
+            edits |= zip(self._own, shared, strict=True)
+            first, second = _rows(edits), _rows(dict(zip(self._own, whole, strict=True)))
+            alone = sorted(set(edits) - {*first.columns, *second.columns})
+            yield Together(members, first, second, alone)
 
     def at(self, condition: int, pair: int, side: int) -> EditedCondition:
         """What is done to one side's whole text, counted from its own first token."""
@@ -108,10 +129,12 @@ class PlacedConditions:
             # Behind a closed gate nothing is done, wherever that would be.
             edits = [one for one in self.at(condition, pair, side) if one.operator == "set" or one.multiplier != 0]
             sides.append(tuple(replace(one, positions=_moved(one.positions, -prompt.steer_start)) for one in edits))
-        where = [[one.positions for one in edits] for edits in sides]
-        if any(some != where[0] for some in where) or any(span[0] < 0 for span in where[0]):
-            return None
-        return None if any(one.site != HOOK_POINT for one in sides[0]) else sides[0]
+        found = _of_all_sides(sides)
+        return None if found is None or any(one.positions[0] < 0 for one in found) else found
+
+    def _from_the_start(self, condition: int, pair: int) -> EditedCondition | None:
+        """A condition's edits counted from the text's first token."""
+        return _of_all_sides([self.at(condition, pair, side) for side in range(len(self._pairs[pair]))])
 
     @staticmethod
     def _why_in_full(one: Intervention) -> str | None:
@@ -127,6 +150,19 @@ _BEFORE = ("all", "after_first", "prompt", "front")
 
 def _depends_on_the_pair(one: Intervention) -> bool:
     return one.where not in (None, "caa") or one.gate is not None or one.n_rows is not None or one.site != HOOK_POINT
+
+
+def _of_all_sides(sides: Sequence[EditedCondition]) -> EditedCondition | None:
+    """What is done to both sides; None where that is not the same, or acts inside of a block."""
+    where = [[one.positions for one in edits] for edits in sides]
+    if any(some != where[0] for some in where) or any(one.site != HOOK_POINT for one in sides[0]):
+        return None
+    return sides[0]
+
+
+def _rows(edits: Mapping[int, EditedCondition | None]) -> Rows:
+    known = {i: some for i, some in edits.items() if some is not None}
+    return Rows(list(known), list(known.values()))
 
 
 def _moved(span: Any, by: int) -> tuple[int, int | None]:

@@ -4,8 +4,10 @@
     front        h[t] + strength A[t]      at the first positions of the prompt, in the prefill only
     everywhere   h + strength mean(A[1:])  from the end of the instruction on; what others mean by the name
 
-A[0] is exactly zero, since a causal model computes the same at BOS. The shorter text is made as long as the other with
-spaces on the right: without, the rows behind its end would be the other text's whole stream.
+A[0] is exactly zero, since a causal model computes the same at BOS. A tokenizer without BOS has its end of a sequence
+in that place, as in TransformerLens: the first token's stream is like no other's, so both texts have to share it. The
+shorter text is made as long as the other with spaces on the right: without, the rows behind its end would be the other
+text's whole stream.
 
 Source: arXiv 2308.10248 and its authors' code, which reads and adds at the *input* of block l. That is the output of
 block l - 1, so their layer l is `layers=[l - 1]` here. Behind a chat template the first positions are those of the
@@ -66,7 +68,7 @@ class ActAdd(Fitted):
                     layer=layer,
                     multiplier=strength,
                     positions=where,
-                    provenance=self.provenance,
+                    provenance=self._fitted_at(layer),
                 )
             )
         return tuple(made)
@@ -88,18 +90,24 @@ def fit(
     """Run both texts, and keep the difference at every position.
 
     Args:
-        positive, negative: short texts, which get BOS in front, or token ids as they are.
+        positive, negative: short texts, which get BOS in front, or token ids as they are, BOS among them.
         layers: 0-based blocks, behind which the block is added; several add up.
         pad: what makes the shorter text as long, a text of one token or a token's id; None refuses unequal lengths.
         progress, seed: of nothing; every fit takes them.
 
     Raises:
-        ValueError: for texts of unequal length without `pad`, one of a `pad` that is not one token, or of no tokens.
+        ValueError: for texts of unequal length without `pad`, one of a `pad` that is not one token, of no tokens, or
+            that do not begin with the same token.
     """
     check_model(model)
     layers = check_layers(model, layers)
     both = [_tokens(model, one) for one in (positive, negative)]
     longest = max(map(len, both))
+    if both[0][:1] != both[1][:1]:
+        raise ValueError(
+            f"the texts begin with tokens {both[0][0]} and {both[1][0]}, expected the same one: the first token's "
+            "stream is far larger than any other's, and so would be the difference there; begin both with BOS"
+        )
     if len(both[0]) != len(both[1]):
         token = _pad_token(model, pad, both)
         both = [tokens + [token] * (longest - len(tokens)) for tokens in both]
@@ -138,7 +146,8 @@ def _tokens(model: Any, text: str | Sequence[int]) -> list[int]:
         return list(Prompt.from_tokens(text).tokens)
     if model.tokenizer is None:
         raise TypeError("this model has no tokenizer to make tokens of texts: give token ids")
-    ids, bos = model.tokenizer(text, add_special_tokens=False).input_ids, model.tokenizer.bos_token_id
+    ids, tokenizer = model.tokenizer(text, add_special_tokens=False).input_ids, model.tokenizer
+    bos = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     return list(ids) if bos is None else [bos, *ids]
 
 

@@ -10,9 +10,10 @@ alpha starts at 0 and is learned by gradient descent on the mean over strengths 
 
 weighted by 1, `faithful` and `minimal`. Numbers are tied to positions, so all prompts are of one length.
 
-On the residual stream scaling by s > 0 is the same as dividing all that later blocks write by s, since every reader
-normalises: there alpha says how far later layers are trusted, and at the last layer nothing at all. The faithful sites,
-"hook_attn_out" and "hook_mlp_out", say which component matters.
+On the residual stream scaling by s > 0 is the same as dividing all that later blocks write by s, where every reader
+normalises (not so in models like OLMo 2, whose norms are behind their parts): there alpha says how far later layers are
+trusted, and at the last layer nothing at all. The faithful sites, "hook_attn_out" and "hook_mlp_out", say which
+component matters.
 
 Source: arXiv 2410.04962, equation 5; its exact weights and the sign convention of its hinge could not be checked.
 """
@@ -34,6 +35,7 @@ from caa_lens.engine.positions import Positions
 from caa_lens.methods.data import check_finite_streams, hash_of, plain_prompt
 from caa_lens.methods.fitted import Fitted
 from caa_lens.methods.training import Best, batches, check_training, frozen
+from caa_lens.models.adapters.choice import adapter_of
 from caa_lens.models.checks import check_layers, check_model
 from caa_lens.models.placement import device_of_tokens, dtype_name
 from caa_lens.models.unembedding import final_logits
@@ -44,6 +46,7 @@ from caa_lens.steering.placing import span_of
 
 BETAS = (1.0, -1.0)
 TRAINED_AT = ("prompt", "caa")
+LARGEST = 100.0  # of alpha: -1 removes what lies there, and what is a hundred times as large has left all sizes
 Question = tuple[str | Prompt, str | int, str | int]
 
 
@@ -82,7 +85,7 @@ class ActivationScaling(Fitted):
                 site=site,
                 multiplier=strength,
                 positions=where,
-                provenance=self.provenance,
+                provenance=self._fitted_at(layer, site),
             )
             for row, layer in enumerate(self.layers)
             for column, site in enumerate(self.sites)
@@ -163,7 +166,7 @@ def fit(
 
     Raises:
         ValueError: for prompts of unequal lengths, answers that are not one token, two that are the same, the stream of
-            the last layer, or a loss that is not finite.
+            the last layer, or training that diverges: a loss that is not finite, or a number beyond 100.
     """
     check_model(model)
     layers, sites = check_layers(model, layers), tuple(sites)
@@ -201,6 +204,7 @@ def fit(
                 loss.backward()
                 optimiser.step()
                 step += 1
+                _check_size(alpha.detach(), step)
                 of_epoch += float(loss.detach()) * len(some) / len(data)
                 bar.update()
                 bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
@@ -231,6 +235,15 @@ def fit(
             "validation_hash": held_out.content_hash if held_out else "",
         },
     )
+
+
+def _check_size(alpha: Tensor, step: int) -> None:
+    largest = float(alpha.abs().max())
+    if not largest <= LARGEST:
+        raise ValueError(
+            f"training diverged: a number is {largest:.3g} after step {step}, beyond {LARGEST:g} times what is there. "
+            "Use a smaller learning_rate, or fewer epochs"
+        )
 
 
 def _edits(
@@ -322,7 +335,8 @@ def _check_sites(model: Any, layers: Sequence[int], sites: Sequence[str], positi
             raise ValueError(f"unknown site {site!r}: expected some of {', '.join(SITES)}")
     if not sites or len(set(sites)) != len(sites):
         raise ValueError(f"sites must be some and differ, got {list(sites)}")
-    if HOOK_POINT in sites and model.cfg.n_layers - 1 in layers:
+    normed = None not in adapter_of(model).final_norms(model)
+    if HOOK_POINT in sites and model.cfg.n_layers - 1 in layers and normed:
         raise ValueError(
             f"the stream behind the last layer, {model.cfg.n_layers - 1}, is normalised right away, so that scaling it "
             "changes nothing: leave that layer out"

@@ -171,7 +171,7 @@ def fit(
             "learning_rate": f"{rate:.6g}",
             "beta": f"{beta:g}",
             "positions": positions,
-            "with_eos": str(with_eos),
+            "with_eos": str(kept.eos is not None),  # a tokenizer may have none
             "seed": str(seed),
             "validation": validation.name if validation is not None else "",
             "validation_hash": validation.content_hash if validation is not None else "",
@@ -184,7 +184,7 @@ class _Kept:
     """Pairs with their streams behind a layer, on the CPU, and their likelihoods without steering."""
 
     def __init__(self, sets: Any, layer: int, positions: str, streams: list[list[Tensor]], eos: int | None) -> None:
-        self.sets, self.layer, self.positions, self._streams, self._eos = sets, layer, positions, streams, eos
+        self.sets, self.layer, self.positions, self._streams, self.eos = sets, layer, positions, streams, eos
         self._reference: list[Float[Tensor, ""]] = []
         ordinary = torch.cat([resid[1:] for side in streams for resid in side]).float()  # without the first tokens
         self.rms = float(ordinary.pow(2).mean().sqrt())
@@ -253,7 +253,7 @@ class _Kept:
         edit = Edit(layer=self.layer, positions=span_of(self.positions, prompt), direction=v)
         ids = torch.tensor([prompt.tokens[: resid.shape[1]]])
         final = run_on(model, ids, resid, self.layer, edits=[edit])[0]
-        tokens = [*prompt.tokens, *([] if self._eos is None else [self._eos])]
+        tokens = [*prompt.tokens, *([] if self.eos is None else [self.eos])]
         targets = torch.tensor(tokens[prompt.answer_start :])
         return token_logp(model, final[prompt.answer_start - 1 :], targets).sum()
 

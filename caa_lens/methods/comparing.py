@@ -323,7 +323,7 @@ def _row(
 ) -> pd.DataFrame:
     """All questions of a method at a strength."""
     wheres = sorted({one.where if isinstance(one.where, str) else "caa" for one in condition})
-    layers = sorted({one.layer if one.vector is None else one.vector.layer for one in condition})
+    layers = sorted({edit.layer for edit in (one._at((0, None)) for one in condition)})
     return pd.DataFrame(
         {
             "method": name,

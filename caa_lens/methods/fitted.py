@@ -25,12 +25,12 @@ from torch import Tensor
 from caa_lens.arguments import check_list
 from caa_lens.atomic_files import write_atomically
 from caa_lens.engine.positions import Positions
-from caa_lens.provenance import Provenance, layer_ranges
-from caa_lens.steering.interventions import POSITIONS, Intervention
+from caa_lens.provenance import HOOK_POINT, Provenance, layer_ranges
+from caa_lens.steering.interventions import FITTED_AT, POSITIONS, Intervention, place_of
 from caa_lens.vectors.storage import sorted_metadata
 
 FORMAT = "1"
-F = TypeVar("F", bound="Fitted")
+_F = TypeVar("_F", bound="Fitted")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,7 +71,7 @@ class Fitted:
         """
         raise NotImplementedError
 
-    def at(self: F, layers: Sequence[int]) -> F:  # not Self, which beartype takes in no method
+    def at(self: _F, layers: Sequence[int]) -> _F:  # not Self, which beartype takes in no method
         """The same at some of its layers only.
 
         Raises:
@@ -115,7 +115,7 @@ class Fitted:
         return write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
     @classmethod
-    def load(cls: type[F], path: str | Path) -> F:
+    def load(cls: type[_F], path: str | Path) -> _F:
         """Read what `save` wrote.
 
         Raises:
@@ -145,9 +145,16 @@ class Fitted:
         if name not in POSITIONS:
             expected = ", ".join(("original", *POSITIONS))
             raise ValueError(f"unknown positions {positions!r}: expected one of {expected}, or a span (first, stop)")
+        if name == "front" != original:
+            cannot = {**cannot, "front": "it has nothing that differs by position; take 'prompt', or a span (0, n)"}
         if name in cannot:
             raise ValueError(f"{type(self).__name__} cannot act at positions={positions!r}: {cannot[name]}")
         return name
+
+    def _fitted_at(self, layer: int, site: str = HOOK_POINT) -> Provenance:
+        """What its parameters of one layer were computed from: they are refused anywhere else."""
+        details = {**self.provenance.details, FITTED_AT: place_of(layer, site)}
+        return dataclasses.replace(self.provenance, details=details)
 
     def __repr__(self) -> str:
         about = self.provenance

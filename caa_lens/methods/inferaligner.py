@@ -68,7 +68,7 @@ class InferAligner(Fitted):
                 multiplier=strength,
                 positions=where,
                 gate=self.gate_of(layer) if gated else None,
-                provenance=self.provenance,
+                provenance=self._fitted_at(layer),
             )
             for row, layer in enumerate(self.layers)
         )

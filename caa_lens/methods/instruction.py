@@ -78,7 +78,7 @@ class Instruction(Fitted):
                 layer=layer,
                 multiplier=strength,
                 positions=where,
-                provenance=self.provenance,
+                provenance=self._fitted_at(layer),
             )
             for row, layer in enumerate(self.layers)
         )

@@ -11,15 +11,16 @@ read as means over texts); the Gaussian variant omega = sd(b) / sd(a). With a su
 only where it lies strictly between the smallest and the largest source value.
 
 On the residual stream what one layer adds stays for the next, so maps that were fitted at once pile up. Several layers
-are therefore fitted one after another, the source run through the maps below, the target left as it is.
+are therefore fitted one after another, the source run through the maps below, the target left as it is. At the paper's
+own sites, what attention or an MLP writes ("hook_attn_out", "hook_mlp_out"), both sets run through the maps below.
 
 Source: arXiv 2410.23054; its definition 3.1 prints sum(b~ b~) below the line, which is not the least-squares solution
-that its authors' code has. Departures: `resid_post` instead of norms' outputs; the first token, whose stream is like no
-other's, is neither read nor moved; the paper carries the target set through the maps, too.
+that its authors' code has. Departures: `resid_post` by default; norms' outputs are not among the sites; the first
+token, whose stream is like no other's, is neither read nor moved.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,14 +33,17 @@ from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.edits import Edit
 from caa_lens.engine.kept_streams import Streams, read_streams, run_on
 from caa_lens.engine.positions import Positions
+from caa_lens.engine.streams import reading_sites
 from caa_lens.methods.data import check_finite_streams, two_sets
 from caa_lens.methods.fitted import Fitted
 from caa_lens.models.checks import check_layers, check_model
 from caa_lens.prompts.prompt_formats import PromptFormat
+from caa_lens.provenance import HOOK_POINT
 from caa_lens.steering.interventions import Intervention
 from caa_lens.steering.placing import span_of
 
 KINDS = ("linear", "mean", "gaussian")
+SITES = (HOOK_POINT, "hook_attn_out", "hook_mlp_out")
 SMALL = 1e-4  # a coordinate with a smaller standard deviation is left alone by the Gaussian variant
 
 
@@ -50,6 +54,7 @@ class LinearAct(Fitted):
     Attributes:
         kind: "linear", "mean" or "gaussian".
         support: whether coordinates outside of the source's range are left alone, unless said otherwise in use.
+        site: the hook point of each block at which it was fitted, and acts.
     """
 
     scale: Float[Tensor, "layer d_model"]
@@ -58,6 +63,7 @@ class LinearAct(Fitted):
     high: Float[Tensor, "layer d_model"]
     kind: str = "linear"
     support: bool = False
+    site: str = HOOK_POINT
 
     def interventions(
         self, strength: float | int = 1.0, *, positions: str | Positions = "caa", support: bool | None = None
@@ -79,9 +85,10 @@ class LinearAct(Fitted):
                     **({"low": self.low[row], "high": self.high[row]} if bounded else {}),
                 },
                 layer=layer,
+                site=self.site,
                 multiplier=strength,
                 positions=where,
-                provenance=self.provenance,
+                provenance=self._fitted_at(layer, self.site),
             )
             for row, layer in enumerate(self.layers)
         )
@@ -102,7 +109,8 @@ class LinearAct(Fitted):
         return chosen
 
     def _in_words(self) -> str:
-        return f"{self.kind}{', with support' if self.support else ''}, "
+        site = "" if self.site == HOOK_POINT else f", {self.site}"
+        return f"{self.kind}{', with support' if self.support else ''}{site}, "
 
 
 def fit_map(
@@ -142,6 +150,7 @@ def fit(
     layers: Sequence[int],
     kind: str = "linear",
     support: bool = False,
+    site: str = HOOK_POINT,
     positions: str | None = None,
     prompt_format: PromptFormat | str | None = None,
     system: str | None = None,
@@ -159,14 +168,19 @@ def fit(
         kind: "linear", "mean" (the shift alone) or "gaussian".
         support: whether interventions leave coordinates outside of the source's range alone; means of texts have a
             narrower range than tokens, so this moves far fewer.
+        site: what is read and mapped: the stream, or what a block's attention or MLP writes to it ("hook_attn_out",
+            "hook_mlp_out").
         positions: where the maps below act while a layer is fitted; "caa" for pairs, "after_first" for texts.
         seed: of nothing, since nothing is drawn; every fit takes one.
 
     Raises:
-        ValueError: for sets of unequal size, fewer than two texts, or activations that are not finite.
+        ValueError: for sets of unequal size, fewer than two texts, an unknown site or kind, or activations that are not
+            finite.
     """
     check_model(model)
     layers = check_layers(model, layers)
+    if site not in SITES:
+        raise ValueError(f"unknown site {site!r}: expected one of {', '.join(SITES)}")
     batch_size = check_count("batch_size", batch_size)
     sets = two_sets(model, data, prompt_format=prompt_format, system=system)
     source, target = sets.negative, sets.positive
@@ -176,19 +190,24 @@ def fit(
         raise ValueError(f"a map needs two texts of each kind at least, got {len(source)}: give more")
     where = positions or ("caa" if isinstance(data, ContrastSet) else "after_first")
     maps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    moved = (("source",), ("source", "target"))  # what runs through the maps below: of the stream, and inside of blocks
+    inside = site != HOOK_POINT
+    # Of a site inside of a block, the stream behind the block below is kept, and the block is run to read.
     streams = {
-        side: list(read_streams(model, some, layers[0], batch_size=batch_size))
+        side: list(read_streams(model, some, layers[0] - inside, batch_size=batch_size))
         for side, some in (("source", source), ("target", target))
     }
     with tqdm(total=len(layers), desc=f"fit {sets.name}", unit="layer", disable=not progress) as bar, torch.no_grad():
         for i, layer in enumerate(layers):
             if i:
-                edits = [_edit_of(maps[-1], layers[i - 1])]
+                edits = [_edit_of(maps[-1], layers[i - 1], site)]
                 streams = {
-                    side: [_on(model, one, layer, edits if side == "source" else (), where) for one in some]
+                    side: [
+                        _on(model, one, layer - inside, edits if side in moved[inside] else (), where) for one in some
+                    ]
                     for side, some in streams.items()
                 }
-            a, b = (_means(streams[side]) for side in ("source", "target"))
+            a, b = (_means(model, streams[side], layer, site) for side in ("source", "target"))
             check_finite_streams(model, a, b)
             scale, shift = fit_map(a, b, kind)
             maps.append((scale, shift, a.double().amin(0), a.double().amax(0)))
@@ -201,37 +220,48 @@ def fit(
         high=stacked[3],
         kind=kind,
         support=support,
+        site=site,
         layers=layers,
         provenance=sets.provenance(model, f"Linear-AcT, {kind}"),
-        settings={"kind": kind, "support": str(support), "positions": where, "causal": "one-sided", **sets.settings},
+        settings={
+            "kind": kind,
+            "support": str(support),
+            "site": site,
+            "positions": where,
+            "causal": "two-sided" if inside else "one-sided",
+            **sets.settings,
+        },
     )
 
 
-def _edit_of(fitted: tuple[Tensor, Tensor, Tensor, Tensor], layer: int) -> Edit:
-    return Edit(
-        layer=layer, positions=(0, None), operator="affine", parameters={"scale": fitted[0], "shift": fitted[1]}
-    )
+def _edit_of(fitted: tuple[Tensor, Tensor, Tensor, Tensor], layer: int, site: str) -> Edit:
+    parameters = {"scale": fitted[0], "shift": fitted[1]}
+    return Edit(layer=layer, positions=(0, None), operator="affine", parameters=parameters, site=site)
 
 
 def _on(model: Any, streams: Streams, layer: int, edits: Sequence[Edit], where: str) -> Streams:
-    """The streams behind a higher layer, with the map of their own layer in place if there is one."""
+    """The streams behind a higher layer, with the maps of layers from their own on in place."""
     spans = [span_of(where, prompt) for prompt in streams.prompts]
     first = torch.tensor([span[0] for span in spans])
     stop = None if spans[0][1] is None else torch.tensor([span[1] for span in spans])
-    placed = [
-        Edit(layer=one.layer, positions=(first, stop), operator=one.operator, parameters=one.parameters)
-        for one in edits
-    ]
+    placed = [replace(one, positions=(first, stop)) for one in edits]
     resid = run_on(model, streams.tokens, streams.resid, streams.layer, until=layer, edits=placed)
     return Streams(resid=resid, layer=layer, prompts=streams.prompts)
 
 
-def _means(streams: Sequence[Streams]) -> Float[Tensor, "text d_model"]:
-    """Each text's mean over the tokens that are read."""
-    return torch.stack(
-        [
-            resid[prompt.read[0] : prompt.read[1]].float().mean(0)
-            for one in streams
-            for resid, prompt in zip(one.resid, one.prompts, strict=True)
-        ]
-    ).cpu()
+def _means(model: Any, streams: Sequence[Streams], layer: int, site: str) -> Float[Tensor, "text d_model"]:
+    """Each text's mean of a site over the tokens that are read."""
+    means = []
+    for one in streams:
+        values = one.resid if site == HOOK_POINT else _at_site(model, one, layer, site)
+        for row, prompt in zip(values, one.prompts, strict=True):
+            means.append(row[prompt.read[0] : prompt.read[1]].float().mean(0).cpu())
+    return torch.stack(means)
+
+
+def _at_site(model: Any, streams: Streams, layer: int, site: str) -> Float[Tensor, "batch pos d_model"]:
+    """What the block above the streams has at a site."""
+    found: dict[int, Tensor] = {}
+    with reading_sites(model, [layer], site, found.__setitem__):
+        run_on(model, streams.tokens, streams.resid, streams.layer, until=layer)
+    return found[layer]

@@ -1,6 +1,7 @@
 """Activations that fits read: of all prompts at once, at the stream or at a site inside of the blocks."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -15,7 +16,6 @@ from caa_lens.engine.kept_streams import read_streams, run_on
 from caa_lens.engine.plain_runs import plain_runs
 from caa_lens.engine.streams import reading_sites
 from caa_lens.prompts.prompt_formats import Prompt
-from caa_lens.provenance import HOOK_POINT
 
 
 def read_all(
@@ -46,33 +46,50 @@ def read_every_token(
     return kept
 
 
-def read_last_at_site(
+def read_last_at_sites(
     model: Any,
     prompts: Sequence[Prompt],
     layers: Sequence[int],
-    site: str,
+    sites: Sequence[str],
     *,
     batch_size: int,
     what: str,
     progress: bool,
-) -> Float[Tensor, "prompt layer width"]:
-    """A site's numbers at each prompt's last token, several heads as one width, in float32 on the CPU."""
-    if site == HOOK_POINT:
-        return read_all(model, _at_last(prompts), layers, batch_size=batch_size, what=what, progress=progress)
-    kept: list[Tensor] = []
+) -> dict[str, Float[Tensor, "prompt layer width"]]:
+    """The numbers of sites inside of blocks at each prompt's last token, several heads as one width.
+
+    In float32 on the CPU, by site.
+
+    Raises:
+        ValueError: for a site that a block does not have, or that its forward does not come to.
+    """
+    kept: dict[str, list[Tensor]] = {site: [] for site in sites}
     at_once = batch_size if plain_runs(model).padded else 1
     with tqdm(total=len(prompts), desc=what, unit="prompt", disable=not progress) as bar, torch.no_grad():
         for first in range(0, len(prompts), at_once):
             some = prompts[first : first + at_once]
-            found: dict[int, Tensor] = {}
-            with reading_sites(model, layers, site, found.__setitem__):
+            found: dict[str, dict[int, Tensor]] = {site: {} for site in sites}
+            with ExitStack() as readers:
+                for site in sites:
+                    readers.enter_context(reading_sites(model, layers, site, found[site].__setitem__))
                 for streams in read_streams(model, some, layers[-1], batch_size=at_once):
                     last = torch.tensor([len(prompt) - 1 for prompt in streams.prompts])
-                    rows = [found[layer][torch.arange(len(last)), last.to(found[layer].device)] for layer in layers]
-                    kept.append(torch.stack([row.flatten(1).float().cpu() for row in rows], dim=1))
+                    for site in sites:
+                        kept[site].append(_rows_at(found[site], layers, last, site))
             bar.update(len(some))
-    return torch.cat(kept)
+    return {site: torch.cat(rows) for site, rows in kept.items()}
 
 
-def _at_last(prompts: Sequence[Prompt]) -> list[Prompt]:
+def _rows_at(found: dict[int, Tensor], layers: Sequence[int], last: Tensor, site: str) -> Tensor:
+    if missing := [layer for layer in layers if layer not in found]:
+        raise ValueError(
+            f"the model ran block {missing[0]}, and did not come to {site} in it, so that nothing can be read there: "
+            "take another site, such as 'hook_resid_post'"
+        )
+    rows = [found[layer][torch.arange(len(last)), last.to(found[layer].device)] for layer in layers]
+    return torch.stack([row.flatten(1).float().cpu() for row in rows], dim=1)
+
+
+def at_last(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts, to be read at their last token."""
     return [replace(prompt, read=(len(prompt) - 1, len(prompt))) for prompt in prompts]

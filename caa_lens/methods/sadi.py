@@ -11,8 +11,8 @@ on differences in units of the coordinate's standard deviation.
 
 Source: arXiv 2410.12299 and its authors' code. That ranks the largest *signed* differences, the paper's text takes
 absolute ones: `rank` is either. Departures: scaling happens within the one run; their code scales the record of an
-unsteered run and overwrites all heads with that. A neuron is read as silu(gate) as there, and scaled behind the product
-with the other half, which is the same since that is linear in it.
+unsteered run and overwrites all heads with that. A neuron is read as its activation as there, before the product with
+the other half of a gated MLP, and scaled behind it, which is the same since the product is linear in it.
 
 It has no sign: what stands for the wrong side in this input is made larger as well.
 """
@@ -30,7 +30,8 @@ from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine.positions import Positions
 from caa_lens.methods.data import check_finite_streams, two_sets
 from caa_lens.methods.fitted import Fitted
-from caa_lens.methods.reading import read_last_at_site
+from caa_lens.methods.neurons import read_neurons
+from caa_lens.methods.reading import at_last, read_all, read_last_at_sites
 from caa_lens.models.checks import check_layers, check_model
 from caa_lens.prompts.prompt_formats import PromptFormat
 from caa_lens.provenance import HOOK_POINT
@@ -68,7 +69,7 @@ class Sadi(Fitted):
                 site=SITES[self.site],
                 multiplier=strength,
                 positions=where,
-                provenance=self.provenance,
+                provenance=self._fitted_at(layer, SITES[self.site]),
             )
             for row, layer in enumerate(self.layers)
         )
@@ -127,19 +128,21 @@ def fit(
         raise ValueError(f"unknown site {site!r}: expected one of {', '.join(SITES)}")
     sets = two_sets(model, data, prompt_format=prompt_format, system=system)
     n = len(sets.positive)
-    read_at = "mlp.hook_pre" if site == "neurons" else SITES[site]
-    values = read_last_at_site(
-        model,
-        [*sets.positive, *sets.negative],
-        layers,
-        read_at,
-        batch_size=batch_size,
-        what=f"fit {sets.name}",
-        progress=progress,
-    )
+    prompts = [*sets.positive, *sets.negative]
+    how: dict[str, Any] = {"batch_size": batch_size, "what": f"fit {sets.name}", "progress": progress}
+    if site == "stream":
+        values = read_all(model, at_last(prompts), layers, **how)
+    elif site == "neurons":
+        values = read_neurons(model, prompts, layers, **how)
+    else:
+        values = read_last_at_sites(model, prompts, layers, [SITES[site]], **how)[SITES[site]]
     check_finite_streams(model, values)
-    if site == "neurons":
-        values = torch.nn.functional.silu(values)
+    if site == "heads" and values.shape[-1] != model.cfg.n_heads * model.cfg.d_head:
+        raise ValueError(
+            f"attention of {model.cfg.model_name!r} gives {values.shape[-1]} numbers, and not those of "
+            f"{model.cfg.n_heads} heads of {model.cfg.d_head}, so which belong to a head is not known: take "
+            "site='hidden' or 'neurons'"
+        )
     difference = (values[:n].double() - values[n:].double()).mean(0)  # [layer width]
     if site == "stream":
         spread = values.double().std(0).clamp_min(1e-12)

@@ -18,10 +18,11 @@ from caa_lens.engine.overflow import check_steps
 from caa_lens.engine.positions import Positions
 from caa_lens.models.adapters.choice import adapter_of
 from caa_lens.models.checks import check_layers
-from caa_lens.provenance import HOOK_POINT, UNKNOWN, Provenance, one_model
+from caa_lens.provenance import HOOK_POINT, Provenance, one_model
 from caa_lens.vectors.checks import check_vector
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 
+FITTED_AT = "fitted_at"  # the key of `Provenance.details` that says where parameters belong, as `place_of` writes it
 POSITIONS = ("caa", "all", "after_first", "prompt", "answer", "last", "front")  # see `placing`
 
 
@@ -199,17 +200,18 @@ def check_intervention(model: Any, one: Intervention) -> None:
     """Raises `ValueError` for an intervention that cannot be done in this model.
 
     Its layer, its hook points, the widths of its vector and parameters; and parameters other than a vector that were
-    fitted on another model, since coordinates of two models have nothing in common.
+    fitted on another model, since coordinates of two models have nothing in common, or at another place in it.
     """
     if one.vector is not None:
         check_vector(model, one.vector)
     assert one.layer is not None
     check_layers(model, [one.layer])
-    adapter_of(model).hook_points(model, one.layer, one.site)
-    width = site_width(model, one.site)
+    adapter = adapter_of(model)
+    adapter.hook_points(model, one.layer, one.site)
+    width = adapter.site_width(model, one.layer, one.site)
     for name, tensor in one.parameters.items():
         its = tensor.shape[-1] if tensor.ndim else 1
-        if its not in (1, width):
+        if width is not None and its not in (1, width):
             raise ValueError(
                 f"{name} has {its} numbers, but {one.site} of {model.cfg.model_name!r} has {width}: fit it at this "
                 "site of this model"
@@ -221,18 +223,24 @@ def check_intervention(model: Any, one: Intervention) -> None:
                 f"the gate has d_model={len(one.gate.direction)}, but {model.cfg.model_name!r} has "
                 f"d_model={model.cfg.d_model}: fit it on this model"
             )
-    made_on = one.provenance.model if one.vector is None and one.provenance is not None else UNKNOWN
-    if one_model([made_on, str(model.cfg.model_name)]) is None:
+    if one.vector is not None or one.provenance is None:
+        return
+    if one_model([one.provenance.model, str(model.cfg.model_name)]) is None:
         raise ValueError(
-            f"the parameters of {name_of(one.operator)} were fitted on {made_on!r}, and this model is "
+            f"the parameters of {name_of(one.operator)} were fitted on {one.provenance.model!r}, and this model is "
             f"{model.cfg.model_name!r}: fit them on this one"
+        )
+    here = place_of(one.layer, one.site)
+    if (fitted_at := one.provenance.details.get(FITTED_AT, here)) != here:
+        raise ValueError(
+            f"the parameters of {name_of(one.operator)} were fitted at {fitted_at}, and are to act at {here}: fit them "
+            "there"
         )
 
 
-def site_width(model: Any, site: str) -> int:
-    """How many numbers a position has at a site."""
-    cfg = model.cfg
-    return int({"attn.hook_z": cfg.n_heads * cfg.d_head, "mlp.hook_post": cfg.d_mlp}.get(site, cfg.d_model))
+def place_of(layer: int, site: str) -> str:
+    """A place in a model in words."""
+    return f"layer {layer}" if site == HOOK_POINT else f"layer {layer}, {site}"
 
 
 Steering = SteeringVector | tuple[SteeringVector, float | int | Tensor] | Intervention

@@ -1,5 +1,7 @@
 """Scores under named positions, gates and edits inside of blocks: as of one full forward each, with hooks by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.family import intervention_of, parameters_of, plain_hook_of, range_of
@@ -12,6 +14,7 @@ from caa_lens.engine.operators import OPERATORS
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
 from caa_lens.measures import answers
 from caa_lens.measures.answers import score_answers
+from caa_lens.measures.placed_conditions import PlacedConditions
 from caa_lens.prompts.prompt_formats import Prompt, default_format, encode_answer, encode_letters
 from caa_lens.steering.interventions import Gate, Intervention
 
@@ -97,6 +100,53 @@ def test_what_shares_the_prompt_takes_no_run_of_its_own(tiny_chat, monkeypatch):
     v = random_vectors(tiny_chat)[2]
     conditions = [(), *[(Intervention(vector=v, positions=name),) for name in ("caa", "answer", "last")]]
     score_answers(tiny_chat, TEXT, conditions, progress=False)  # warnings are errors here
+
+
+@pytest.mark.filterwarnings("ignore::caa_lens.engine.shared_prefix.SharedPrefixWarning")
+@pytest.mark.parametrize("max_tokens", [None, 1, 90])
+def test_what_changes_prompts_alike_runs_as_rows_of_one_batch_whatever_fits(tiny_chat, monkeypatch, max_tokens):
+    block = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    vectors = random_vectors(tiny_chat)
+    front = Intervention(
+        parameters={"direction": block}, by_position={"direction"}, layer=1, multiplier=2.0, positions="front"
+    )
+    conditions = [
+        (),
+        *[(Intervention(vector=vectors[layer], multiplier=m, positions="all"),) for layer in (0, 3) for m in (-1, 1)],
+        (Intervention(vector=vectors[2], positions="after_first"), Intervention(vector=vectors[1], positions="last")),
+        (front,),
+        (Intervention(vector=vectors[2]),),
+    ]
+    slow = torch.cat([score_answers(tiny_chat, TEXT, [one], progress=False).values for one in conditions], dim=1)
+
+    def refuse(*given):
+        raise AssertionError("ran by itself")
+
+    monkeypatch.setattr(answers, "_score_plainly", refuse)
+    found = score_answers(tiny_chat, TEXT, conditions, max_tokens=max_tokens, progress=False).values
+    assert_close(found, slow, atol=2e-5, rtol=1e-4)
+    for column, hook in ((1, -1.0), (4, 1.0)):
+        layer = 0 if column == 1 else 3
+        hooks = [(f"blocks.{layer}.hook_resid_post", lambda r, hook, v=hook * vectors[layer].direction: r + v)]
+        for row, pair in enumerate(TEXT):
+            assert_close(
+                found[row, column], slow_score(tiny_chat, pair, lambda prompt, hooks=hooks: hooks), atol=2e-5, rtol=1e-4
+            )
+
+
+def test_what_is_elsewhere_in_one_answers_text_than_in_the_others_runs_by_itself(tiny_chat):
+    v = random_vectors(tiny_chat)[2]
+    prompt = Prompt.of(tiny_chat, "Food?")
+    longer = replace(prompt, tokens=(*prompt.tokens, 5), answer_start=len(prompt) + 1)
+    names = ("caa", "all", "prompt", "last", "answer")
+    conditions = [(Intervention(vector=v, positions=name),) for name in names]
+    alike, unlike = PlacedConditions(tiny_chat, conditions, [(prompt, prompt), (prompt, longer)]).together([0, 1])
+    assert [names[i] for i in alike.shared.columns] == ["caa", "last", "answer"]
+    assert [names[i] for i in alike.whole.columns] == ["all", "prompt"]
+    assert (alike.pairs, alike.alone, unlike.pairs) == ([0], [], [1])
+    assert [names[i] for i in unlike.shared.columns] == ["caa"]
+    assert [names[i] for i in unlike.whole.columns] == ["all"]
+    assert [names[i] for i in unlike.alone] == ["prompt", "last", "answer"]
 
 
 def test_an_edit_inside_of_a_block_is_scored_in_full_and_told(tiny_chat):

@@ -1,10 +1,12 @@
 """ActAdd's laws, each of which holds for any model."""
 
+import copy
+
 import pytest
 import torch
 from helpers.methods import assert_comes_back
-from helpers.models import tiny_model
-from helpers.steering import LOGITS, logits_of
+from helpers.models import kinds_here, tiny_model
+from helpers.steering import LOGITS, Kept, logits_of
 from torch.testing import assert_close
 
 from caa_lens.methods.actadd import fit
@@ -18,7 +20,7 @@ PROMPT = Prompt.from_tokens([1, 20, 21, 22, 23, 24, 25, 26])
 
 @pytest.fixture(scope="module")
 def small():
-    return tiny_model()
+    return tiny_model(kind=kinds_here()[0])
 
 
 def steered(model, interventions, prompt):
@@ -45,6 +47,33 @@ def test_steering_the_negative_prompt_itself_at_strength_1_gives_the_positive_on
     # and above everything that follows is computed from the positive prompt's stream.
     assert_close(found, expected, atol=5e-4, rtol=1e-4)
     assert float((before - expected).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("layer", range(5))
+def test_on_both_kinds_of_model_the_negative_prompt_becomes_the_positive_one_whole_and_token_by_token(tiny, layer):
+    made = fit(tiny, PLUS, MINUS, layers=[layer]).interventions(1.0, positions="original")
+    prompt, expected = Prompt.from_tokens(MINUS), logits_of(tiny, [PLUS])
+    assert_close(steered(tiny, made, prompt), expected, atol=5e-4, rtol=1e-4)
+    text, tokens = Kept(tiny), torch.tensor([MINUS])
+    with steer(tiny, *made, prompt=prompt):
+        pieces = [text(tokens[:, i : i + 1]) for i in range(len(MINUS))]
+    assert_close(torch.cat(pieces, dim=1), expected, atol=5e-4, rtol=1e-4)
+    assert float((logits_of(tiny, [MINUS]) - expected).abs().max()) > 0.1
+
+
+def test_texts_that_do_not_begin_alike_are_refused_and_a_tokenizer_without_bos_has_its_end_there(
+    small, tiny_chat, monkeypatch
+):
+    with pytest.raises(ValueError, match=r"the texts begin with tokens 7 and 44, expected the same one: .* with BOS"):
+        fit(small, PLUS[1:], MINUS[1:], layers=[1])
+    tokenizer = copy.deepcopy(tiny_chat.tokenizer)
+    tokenizer.bos_token = None
+    monkeypatch.setattr(tiny_chat, "tokenizer", tokenizer)
+    found = fit(tiny_chat, "Love", "Hate", layers=[1])
+    end = tokenizer.eos_token_id
+    ids = [[end, *tokenizer(text, add_special_tokens=False).input_ids] for text in ("Love", "Hate")]
+    assert torch.equal(found.block, fit(tiny_chat, *ids, layers=[1]).block)
+    assert torch.equal(found.block[:, 0], torch.zeros(1, 32))
 
 
 def test_the_same_text_twice_or_strength_0_is_the_identity_bit_for_bit(small):
@@ -108,7 +137,7 @@ def test_what_cannot_be_padded_or_has_no_position_is_refused(small, tiny_chat):
     with pytest.raises(ValueError, match="pad=' and so on' is 3 tokens of this tokenizer"):
         fit(tiny_chat, "Love", "I hate this", layers=[1], pad=" and so on")
     with pytest.raises(ValueError, match="no token behind the first"):
-        fit(small, [1], [2], layers=[1])
+        fit(small, [1], [1], layers=[1])
 
 
 def test_it_is_saved_and_read_back(tiny_chat, tmp_path):

@@ -4,10 +4,12 @@ import pytest
 import torch
 from helpers.methods import assert_comes_back
 from helpers.models import tiny_model
+from helpers.shapes import model_of
 from helpers.steering import logits_of
 from torch.testing import assert_close
 
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
+from caa_lens.methods import activation_scaling
 from caa_lens.methods.activation_scaling import effectiveness, faithfulness, fit
 from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.generation import generate_tokens
@@ -61,6 +63,24 @@ def test_faithfulness_is_zero_without_change_and_where_only_the_two_tokens_move_
     assert bool(torch.isfinite(gradient).all())
 
 
+def test_before_anything_is_learned_the_loss_of_a_model_is_the_hinge_of_its_own_logits(small):
+    """At alpha = 0 both strengths see the unsteered logits, so that nothing is unfaithful."""
+    ahead = []
+    for prompt, wanted, other in questions():
+        logits = logits_of(small, [prompt.tokens])[0, -1]
+        ahead.append(float(logits[wanted] - logits[other]))
+    kept = activation_scaling._Questions(small, questions(), 0, "prompt")
+    edits = activation_scaling._edits(torch.zeros(1, 2, 5), [1], ["hook_attn_out", "hook_mlp_out"], kept.span, 1.0)
+    for beta in (1.0, -1.0):
+        for margin in (0.0, 2.0):
+            with torch.no_grad():
+                effect, faith = kept.terms(small, range(6), edits, beta, margin)
+            by_hand = sum(max(0.0, margin - beta * one) for one in ahead) / len(ahead)
+            assert float(effect) == pytest.approx(by_hand, abs=1e-5)
+            assert float(faith) == pytest.approx(0.0, abs=1e-6)
+    assert min(ahead) < 0 < max(ahead)
+
+
 # ---- scaling ---------------------------------------------------------------------------------------------------------
 
 
@@ -72,6 +92,15 @@ def test_the_last_stream_scaled_changes_nothing_and_is_not_offered(small):
     )
     with pytest.raises(ValueError, match="the stream behind the last layer, 4, is normalised right away"):
         fit(small, questions(), layers=[3, 4], sites=["hook_resid_post"], progress=False)
+
+
+@pytest.mark.hooked
+def test_without_a_norm_behind_the_last_layer_its_stream_is_offered_and_learns():
+    model = model_of("no norm")
+    fitted = fit(model, questions(), layers=[3], sites=["hook_resid_post"], epochs=8, minimal=0.0, progress=False)
+    assert fitted.layers == (3,)
+    assert bool((fitted.factor[:, :, -1] != 0).all())  # the last position's is all that the next token sees
+    assert torch.equal(fitted.factor[:, :, :-1], torch.zeros(1, 1, 4))
 
 
 def test_a_stream_scaled_is_all_later_writes_divided(small):

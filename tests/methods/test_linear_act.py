@@ -1,6 +1,7 @@
 """Linear-AcT: the fit's laws on numbers, the causal fit's laws on a model, and a slow twin of the whole fit."""
 
 from dataclasses import replace
+from functools import partial
 from inspect import unwrap
 
 import pytest
@@ -12,8 +13,9 @@ from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.operators import OPERATORS
 from caa_lens.methods import linear_act
 from caa_lens.methods.linear_act import LinearAct, fit, fit_map
-from caa_lens.prompts.prompt_formats import default_format, encode_answer
+from caa_lens.prompts.prompt_formats import Prompt, default_format, encode_answer
 from caa_lens.steering.interventions import as_interventions
+from caa_lens.steering.steered_block import steer
 from caa_lens.vectors.extraction import extract
 
 DRAW = torch.Generator().manual_seed(0)
@@ -84,6 +86,17 @@ def test_the_strength_folds_into_the_map():
         assert_close(found, (strength * (p["scale"] - 1) + 1) * h + strength * p["shift"], atol=1e-6, rtol=1e-6)
 
 
+def test_behind_what_changes_nothing_the_two_sided_fit_is_the_same_map_again_and_the_one_sided_the_identity():
+    """So L layers of the residual stream would apply a two-sided map, or one that is fitted at once, L times."""
+    a, b = drawn(30, 5) * drawn(5).exp(), 2 * drawn(30, 5) + drawn(5)
+    scale, shift = fit_map(a, b)
+    again = fit_map(scale * a + shift, scale * b + shift)
+    assert_close(torch.stack(again), torch.stack([scale, shift]), atol=1e-12, rtol=1e-12)
+    one_sided = fit_map(scale * a + shift, b)
+    assert_close(one_sided[0], torch.ones(5, dtype=torch.float64), atol=1e-12, rtol=0)
+    assert_close(one_sided[1], torch.zeros(5, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
 def test_unequal_sets_and_unknown_kinds_are_refused():
     with pytest.raises(ValueError, match=r"the source has 3 texts and the target 4: .* so give as many of both"):
         fit_map(drawn(3, 2), drawn(4, 2))
@@ -133,9 +146,61 @@ def test_several_layers_are_fitted_as_by_the_slow_twin_each_behind_those_below(t
         assert_close(fitted.shift[row], shift, atol=2e-3, rtol=2e-3)
 
 
-def test_behind_an_identity_block_the_one_sided_fit_is_exactly_the_identity(tiny_chat, monkeypatch):
-    """And fitted at once, both layers would have the same map, applied twice."""
+def slow_fit_inside(model, layers, site):
+    """The paper's own sites: every layer from a new run of every text, both sides through the maps below."""
+    fmt, maps = default_format(model), {}
+    for layer in layers:
+        means = []
+        for side in ("negative", "positive"):
+            rows = []
+            for pair in PAIRS:
+                prompt = encode_answer(fmt, model.tokenizer, pair.question, getattr(pair, side))
+                hooks, kept = [], []
+                for low, (scale, shift) in maps.items():
 
+                    def move(out, hook, scale=scale, shift=shift, s=prompt.steer_start):
+                        return torch.cat([out[:, :s], out[:, s:] * scale + shift], dim=1)
+
+                    hooks.append((f"blocks.{low}.{site}", move))
+
+                def keep(out, hook, kept=kept):
+                    kept.append(out)
+
+                hooks.append((f"blocks.{layer}.{site}", keep))
+                logits_of(model, [prompt.tokens], hooks)
+                rows.append(kept[0][0, prompt.answer_start :].mean(0))
+            means.append(torch.stack(rows))
+        maps[layer] = tuple(one.float() for one in fit_map(*means))
+    return maps
+
+
+@pytest.mark.filterwarnings("ignore::caa_lens.engine.shared_prefix.SharedPrefixWarning")
+@pytest.mark.parametrize("site", ["hook_attn_out", "hook_mlp_out"])
+def test_at_the_papers_own_sites_both_sets_run_through_the_maps_below_and_the_maps_act_there(tiny_chat, site):
+    fitted = fit(tiny_chat, PAIRS, layers=[0, 1, 3], site=site, progress=False, batch_size=3)
+    maps = slow_fit_inside(tiny_chat, [0, 1, 3], site)
+    for row, (scale, shift) in enumerate(maps.values()):
+        assert_close(fitted.scale[row], scale, atol=2e-3, rtol=2e-3)
+        assert_close(fitted.shift[row], shift, atol=2e-3, rtol=2e-3)
+    assert fitted.settings["causal"] == "two-sided"
+    prompt = Prompt.of(tiny_chat, "And the sea?")
+
+    def move(out, hook, row):
+        moved = 0.3 * out + 0.7 * (out * fitted.scale[row] + fitted.shift[row])
+        return torch.cat([out[:, :1], moved[:, 1:]], dim=1)
+
+    hooks = [(f"blocks.{layer}.{site}", partial(move, row=row)) for row, layer in enumerate((0, 1, 3))]
+    expected = logits_of(tiny_chat, [prompt.tokens], hooks)
+    with steer(tiny_chat, *fitted.interventions(0.7, positions="original"), prompt=prompt):
+        assert_close(logits_of(tiny_chat, [prompt.tokens]), expected, atol=2e-4, rtol=1e-4)
+    assert float((expected - logits_of(tiny_chat, [prompt.tokens])).abs().max()) > 0.05
+    with pytest.raises(
+        ValueError, match="unknown site 'mlp': expected one of hook_resid_post, hook_attn_out, hook_mlp"
+    ):
+        fit(tiny_chat, PAIRS, layers=[1], site="mlp", progress=False)
+
+
+def test_behind_an_identity_block_the_one_sided_fit_is_exactly_the_identity(tiny_chat, monkeypatch):
     def identity_block(model, tokens, resid, layer, *, until, edits=()):
         for edit in edits:
             resid = edit.apply(resid, 0)

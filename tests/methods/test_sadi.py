@@ -1,5 +1,7 @@
 """SADI: what is chosen, by hand, at each of its sites; and that scaling is all that is done."""
 
+from functools import partial
+
 import pytest
 import torch
 from helpers.methods import PAIRS, assert_comes_back
@@ -86,6 +88,40 @@ def test_the_chosen_are_scaled_at_the_last_token_and_nothing_else_is(tiny_chat, 
     assert torch.equal(found[:, :-1], plain[:, :-1])
     with steer(tiny_chat, *fitted.interventions(0.0), prompt=prompt):
         assert torch.equal(logits_of(tiny_chat, [prompt.tokens]), plain)
+
+
+def released(model, prompt, layer, elements, strength):
+    """The authors' two passes: record all heads without steering, scale some, then write all over the last token's."""
+    tokens, record = [prompt.tokens], {}
+
+    def keep(z, hook, i):
+        record[i] = z[:, -1].clone()
+
+    logits_of(model, tokens, [(f"blocks.{i}.attn.hook_z", partial(keep, i=i)) for i in range(5)])
+    record[layer] = record[layer] * (1 + (strength - 1) * elements)
+
+    def overwrite(z, hook, i):
+        z = z.clone()
+        z[:, -1] = record[i]
+        return z
+
+    hooks = [(f"blocks.{i}.attn.hook_z", partial(overwrite, i=i)) for i in range(5)]
+    return logits_of(model, tokens, hooks)
+
+
+@pytest.mark.filterwarnings("ignore::caa_lens.engine.shared_prefix.SharedPrefixWarning")
+def test_the_released_two_passes_with_factor_1_plus_delta_are_scaling_in_place_at_the_last_layer_alone(tiny_chat):
+    """Behind it no head is left that could feel what was scaled; at a lower layer the frozen form is another one."""
+    prompt, found = Prompt.of(tiny_chat, "And the sea?"), {}
+    for layer in (4, 2):
+        fitted = fit(tiny_chat, PAIRS, k=2, layers=[layer], progress=False)
+        with steer(tiny_chat, *fitted.interventions(4.0, positions="original"), prompt=prompt):
+            in_place = logits_of(tiny_chat, [prompt.tokens])
+        frozen = released(tiny_chat, prompt, layer, fitted.mask[0].unflatten(-1, (4, 8)), 1 + 4.0)
+        found[layer] = float((in_place - frozen).abs().max())
+        assert float((in_place - logits_of(tiny_chat, [prompt.tokens])).abs().max()) > 1e-2
+    assert found[4] < 1e-4
+    assert found[2] > 1e-3
 
 
 @pytest.mark.hooked

@@ -15,7 +15,6 @@ MAY_ASK = ("models/adapters/", "models/loading/", "models/checks.py")
 ALLOWED = {
     "provenance.py": STREAM,  # a vector's `hook_name`
     "engine/edits.py": {"hook_out"},  # the (name, function) pair that either kind is given
-    "models/comparison.py": {"past_key_values"},  # the module of Hugging Face before anything is put around it
 }
 
 

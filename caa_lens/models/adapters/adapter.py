@@ -177,6 +177,10 @@ class Adapter(ABC):
         """
 
     @abstractmethod
+    def site_width(self, model: Any, layer: int, site: str) -> int | None:
+        """How many numbers a position has at a site, several heads as one; None where only a run can tell."""
+
+    @abstractmethod
     def listening(self, point: nn.Module, hear: Hear) -> AbstractContextManager[None]:
         """`hear(out)` for every output of a module that `written` or `site` gave; what it gives goes on instead."""
 

@@ -30,6 +30,7 @@ from caa_lens.models.adapters.bridge_parts import (
     norms_of,
     reads_both_ways,
     weight_of,
+    width_into,
 )
 from caa_lens.models.adapters.torch_hooks import attached, attached_before, stream_of
 from caa_lens.models.adapters.watch import Watch, check_filled, length_of, stamp, watch_at
@@ -198,11 +199,23 @@ class Bridge(Adapter):
         for part in site.split("."):
             found = getattr(found, part, None)
         if isinstance(found, nn.Module) and is_hook_point(found):
+            if site.startswith("mlp.") and found in (model.blocks[layer].mlp.hook_in, model.blocks[layer].mlp.hook_out):
+                raise ValueError(
+                    f"the MLP of layer {layer} of {model.cfg.model_name!r} is made of experts, and its neurons are in "
+                    "them: take another site, such as 'hook_mlp_out'"
+                )
             return found
         raise ValueError(
             f"{model.cfg.model_name!r} has no hook point blocks.{layer}.{site}, so that nothing can be read or steered "
             "there: take another site, such as 'hook_resid_post'"
         )
+
+    def site_width(self, model: Any, layer: int, site: str) -> int | None:
+        """By the projection that reads the site, since the configuration names it differently in every family."""
+        block = model.blocks[layer]
+        if site == "attn.hook_z":
+            return width_into(getattr(block.attn, "o", None))
+        return width_into(getattr(block.mlp, "out", None)) if site == "mlp.hook_post" else model.cfg.d_model
 
     @contextmanager
     def listening(self, point: Any, hear: Hear) -> Iterator[None]:

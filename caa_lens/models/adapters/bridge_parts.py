@@ -24,6 +24,14 @@ def weight_of(part: Any) -> Tensor | None:
     return weight if isinstance(weight, Tensor) else None
 
 
+def width_into(projection: Any) -> int | None:
+    """How many numbers a linear part reads, where it tells."""
+    width = getattr(inside(projection), "in_features", None)
+    if width is None and type(inside(projection)).__name__ == "Conv1D":  # of GPT-2, stored the other way round
+        width = inside(projection).weight.shape[0]
+    return None if width is None else int(width)
+
+
 def device_of(model: Any, part: Any) -> torch.device:
     """Where a part runs: where its weight lies, or where it is fetched to, if it lies on disk or elsewhere."""
     weight = weight_of(part)

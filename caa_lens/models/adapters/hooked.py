@@ -106,6 +106,10 @@ class Hooked(Adapter):
             raise ValueError(_unreachable(name, found, layer))
         return found
 
+    def site_width(self, model: Any, layer: int, site: str) -> int | None:
+        cfg = model.cfg
+        return {"attn.hook_z": cfg.n_heads * cfg.d_head, "mlp.hook_post": cfg.d_mlp}.get(site, cfg.d_model)
+
     def listening(self, point: nn.Module, hear: Hear) -> AbstractContextManager[None]:
         return attached([(point, lambda module, given, out: hear(out))])
 
