@@ -37,7 +37,6 @@ from caa_lens.models.adapters.torch_hooks import attached, attached_before, stre
 from caa_lens.models.adapters.watch import Watch, check_filled, length_of, stamp, watch_at
 from caa_lens.provenance import HOOK_POINT
 
-
 # What TransformerLens calls the parts that use a cache, and by what name it hands it to them: keys, or a state.
 _CACHES = {"attn": "past_key_values", "linear_attn": "cache_params", "mixer": "cache_params"}
 
