@@ -16,7 +16,6 @@ from torch import Tensor
 
 import caa_lens as cl
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
-from caa_lens.models.adapters.choice import adapter_of
 from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.generation import generate_tokens
 from helpers.families import ATTENTION_WRITES, SEES_PADDING, bridge_of, demo_tokenizer, hf_of
@@ -49,10 +48,8 @@ class Case:
 
 
 def case_of(name: str) -> Case:
-    """A family's bridge, which this library has met, and its twin."""
-    model = bridge_of(name)
-    adapter_of(model).meet(model)
-    return Case(name=name, model=model, twin=Twin(hf_of(name), demo_tokenizer()))
+    """A family's bridge and its twin."""
+    return Case(name=name, model=bridge_of(name), twin=Twin(hf_of(name), demo_tokenizer()))
 
 
 @dataclass(frozen=True, kw_only=True)
