@@ -110,8 +110,8 @@ def responses(
         rows = [row.detach().clone().float() for row in steps.flatten(0, 1)]
         of_layer = [layer for layer in layers for _ in range(steps.shape[1])]
         if edits is None:
-            edits = [(_edit(row, layer),) for row, layer in zip(rows, of_layer, strict=True)]
-        if not (to_first_order or callable(edits)):
+            edits = [] if to_first_order else [(_edit(row, i),) for row, i in zip(rows, of_layer, strict=True)]
+        if not callable(edits):
             check_steps(model, [edit for condition in edits for edit in condition])
     reason = "the edits change it, or act inside of a block" if callable(edits) else shared_prefix.unsupported(model)
     if reason is not None:

@@ -42,7 +42,7 @@ v's norm, each used with its negative::
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -53,10 +53,16 @@ from caa_lens.arguments import check_count
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.operators import Formula
 from caa_lens.engine.overflow import check_finite
-from caa_lens.engine.stream_responses import NoDerivativeError
-from caa_lens.interpretation.lens_controls import Controlled, layer_table, percentile_range, with_random_directions
+from caa_lens.engine.stream_responses import NoDerivativeError, ReadPrompt
+from caa_lens.interpretation.lens_controls import (
+    Controlled,
+    layer_table,
+    percentile_range,
+    ranks_of,
+    with_random_directions,
+)
 from caa_lens.interpretation.lens_downstream import linearity, read_downstream
-from caa_lens.interpretation.lens_edits import is_fitted, method_acting, vectors_acting
+from caa_lens.interpretation.lens_edits import Intervened, method_acting, vectors_acting
 from caa_lens.interpretation.lens_in_context import read_in_context
 from caa_lens.interpretation.lens_options import DOWNSTREAM, LensOptions, check_reading
 from caa_lens.interpretation.lens_prompts import prompts_to_read
@@ -67,6 +73,7 @@ from caa_lens.models.placement import device_behind
 from caa_lens.models.unembedding import centred, normalised, unembed_linear
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
+from caa_lens.steering.interventions import is_fitted
 from caa_lens.vectors.checks import as_vector_set, check_width
 
 
@@ -138,7 +145,8 @@ def logit_lens(
     )
     k = check_count("k", k)
     layers = check_layers(model, vectors.layers if layers is None else layers)
-    found, changes, pushes = _read(model, vectors, layers, options, (), with_probabilities=True, progress=progress)
+    read = _read(model, vectors, layers, options, (), with_probabilities=True, progress=progress)
+    found, changes = read.found, read.probabilities
     scores = torch.stack([one.scores for one in found]).cpu()  # whole: every copy waits for the device
     probabilities = scores.softmax(-1) if changes is None else changes.cpu()
     frames = []
@@ -159,7 +167,7 @@ def logit_lens(
     if options.controls:
         frame = frame.merge(layer_table(layers, found), on="layer")
     if reading == "effect":
-        frame = frame.merge(_linearities(model, vectors, pushes, layers, options, scores, progress), on="layer")
+        frame = frame.merge(_linearities(model, read, layers, scores, progress), on="layer")
     return LogitLens(
         frame=frame, settings=options.settings(model), provenance={"vectors": vectors.provenance}, reading=reading
     )
@@ -217,12 +225,13 @@ def word_ranks(
     )
     layers = check_layers(model, vectors.layers if layers is None else layers)
     wanted = [tokens[0] for tokens in looked_up.values()]
-    found, _, _ = _read(model, vectors, layers, options, wanted, with_probabilities=False, progress=progress)
+    found = _read(model, vectors, layers, options, wanted, with_probabilities=False, progress=progress).found
     scores = torch.stack([one.scores for one in found]).cpu()
     rows: list[dict[str, Any]] = []
     for layer, of_layer, one in zip(layers, scores, found, strict=True):
+        ranks = ranks_of(of_layer, torch.tensor(wanted)).tolist()
         for i, (word, tokens) in enumerate(looked_up.items()):
-            rank = 1 + int((of_layer > of_layer[tokens[0]]).sum())
+            rank = ranks[i]
             row = {"layer": layer, "word": word, "token": show_token(model.tokenizer, tokens[0])}
             row |= {"token_id": tokens[0], "pieces": len(tokens), "rank": rank, "score": float(of_layer[tokens[0]])}
             if options.controls:
@@ -241,6 +250,22 @@ def word_ranks(
     )
 
 
+class _Read(NamedTuple):
+    """What was read of every layer.
+
+    Attributes:
+        found: scores and controls.
+        probabilities: their mean changes, where they were asked for and a reading has any.
+        pushes: the vectors times the multiplier, or what a fitted method changes of the stream on average.
+        prompts: those that were run, if any.
+    """
+
+    found: list[Controlled]
+    probabilities: Float[Tensor, "layer d_vocab"] | None
+    pushes: Float[Tensor, "layer d_model"]
+    prompts: Sequence[ReadPrompt] = ()
+
+
 def _read(
     model: Any,
     vectors: Any,
@@ -250,13 +275,11 @@ def _read(
     *,
     with_probabilities: bool,
     progress: bool,
-) -> tuple[list[Controlled], Float[Tensor, "layer d_vocab"] | None, Float[Tensor, "layer d_model"]]:
-    """Every layer's scores and controls; if asked for, mean changes of probabilities, where a reading has any.
-
-    And what is pushed: the vectors times the multiplier, or what a fitted method changes of the stream on average.
-    """
+) -> _Read:
+    """Every layer's scores and controls, in any reading."""
     if is_fitted(vectors):
-        return _read_method(model, vectors, layers, options, tokens, with_probabilities, progress)
+        acting, directions, prompts = _method(model, vectors, layers, options)
+        return _read_answers(model, directions, layers, prompts, options, acting, tokens, with_probabilities, progress)
     check_width(model, vectors)
     if zero := [layer for layer in layers if not vectors[layer].direction.any()]:
         raise ValueError(f"zero vectors promote no token over another: leave out the layers {zero}, as in layers=[...]")
@@ -266,7 +289,7 @@ def _read(
     if options.reading not in ("in_context", *DOWNSTREAM):
         scores = [lens_scores(model, step, options.reading) for step in steps]
         nothing = torch.empty(0), torch.empty(0, len(tokens), dtype=torch.long)
-        return [Controlled(scores=each, agreement=nothing[0], ranks=nothing[1]) for each in scores], None, steps
+        return _Read([Controlled(scores=each, agreement=nothing[0], ranks=nothing[1]) for each in scores], None, steps)
     directions = with_random_directions(steps, options.controls, options.seed)
     if options.reading == "in_context":
         assert options.pairs is not None
@@ -280,41 +303,44 @@ def _read(
             tokens=tokens,
             with_probabilities=with_probabilities,
         )
-        return *found, steps
-    acting = None
+        return _Read(*found, steps)
+    under = None
     if (options.operator, options.positions) != ("add", "caa"):
-        acting = vectors_acting(
-            vectors,
-            layers,
-            directions,
-            multiplier=options.multiplier,
-            operator=options.operator,
-            positions=options.positions,
-        )
+        under = vectors_acting(vectors, layers, directions, options)
+    prompts = _prompts(model, vectors, options)
+    return _read_answers(model, directions, layers, prompts, options, under, tokens, with_probabilities, progress)
+
+
+def _read_answers(
+    model: Any,
+    directions: Float[Tensor, "layer direction d_model"],
+    layers: Sequence[int],
+    prompts: Sequence[ReadPrompt],
+    options: LensOptions,
+    acting: Sequence[Intervened] | None,
+    tokens: Sequence[int],
+    with_probabilities: bool,
+    progress: bool,
+) -> _Read:
+    """The readings that run the model."""
     found = read_downstream(
         model,
         directions,
         layers,
-        _prompts(model, vectors, options),
+        prompts,
         to_first_order=options.reading == "causal",
         acting=acting,
         tokens=tokens,
         with_probabilities=with_probabilities,
         progress=progress,
     )
-    return *found, steps
+    return _Read(*found, directions[:, 0], prompts)
 
 
-def _read_method(
-    model: Any,
-    fitted: Any,
-    layers: Sequence[int],
-    options: LensOptions,
-    tokens: Sequence[int],
-    with_probabilities: bool,
-    progress: bool,
-) -> tuple[list[Controlled], Float[Tensor, "layer d_vocab"] | None, Float[Tensor, "layer d_model"]]:
-    """The same of a fitted method."""
+def _method(
+    model: Any, fitted: Any, layers: Sequence[int], options: LensOptions
+) -> tuple[list[Intervened], Float[Tensor, "layer direction d_model"], Sequence[ReadPrompt]]:
+    """What a fitted method and its controls do, what they push, and the prompts."""
     if options.reading != "effect":
         raise ValueError(
             f"a {type(fitted).__name__} is no direction that {options.reading!r} could read: use reading='effect'"
@@ -322,31 +348,10 @@ def _read_method(
     if options.operator != "add":
         raise ValueError("a fitted method knows what it does: leave operator out")
     prompts = _prompts(model, fitted, options)
-    acting, directions = method_acting(
-        model,
-        fitted,
-        layers,
-        prompts,
-        strength=options.multiplier,
-        positions=options.positions,
-        n_controls=options.controls,
-        seed=options.seed,
-    )
-    found = read_downstream(
-        model,
-        directions,
-        layers,
-        prompts,
-        to_first_order=False,
-        acting=acting,
-        tokens=tokens,
-        with_probabilities=with_probabilities,
-        progress=progress,
-    )
-    return *found, directions[:, 0]
+    return *method_acting(model, fitted, layers, prompts, options), prompts
 
 
-def _prompts(model: Any, vectors: Any, options: LensOptions) -> Any:
+def _prompts(model: Any, vectors: Any, options: LensOptions) -> Sequence[ReadPrompt]:
     return prompts_to_read(
         model,
         options.prompts,
@@ -359,17 +364,15 @@ def _prompts(model: Any, vectors: Any, options: LensOptions) -> Any:
 
 def _linearities(
     model: Any,
-    vectors: Any,
-    pushes: Float[Tensor, "layer d_model"],
+    read: _Read,
     layers: Sequence[int],
-    options: LensOptions,
     effects: Float[Tensor, "layer d_vocab"],
     progress: bool,
 ) -> pd.DataFrame:
     """How linear the effects are, by layer; NaN for a model that has no derivative."""
     try:
         linear, _ = read_downstream(
-            model, pushes[:, None], layers, _prompts(model, vectors, options), to_first_order=True, progress=progress
+            model, read.pushes[:, None], layers, read.prompts, to_first_order=True, progress=progress
         )
         told = [linearity(effect, one.scores.cpu()) for effect, one in zip(effects, linear, strict=True)]
     except NoDerivativeError:

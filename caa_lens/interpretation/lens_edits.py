@@ -10,18 +10,19 @@ as what it changes of the stream: with `changed(h)` the stream behind the block 
 `linearity` then compares the effect with the `causal` reading of the push.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from caa_lens.engine.staircase import EditedCondition
 from caa_lens.engine.stream_responses import Edits, ReadPrompt
-from caa_lens.engine.streams import last_residual
+from caa_lens.engine.streams import last_residual, reading
 from caa_lens.interpretation.lens_controls import random_directions
+from caa_lens.interpretation.lens_options import LensOptions
 from caa_lens.models.placement import device_behind, device_of_tokens
 from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.provenance import HOOK_POINT
@@ -34,27 +35,24 @@ Intervened = Sequence[Condition]
 """What is done at one layer: first what is read, then each control."""
 
 
-def is_fitted(what: object) -> bool:
-    """Whether it is a fitted method of `caa_lens.methods`, and not a vector."""
-    return hasattr(what, "interventions") and hasattr(what, "at")
-
-
 def vectors_acting(
     vectors: SteeringVectors,
     layers: Sequence[int],
     steps: Float[Tensor, "layer direction d_model"],
-    *,
-    multiplier: float,
-    operator: Any,
-    positions: str,
+    options: LensOptions,
 ) -> list[Intervened]:
     """Each layer's vector, and the controls among the steps, under an operator."""
     found: list[Intervened] = []
+    multiplier = options.multiplier
     for layer, row in zip(layers, steps, strict=True):
         controls = [SteeringVector.from_direction(each / multiplier, layer=layer) for each in row[1:].cpu()]
         found.append(
             [
-                (Intervention(vector=one, multiplier=multiplier, operator=operator, positions=positions),)
+                (
+                    Intervention(
+                        vector=one, multiplier=multiplier, operator=options.operator, positions=options.positions
+                    ),
+                )
                 for one in (vectors[layer], *controls)
             ]
         )
@@ -66,11 +64,7 @@ def method_acting(
     fitted: Any,
     layers: Sequence[int],
     prompts: Sequence[ReadPrompt],
-    *,
-    strength: float,
-    positions: str,
-    n_controls: int,
-    seed: int,
+    options: LensOptions,
 ) -> tuple[list[Intervened], Float[Tensor, "layer direction d_model"]]:
     """A fitted method at each layer alone with its controls, and what they add; row 0 is the method's mean push.
 
@@ -79,16 +73,16 @@ def method_acting(
     """
     acting: list[Intervened] = []
     steps = []
-    drawn = random_directions(n_controls, model.cfg.d_model, seed)
+    drawn = random_directions(options.controls, model.cfg.d_model, options.seed)
+    plain = [_streams(model, one, layers) for one in prompts]
     for layer in layers:
-        condition = tuple(fitted.at([layer]).interventions(strength, positions=positions))
+        condition = tuple(fitted.at([layer]).interventions(options.multiplier, positions=options.positions))
         for one in condition:
             check_intervention(model, one)
-        push, length = _push(model, condition, layer, prompts)
+        push, length = _push(model, condition, layer, prompts, plain)
         where = condition[0].where if isinstance(condition[0].where, str) else "caa"
-        where = (
-            "all" if where == "front" else where
-        )  # "front" is as long as parameters by position, and these have none
+        if where == "front":  # which is as long as parameters by position, and the controls have none
+            where = "all"
         controls = [SteeringVector.from_direction(length * each, layer=layer) for each in drawn]
         acting.append([condition, *((Intervention(vector=one, positions=where),) for one in controls)])
         steps.append(torch.stack([push, *(one.direction for one in controls)]))
@@ -118,17 +112,37 @@ def _in_place(model: Any, condition: Condition, prompt: Prompt) -> EditedConditi
     return tuple(found)
 
 
+def _tokens(model: Any, one: ReadPrompt) -> Int[Tensor, "1 pos"]:
+    return torch.tensor([one.prompt.tokens[: one.stop]], device=device_of_tokens(model))
+
+
+@torch.no_grad()
+def _streams(model: Any, one: ReadPrompt, layers: Sequence[int]) -> dict[int, Tensor]:
+    """A prompt's stream behind each layer, `[pos d_model]`, without anything done to it."""
+    found: dict[int, Tensor] = {}
+
+    def keep(layer: int, resid: Tensor) -> None:
+        found[layer] = resid[0]
+
+    with reading(model, layers, keep):
+        last_residual(model, _tokens(model, one), n_layers=max(layers) + 1)
+    return found
+
+
 @torch.no_grad()
 def _push(
-    model: Any, condition: Condition, layer: int, prompts: Sequence[ReadPrompt]
+    model: Any,
+    condition: Condition,
+    layer: int,
+    prompts: Sequence[ReadPrompt],
+    plain: Sequence[Mapping[int, Tensor]],
 ) -> tuple[Float[Tensor, " d_model"], float]:
     """What a condition changes of the stream behind a layer: the mean change, and the mean length of a change."""
     changes = []
-    for one in prompts:
-        tokens = torch.tensor([one.prompt.tokens[: one.stop]], device=device_of_tokens(model))
+    for one, without in zip(prompts, plain, strict=True):
         edits = _in_place(model, condition, one.prompt)
-        with_it = last_residual(model, tokens, edits=edits, n_layers=layer + 1)[0]
-        change = with_it.float() - last_residual(model, tokens, n_layers=layer + 1)[0].float()
+        with_it = last_residual(model, _tokens(model, one), edits=edits, n_layers=layer + 1)[0]
+        change = with_it.float() - without[layer].float()
         changes.append(change[change.any(-1)].cpu())
     told = torch.cat(changes)
     if not len(told):

@@ -80,9 +80,9 @@ def _sums(
     change = torch.zeros(n_layers, d_vocab, device=steps.device)
     for sides, indices in read_pairs(model, prompts, layers=layers):
         states = sides.to(steps.device)  # [pair side layer d_model]
-        odd_ones = torch.tensor([i % 2 for i in indices], device=steps.device, dtype=torch.bool)
         for half in (0, 1):
-            of_half = states[odd_ones == bool(half)].flatten(0, 1)  # [state layer d_model]
+            rows = torch.tensor([row for row, i in enumerate(indices) if i % 2 == half], dtype=torch.long)
+            of_half = states[rows.to(states.device)].flatten(0, 1)  # [state layer d_model]
             for i, directions in enumerate(steps if len(of_half) else ()):
                 resid = of_half[:, i]
                 if linear:

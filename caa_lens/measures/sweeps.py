@@ -22,7 +22,7 @@ from caa_lens.plots.measures import dose_response, sweep_heatmap
 from caa_lens.prompts.prompt_formats import PromptFormat
 from caa_lens.provenance import layer_ranges
 from caa_lens.results import Result
-from caa_lens.steering.interventions import Intervention
+from caa_lens.steering.interventions import Intervention, is_fitted
 from caa_lens.vectors.checks import check_vector_set
 
 
@@ -180,8 +180,8 @@ def sweep(
     """
     check_model(model)
     check_contrast_set(test)
-    is_fitted = hasattr(vectors, "interventions") and hasattr(vectors, "at")
-    if not is_fitted:
+    fitted = is_fitted(vectors)
+    if not fitted:
         check_vector_set(vectors)
     elif operator != "add":
         raise ValueError("a fitted method knows what it does: leave operator out")
@@ -194,7 +194,7 @@ def sweep(
     layers = check_layers(model, vectors.layers if layers is None else layers)
     cells = [(layer, m) for layer in layers for m in multipliers]
     conditions: list[Condition]
-    if is_fitted:
+    if fitted:
         alone = {layer: vectors.at([layer]) for layer in layers}
         conditions = [alone[layer].interventions(m, positions=positions) for layer, m in cells]
     else:
@@ -224,7 +224,7 @@ def sweep(
             "positions": positions,
         }
     )
-    what = vectors.provenance.method if is_fitted else name_of(operator)
+    what = vectors.provenance.method if fitted else name_of(operator)
     return Sweep(
         frame=frame,
         settings={**scores.settings, "operator": what, "positions": positions},

@@ -132,6 +132,7 @@ def faithfulness(
     return terms.sum(-1).mean()
 
 
+@torch.inference_mode(False)  # whose tensors cannot be trained
 def fit(
     model: Any,
     data: Sequence[Question],

@@ -78,6 +78,7 @@ def preference_loss(margin: Float[Tensor, " pair"], sign: float, beta: float) ->
     return softplus(-sign * beta * margin).mean()
 
 
+@torch.inference_mode(False)  # whose tensors cannot be trained
 def fit(
     model: Any,
     data: ContrastSet,

@@ -246,8 +246,8 @@ def _fit_sadi_heads(how: How) -> Fit:
 
 def _fit_inferaligner(words: tuple[str, str], how: How) -> Fit:
     def fit(model: Any, pairs: ContrastSet, layers: Sequence[int], seed: int) -> Fits:
-        kinds = tuple([f"{pair.question} {one}" for pair in pairs] for one in words)
-        both = inferaligner.fit(model, kinds, layers=sorted(layers), **how)
+        more, less = ([f"{pair.question} {one}" for pair in pairs] for one in words)
+        both = inferaligner.fit(model, (more, less), layers=sorted(layers), **how)
         return {layer: both.at([layer]) for layer in layers}
 
     return fit

@@ -11,7 +11,7 @@ Effects are then read at the same divergence (`compared`), with paired intervals
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,6 @@ from caa_lens.methods.data import hash_of
 from caa_lens.methods.neutral import CHOOSING, REPORTING
 from caa_lens.methods.side_effects import (
     OF_TEXT,
-    Check,
     mean_and_p95,
     neutral_questions,
     of_steered_text,
@@ -61,7 +60,7 @@ def compare(
     neutral: tuple[Sequence[str], Sequence[str]] = (CHOOSING, REPORTING),
     n_tokens: int = 32,
     steered_text: str = "all",
-    check: Check | None = None,
+    check: Callable[[str], float] | None = None,
     bipo_options: Mapping[str, Any] | None = None,
     prompt_format: PromptFormat | str | None = None,
     max_tokens: int | None = None,
@@ -323,7 +322,7 @@ def _row(
 ) -> pd.DataFrame:
     """All questions of a method at a strength."""
     wheres = sorted({one.where if isinstance(one.where, str) else "caa" for one in condition})
-    layers = sorted({one.layer if one.vector is None else one.vector.layer for one in condition})
+    layers = sorted({edit.layer for edit in (one._at((0, None)) for one in condition)})
     return pd.DataFrame(
         {
             "method": name,

@@ -37,12 +37,13 @@ class Best:
 
 @contextmanager
 def frozen(model: Any) -> Iterator[None]:
-    """The model's weights without gradients, and afterwards as they were."""
+    """The model's weights without gradients, and afterwards as they were; all else has them, also under `no_grad`."""
     asked = [one for one in model.parameters() if one.requires_grad]
     try:
         for one in asked:
             one.requires_grad_(False)
-        yield
+        with torch.enable_grad():
+            yield
     finally:
         for one in asked:
             one.requires_grad_(True)

@@ -47,6 +47,11 @@ class Gate:
         return states.double() @ self.direction.to(states.device).double() + self.bias > 0
 
 
+def is_fitted(what: object) -> bool:
+    """Whether it is a fitted method of `caa_lens.methods`, which says itself what is done, and not a vector."""
+    return hasattr(what, "interventions") and hasattr(what, "at")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Intervention:
     """What is done to the stream (a vector is added, if nothing else is said), how much of it, and where.

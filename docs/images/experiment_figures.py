@@ -19,30 +19,25 @@ from caa_lens.report.runs import load_section
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "notebooks"))
 from run import draw
 
-CHOSEN = {
-    "layer_sweep": {"": 0},
-    "multipliers": {"": 0},
-    "cross_layer_cosines": {"": 0},
-    "vector_transfer": {"": 0},
-    "compare_methods": {"_sentiment": 0, "_formality": 1, "_upper_case": 2},
-}
-"""Which figures of which experiments, by the end of the picture's name; of those that the run has."""
+CHOSEN = {"layer_sweep": 0, "multipliers": 0, "cross_layer_cosines": 0, "vector_transfer": 0, "compare_methods": None}
+"""Which figure of which experiment, of those that the run has; None: all, by the behavior that a title begins with."""
 WIDTHS = {"compare_methods": 600}  # in pixels of a page; a picture has 1.5 times as many
 
 
 def main() -> None:
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     figures, names = [], []
-    for name, chosen in CHOSEN.items():
+    for name, index in CHOSEN.items():
         if not (folder / name / "section.json").exists():
             continue
-        found = load_section(folder / name / "section.json").figures
-        for end, index in chosen.items():
-            figure = json.loads(found[index].to_json())
+        for i, figure in enumerate(load_section(folder / name / "section.json").figures):
+            if index not in (None, i):
+                continue
             if name in WIDTHS:
-                figure["layout"]["width"] = WIDTHS[name]
-            figures.append(figure)
-            names.append(f"experiment_{name}{end}.png")
+                figure.update_layout(width=WIDTHS[name])
+            of = "" if index is not None else "_" + figure.layout.title.text.split(":")[0].replace(" ", "_")
+            figures.append(json.loads(figure.to_json()))
+            names.append(f"experiment_{name}{of}.png")
     for name, png in zip(names, draw(figures), strict=True):
         write_atomically(out / name, lambda file, png=png: file.write_bytes(png))
 

@@ -8,7 +8,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("running", "paper", "own")  # lowest first
-SCRIPTS = ("transfer_across_behaviors", "transfer_across_layers", "transfer_across_models", "what_the_vectors_say")
+SCRIPTS = (
+    *("causal_lens", "gate_of_two_classes", "what_the_vectors_say"),
+    *("transfer_across_behaviors", "transfer_across_layers", "transfer_across_models"),
+)
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in (ROOT / "experiments").rglob("*.py")

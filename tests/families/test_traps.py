@@ -1,5 +1,6 @@
 """What gave wrong numbers in silence once, or would: each a test of its own."""
 
+import inspect
 import warnings
 from functools import partial
 
@@ -49,6 +50,9 @@ def rows_of(model, prompts, vectors=(), *, n_new=N_NEW, use_cache=True):
 def renamed(monkeypatch):
     """Llama's layers hand their cache on under the name of transformers 5.24, which TransformerLens does not read."""
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    if "cache" in inspect.signature(LlamaDecoderLayer.forward).parameters:
+        return  # they do
 
     def forward(self, hidden_states, past_key_values=None, **kwargs):
         given = self.input_layernorm(hidden_states)

@@ -2,6 +2,7 @@
 
 import re
 
+from caa_lens.models.adapters.choice import adapter_of
 from helpers.families import FAMILIES, OTHERS, absent_here, transformer_lens, wrong_here
 from helpers.family_checks import CHECKS, Case, Outcome, outcome
 from helpers.models import ROOT
@@ -20,9 +21,10 @@ _found: dict[tuple[str, str], Outcome] = {}
 
 
 def found_of(case: Case, check) -> Outcome:
-    """A check's outcome; it runs once for each family."""
+    """A check's outcome on a bridge that the library has met; it runs once for each family."""
     key = (case.name, check.__name__)
     if key not in _found:
+        adapter_of(case.model).meet(case.model)  # whichever check comes first
         _found[key] = outcome(case, check)
     return _found[key]
 

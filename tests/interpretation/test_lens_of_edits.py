@@ -4,28 +4,20 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.methods import PAIRS
 from helpers.models import random_vectors
 from helpers.steering import logits_of, streams
 from torch.testing import assert_close
 
-from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.operators import OPERATORS
 from caa_lens.engine.shared_prefix import SharedPrefixWarning
 from caa_lens.engine.stream_responses import ReadPrompt
 from caa_lens.interpretation.lens import logit_lens, word_ranks
 from caa_lens.interpretation.lens_edits import method_acting
+from caa_lens.interpretation.lens_options import LensOptions
 from caa_lens.methods import actadd, instruction, linear_act, sadi
 from caa_lens.prompts.prompt_formats import Prompt
 
-PAIRS = ContrastSet.from_pairs(
-    [
-        ("How was it?", "Lovely, thank you.", "Bad, and so long."),
-        ("And the weather?", "Sun all day.", "It rained and rained."),
-        ("Food?", "Tasty and warm.", "Cold and stale."),
-        ("Would you go there again?", "Gladly, tomorrow.", "Never."),
-    ],
-    name="trip",
-)
 TOKENS = ([3, 9, 17, 22, 40, 8, 31], [5, 6, 9, 1, 30, 12], [44, 2, 19, 7, 7])
 PROMPTS = [dataclasses.replace(Prompt.from_tokens(some), steer_start=2, answer_start=4) for some in TOKENS]
 OPTIONS = {"reading": "effect", "prompts": PROMPTS, "progress": False, "controls": 0}
@@ -108,7 +100,15 @@ def test_a_fitted_method_has_controls_as_long_as_its_mean_change(tiny_chat):
 def test_the_controls_are_as_long_as_the_mean_change_and_the_push_is_its_mean(tiny_chat):
     fitted = linear_act.fit(tiny_chat, PAIRS, layers=[2], progress=False)
     read = [ReadPrompt(prompt=one, first=one.answer_start - 1, stop=len(one.tokens)) for one in PROMPTS]
-    acting, steps = method_acting(tiny_chat, fitted, [2], read, strength=0.5, positions="caa", n_controls=3, seed=0)
+    asked = LensOptions.of(
+        **dict.fromkeys(("pairs", "prompts", "place", "prompt_format")),
+        reading="effect",
+        multiplier=0.5,
+        background=0,
+        controls=3,
+        seed=0,
+    )
+    acting, steps = method_acting(tiny_chat, fitted, [2], read, asked)
     (one,) = fitted.interventions(0.5)
     formula, changes = OPERATORS[one.operator].formula, []
     for prompt in PROMPTS:

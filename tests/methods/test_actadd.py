@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from helpers.methods import assert_comes_back
-from helpers.models import tiny_model
+from helpers.models import kinds_here, tiny_model
 from helpers.steering import LOGITS, Kept, logits_of
 from torch.testing import assert_close
 
@@ -20,7 +20,7 @@ PROMPT = Prompt.from_tokens([1, 20, 21, 22, 23, 24, 25, 26])
 
 @pytest.fixture(scope="module")
 def small():
-    return tiny_model()
+    return tiny_model(kind=kinds_here()[0])
 
 
 def steered(model, interventions, prompt):

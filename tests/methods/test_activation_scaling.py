@@ -172,6 +172,7 @@ def test_from_the_instructions_end_it_shares_the_prompt_on_the_stream(small):
     assert 1 <= len(validated.losses) <= 4
 
 
+@pytest.mark.hooked
 def test_questions_that_cannot_be_learned_from_are_refused(small, tiny_chat):
     longer = (Prompt.from_tokens([1, 2, 3], start=2), 10, 20)
     with pytest.raises(ValueError, match="the prompts have 3 and 5 tokens, expected the same in all"):

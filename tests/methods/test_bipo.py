@@ -115,6 +115,14 @@ def test_it_learns_and_a_seed_gives_the_same_vector_and_weights_stay_as_they_wer
     assert float(margins.detach().mean()) > 0.5
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_learns_the_same_where_the_caller_has_gradients_off(tiny_chat, mode):
+    settings = {"layer": 2, "epochs": 1, "batch_size": 2, "progress": False}
+    with mode():
+        found = fit(tiny_chat, PAIRS, **settings)
+    assert torch.equal(found.direction, fit(tiny_chat, PAIRS, **settings).direction)
+
+
 def test_the_best_epoch_on_validation_pairs_is_kept_and_training_stops_there(tiny_chat):
     fitted = fit(
         tiny_chat, PAIRS, layer=2, validation=SWAPPED, epochs=9, patience=2, learning_rate=0.02, progress=False

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.methods import assert_comes_back
-from helpers.models import tiny_model
 from helpers.steering import logits_of
 from torch.testing import assert_close
 
@@ -167,7 +166,7 @@ def test_strength_0_and_a_gate_forced_open(tiny_chat, fitted):
     assert torch.equal(inside, plain)
 
 
-def test_another_model_guides_with_its_own_directions_while_the_gate_stays_the_models(tiny_chat, fitted):
+def test_another_model_guides_with_its_own_directions_while_the_gate_stays_the_models(tiny_chat, tiny_model, fitted):
     other = tiny_model(d_vocab=tiny_chat.cfg.d_vocab, n_ctx=512, tokenizer=tiny_chat.tokenizer, seed=5)
     guided = fit(tiny_chat, (COOKING, CODE), layers=[2, 4], guide=other, progress=False)
     assert torch.equal(guided.gate, fitted.gate)

@@ -6,10 +6,10 @@ from inspect import unwrap
 
 import pytest
 import torch
+from helpers.methods import PAIRS
 from helpers.steering import logits_of
 from torch.testing import assert_close
 
-from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.operators import OPERATORS
 from caa_lens.methods import linear_act
 from caa_lens.methods.linear_act import LinearAct, fit, fit_map
@@ -19,15 +19,6 @@ from caa_lens.steering.steered_block import steer
 from caa_lens.vectors.extraction import extract
 
 DRAW = torch.Generator().manual_seed(0)
-PAIRS = ContrastSet.from_pairs(
-    [
-        ("How was it?", "Lovely, thank you.", "Bad, and so long."),
-        ("And the weather?", "Sun all day.", "It rained and rained."),
-        ("Food?", "Tasty and warm.", "Cold and stale."),
-        ("Would you go there again?", "Gladly, tomorrow.", "Never."),
-    ],
-    name="trip",
-)
 
 
 def drawn(*shape):

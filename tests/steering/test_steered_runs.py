@@ -20,12 +20,12 @@ GREEDY = {"do_sample": False, "stop_at_eos": False, "verbose": False}
 
 
 def told(model, run, *vectors, **steering):
-    """The warnings of a block, as (class, text)."""
+    """The warnings of a block, as (class, text), but for names that transformers has given up."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with torch.no_grad(), steer(model, *vectors, **steering):
             run()
-    return [(one.category, str(one.message)) for one in caught]
+    return [(one.category, str(one.message)) for one in caught if one.category is not FutureWarning]
 
 
 # ---- runs that a vector was not added in ------------------------------------------------------------------------

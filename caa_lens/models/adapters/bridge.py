@@ -13,6 +13,7 @@ blocks. There is no code by architecture, and whether it holds is for `engine.sh
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,9 @@ from caa_lens.models.adapters.bridge_parts import (
 from caa_lens.models.adapters.torch_hooks import attached, attached_before, stream_of
 from caa_lens.models.adapters.watch import Watch, check_filled, length_of, stamp, watch_at
 from caa_lens.provenance import HOOK_POINT
+
+# What TransformerLens calls the parts that use a cache, and by what name it hands it to them: keys, or a state.
+_CACHES = {"attn": "past_key_values", "linear_attn": "cache_params", "mixer": "cache_params"}
 
 
 class _Stop(Exception):
@@ -59,9 +63,9 @@ class Bridge(Adapter):
         for block in model.blocks:
             for place in (block.hook_out, *filter(is_hook_point, block.modules())):
                 stamp(place, watch)
-            attention = getattr(block, "attn", None)
-            if isinstance(attention, nn.Module):
-                attention.register_forward_pre_hook(watch.repair, with_kwargs=True)
+            for name, wanted in _CACHES.items():
+                if isinstance(part := getattr(block, name, None), nn.Module):
+                    part.register_forward_pre_hook(partial(watch.repair, wanted=wanted), with_kwargs=True)
         return watch
 
     def check(self, model: Any) -> None:

@@ -90,12 +90,12 @@ class Watch:
         known = self._filled.get(id(cache))
         return known if known is not None and known[0]() is cache else None
 
-    def repair(self, module: Any, given: tuple, keywords: dict) -> tuple[tuple, dict] | None:
-        """Forward pre-hook of an attention: the cache under the name that TransformerLens looks for."""
-        known = ("past_key_values", "layer_past")
+    def repair(self, module: Any, given: tuple, keywords: dict, *, wanted: str) -> tuple[tuple, dict] | None:
+        """Forward pre-hook of a block's part: the cache under the name that TransformerLens looks for."""
+        known = ("past_key_values", "layer_past", "cache_params")
         if keywords.get("cache") is None or any(keywords.get(name) is not None for name in known):
             return None
-        return given, {**keywords, "past_key_values": keywords["cache"]}
+        return given, {**keywords, wanted: keywords["cache"]}
 
     @property
     def run(self) -> Run:
