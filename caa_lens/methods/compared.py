@@ -18,9 +18,9 @@ import plotly.graph_objects as go
 
 from caa_lens.arguments import check_list
 from caa_lens.measures.answers import METRIC_LABEL
+from caa_lens.measures.elsewhere.neutral_text import OF_TEXT
 from caa_lens.measures.intervals import bootstrap_interval, mean_with_interval
 from caa_lens.methods.costs import Cost
-from caa_lens.methods.side_effects import OF_TEXT
 from caa_lens.plots.comparison import effect_against_cost
 from caa_lens.results import Result
 

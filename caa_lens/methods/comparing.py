@@ -23,13 +23,8 @@ from caa_lens.arguments import as_float, as_seed, check_count, check_list, descr
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.measures.answers import Scores, score_answers
 from caa_lens.measures.divergence import answered, token_kl
-from caa_lens.measures.placed_conditions import Condition
-from caa_lens.methods.candidates import Candidate, named_candidates
-from caa_lens.methods.compared import BUDGETS, NOTHING, WORDS, Choice, Comparison, matched
-from caa_lens.methods.costs import Cost, numbers_of, share_of_coordinates, share_of_tokens, shares_prefix
-from caa_lens.methods.data import hash_of
-from caa_lens.methods.neutral import CHOOSING, REPORTING
-from caa_lens.methods.side_effects import (
+from caa_lens.measures.elsewhere.neutral import CHOOSING, REPORTING
+from caa_lens.measures.elsewhere.neutral_text import (
     OF_TEXT,
     mean_and_p95,
     neutral_questions,
@@ -37,6 +32,11 @@ from caa_lens.methods.side_effects import (
     of_unsteered_text,
     of_words,
 )
+from caa_lens.measures.placed_conditions import Condition
+from caa_lens.methods.candidates import Candidate, named_candidates
+from caa_lens.methods.compared import BUDGETS, NOTHING, WORDS, Choice, Comparison, matched
+from caa_lens.methods.costs import Cost, numbers_of, share_of_coordinates, share_of_tokens, shares_prefix
+from caa_lens.methods.data import hash_of
 from caa_lens.models.checks import check_layers, check_model
 from caa_lens.models.placement import dtype_name
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format

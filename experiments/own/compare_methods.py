@@ -94,8 +94,8 @@ def share_of_capitals(text: str) -> float:
 
 
 def run(unit: Unit, context: "Context") -> "pd.DataFrame":
+    from caa_lens.measures.elsewhere.neutral import CHOOSING, REPORTING
     from caa_lens.methods.comparing import compare
-    from caa_lens.methods.neutral import CHOOSING, REPORTING
 
     config, how = context.config, settings(context.config)
     train, test = sets(config, unit["behavior"])
@@ -172,7 +172,7 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
 
 def cost(unit: Unit, context: "Context") -> Cost:
     """Of choosing, reporting and steered text; eight strengths and the random direction beside the methods."""
-    from caa_lens.methods.neutral import REPORTING
+    from caa_lens.measures.elsewhere.neutral import REPORTING
 
     config, how = context.config, settings(context.config)
     train, test = sets(config, unit["behavior"])

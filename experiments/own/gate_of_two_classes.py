@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 import caa_lens as cl
-from caa_lens.methods.neutral import REPORTING
+from caa_lens.measures.elsewhere.neutral import REPORTING
 
 MODEL = "demo"
 LAYERS = (1, 7, 14, 21, 28)

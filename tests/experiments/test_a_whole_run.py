@@ -11,7 +11,7 @@ from helpers.browser import CHROMIUM, browse
 from helpers.made_up_scores import BY_NAME
 
 from caa_lens.contrast.sets import ContrastSet
-from caa_lens.methods.neutral import REPORTING
+from caa_lens.measures.elsewhere.neutral import REPORTING
 from caa_lens.report.runs import load_section, write_run_report
 from experiments.catalogue import EXPERIMENTS
 from experiments.own import compare_methods
@@ -62,7 +62,7 @@ def finished(models, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr("caa_lens.paper.questions.load_paper_questions", lambda name: (QUESTIONS, CATEGORIES))
         patch.setattr("caa_lens.measures.open_ended.judging.judge_texts", fake_judge)
-        patch.setattr("caa_lens.methods.neutral.REPORTING", REPORTING[:2])
+        patch.setattr("caa_lens.measures.elsewhere.neutral.REPORTING", REPORTING[:2])
         folder.claim(run_identity(config), run_notes(list(BY_NAME)))
         outcomes = run(EXPERIMENTS, config, folder)
     return config, folder, outcomes

@@ -11,10 +11,10 @@ import caa_lens as cl
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.measures.answers import score_answers
 from caa_lens.measures.divergence import answered, token_kl
+from caa_lens.measures.elsewhere.neutral_text import OF_TEXT
 from caa_lens.methods.candidates import Candidate, named_candidates
 from caa_lens.methods.compared import Choice, Comparison, matched
 from caa_lens.methods.comparing import compare
-from caa_lens.methods.side_effects import OF_TEXT
 from caa_lens.prompts.prompt_formats import Prompt
 from caa_lens.steering.interventions import Intervention
 

@@ -9,9 +9,9 @@ import pytest
 from helpers.browser import CHROMIUM, browse
 from typer.testing import CliRunner
 
+from caa_lens.measures.elsewhere.neutral_text import OF_TEXT
 from caa_lens.methods.compared import Choice, Comparison
 from caa_lens.methods.costs import Cost
-from caa_lens.methods.side_effects import OF_TEXT
 from caa_lens.report.comparisons import comparison_section, differences
 from caa_lens.report.page import ColoredText, Section, write_report
 from caa_lens.report.runs import RunFolderError, load_section, read_run, save_section, write_run_report

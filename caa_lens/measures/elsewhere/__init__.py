@@ -1,0 +1,1 @@
+"""What steering does elsewhere: to questions that are none of its business."""
