@@ -94,7 +94,7 @@ class Steerability(Result):
         means = self.frame.groupby("layer")["slope"].mean().dropna()
         if not len(means):
             raise ValueError("no question has a slope at any layer: all scores are NaN; sweep smaller multipliers")
-        return int(means.index[means.to_numpy().argmax()])
+        return int(means.index[int(means.to_numpy().argmax())])
 
     def plot(self, layer: int | None = None) -> go.Figure:
         """Sorted slopes with their intervals at a layer, by default the steepest."""
