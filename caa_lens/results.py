@@ -121,7 +121,7 @@ class Result:
                 "frame": _decoded(files[FRAME]),
                 "settings": _of_plain(about["settings"], Mapping[str, str]),
                 "provenance": _of_plain(about["provenance"], Mapping[str, Provenance]),
-                **{name: _of_plain(about["special"][name], hint) for name, hint in _special(cls).items()},
+                **{name: _of_plain(_saved(cls, about, name), hint) for name, hint in _special(cls).items()},
             }
             if names:
                 from safetensors.torch import load
@@ -192,6 +192,12 @@ def _tensors(kind: type[Result]) -> list[str]:
 def _special(kind: type[Result]) -> dict[str, Any]:
     """All others."""
     return {name: hint for name, hint in _fields(kind).items() if not hasattr(hint, "array_type")}
+
+
+def _saved(kind: type[Result], about: Mapping[str, Any], name: str) -> Any:
+    """A saved field; a file from before there was that field has its default."""
+    default = next(one.default for one in dataclasses.fields(kind) if one.name == name)
+    return about["special"][name] if default is dataclasses.MISSING else about["special"].get(name, default)
 
 
 def _plain(name: str, value: Any, hint: Any) -> Any:

@@ -179,22 +179,44 @@ class ContrastSet(Sequence[ContrastPair]):
                 swap.update(generator.sample(indices, surplus // 2))
         return replace(self, pairs=tuple(p.swapped() if i in swap else p for i, p in enumerate(self.pairs)))
 
-    def split(self, *, test: int | float, seed: int | None = 0) -> "tuple[ContrastSet, ContrastSet]":
+    @overload
+    def split(self, *, test: int | float, seed: int | None = 0) -> "tuple[ContrastSet, ContrastSet]": ...
+    @overload
+    def split(
+        self, *, test: int | float, validation: int | float, seed: int | None = 0
+    ) -> "tuple[ContrastSet, ContrastSet, ContrastSet]": ...
+    def split(
+        self, *, test: int | float, validation: int | float | None = None, seed: int | None = 0
+    ) -> "tuple[ContrastSet, ...]":
         """(train, test), shuffled with `seed` (None: a fresh one): disjoint, and together every pair.
 
-        `test` is a number of pairs (`int`) or a share of them (`float` between 0 and 1).
+        With `validation`, (train, validation, test): pairs to extract from, to choose on, to report. The test pairs are
+        the same with and without it. Each is a number of pairs (`int`) or a share of them (`float` between 0 and 1).
         """
         seed = as_seed(seed)
-        number = isinstance(test, numbers.Real) and not isinstance(test, bool)
-        whole = isinstance(test, numbers.Integral)
-        n_test = int(test) if whole else round(float(test) * len(self)) if number and 0 < test < 1 else 0
-        if not number or not 0 < n_test < len(self):
-            raise ValueError(
-                f"got test={test!r} for the {len(self)} pairs of {self.name!r}, expected a number of pairs "
-                "(int) or a share between 0 and 1 (float) that leaves at least one pair on each side"
-            )
+        n_test = self._part("test", test, len(self))
+        n_validation = 0 if validation is None else self._part("validation", validation, len(self) - n_test)
         order = random.Random(seed).sample(self.pairs, len(self))
-        return replace(self, pairs=tuple(order[n_test:])), replace(self, pairs=tuple(order[:n_test]))
+        held_out, chosen_on, left = (
+            order[:n_test],
+            order[n_test : n_test + n_validation],
+            order[n_test + n_validation :],
+        )
+        parts = (left, held_out) if validation is None else (left, chosen_on, held_out)
+        return tuple(replace(self, pairs=tuple(part)) for part in parts)
+
+    def _part(self, name: str, given: int | float, n_left: int) -> int:
+        number = isinstance(given, numbers.Real) and not isinstance(given, bool)
+        whole = isinstance(given, numbers.Integral)
+        n = int(given) if whole else round(float(given) * len(self)) if number and 0 < given < 1 else 0
+        if not number or not 0 < n < n_left:
+            beside = "" if n_left == len(self) else f", of which {len(self) - n_left} are the test's"
+            sides = "each side" if n_left == len(self) else "every side"
+            raise ValueError(
+                f"got {name}={given!r} for the {len(self)} pairs of {self.name!r}{beside}, expected a number of pairs "
+                f"(int) or a share between 0 and 1 (float) that leaves at least one pair on {sides}"
+            )
+        return n
 
     def sample(self, n: int, seed: int | None = 0) -> "ContrastSet":
         """`n` of the pairs, none twice, drawn with `seed` and kept in order."""

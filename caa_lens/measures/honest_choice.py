@@ -74,7 +74,7 @@ def choose_honestly(
     if n_questions < max(MIN_QUESTIONS, n_folds) or not n_cells:
         raise ValueError(
             f"got {n_questions} questions and {n_cells} cells: of fewer than {max(MIN_QUESTIONS, n_folds)} questions "
-            "nothing can be chosen honestly; sweep more, or name the cell beforehand"
+            "nothing can be chosen honestly; sweep more, choose on others (validation=), or name the cell beforehand"
         )
     if not np.isfinite(effects).all():
         raise ValueError("some effects are NaN or infinite: leave those cells out, or sweep smaller multipliers")

@@ -15,12 +15,20 @@ from caa_lens.arguments import check_count, check_list
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine.operators import Formula, name_of
 from caa_lens.measures.answers import METRIC_LABEL, Condition, score_answers
+from caa_lens.measures.best_layers import (
+    BestLayer,
+    ChosenLayer,
+    ValidationEffects,
+    deciding,
+    effect_by_folds,
+    effect_of,
+    largest,
+)
 from caa_lens.measures.intervals import bootstrap_interval, mean_with_interval
 from caa_lens.measures.training_pairs import warn_of_training_pairs
 from caa_lens.models.checks import check_layers, check_model
 from caa_lens.plots.measures import dose_response, sweep_heatmap
 from caa_lens.prompts.prompt_formats import PromptFormat
-from caa_lens.provenance import layer_ranges
 from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention, is_fitted
 from caa_lens.vectors.checks import check_vector_set
@@ -36,9 +44,11 @@ class Sweep(Result):
         settings: model, test set and its hash, prompt format, system prompt, dtype.
         provenance: of the `vectors`.
         metric: "p_matching" or "margin".
+        validation: the effects on validation questions, if `sweep` was given some: they choose the best layer.
     """
 
     metric: str
+    validation: ValidationEffects | None = None
 
     def table(self) -> pd.DataFrame:
         """Mean score over questions: one row a layer, one column a multiplier."""
@@ -54,12 +64,8 @@ class Sweep(Result):
         Columns `layer, multiplier, effect, low, high`, for each multiplier m > 0 whose -m was swept too: the mean over
         questions of score(+m) - score(-m), in the metric's units.
         """
+        _ = self.deciding_multiplier  # refuses a sweep that has no effects
         paired = self.paired_multipliers
-        if not paired:
-            multipliers = sorted(set(self.frame["multiplier"]))
-            raise ValueError(
-                f"no multiplier was swept with its negative, got {multipliers}: sweep e.g. -1 and 1, or name a layer"
-            )
         table = self.frame.pivot(index="question", columns=["layer", "multiplier"], values=self.metric)
         keys = [(layer, m) for layer in sorted(set(self.frame["layer"])) for m in paired]
         differences = np.stack([table[(layer, m)] - table[(layer, -m)] for layer, m in keys], axis=1)
@@ -76,34 +82,61 @@ class Sweep(Result):
         return sorted(m for m in multipliers if m > 0 and -m in multipliers)
 
     @property
-    def best_layer(self) -> int:
+    def best_layer(self) -> ChosenLayer:
         """The layer with the largest mean effect of +m against -m, at the smallest swept m >= 1 (else the largest).
+
+        It prints on what it was chosen: on the validation questions, or on the very questions that this sweep reports,
+        which flatters its effect here; `best` has an effect that is not flattered.
 
         Raises:
             ValueError: if of several layers no multiplier was swept with its negative, no layer stands out from the
                 others, or the effect of one is NaN.
         """
-        layers = set(self.frame["layer"])
+        layers = sorted(set(self.frame["layer"]))
         if not layers:
             raise ValueError("the sweep has no rows: there is no best layer")
         if len(layers) == 1:
-            return int(layers.pop())
+            return ChosenLayer(layers[0], "nothing: it is the only layer that was swept")
+        if self.validation is not None:
+            return self.validation.best_layer
         effect = self.effect(n_resamples=0)
-        at_least_one = effect["multiplier"][effect["multiplier"] >= 1]
-        m = at_least_one.min() if len(at_least_one) else effect["multiplier"].max()
-        chosen = effect[effect["multiplier"] == m]
-        unknown = chosen["layer"][~np.isfinite(chosen["effect"])].tolist()
-        if unknown:
+        chosen = effect[effect["multiplier"] == self.deciding_multiplier].sort_values("layer")
+        best = largest(layers, chosen["effect"].to_numpy(), self.deciding_multiplier)
+        return ChosenLayer(best, f"the {self.frame['question'].nunique()} questions that this sweep reports")
+
+    @property
+    def best(self) -> BestLayer:
+        """The best layer's effect with its 95 % interval, on questions that did not choose it.
+
+        With validation questions that is its plain effect on the swept ones. Without them, these choose and report in
+        turn: five folds, dealt four times, each on the layer that the others choose, with an interval of that whole
+        procedure (see `measures.honest_choice`).
+
+        Raises:
+            ValueError: as `best_layer`; or of several layers without validation, for fewer than 8 questions.
+        """
+        layer, m = self.best_layer, self.deciding_multiplier
+        table = self.frame.pivot(index="question", columns=["layer", "multiplier"], values=self.metric)
+        layers = sorted(set(self.frame["layer"]))
+        if len(layers) > 1 and self.validation is None:
+            effects = np.stack([table[(one, m)] - table[(one, -m)] for one in layers], axis=1)
+            return effect_by_folds(layer, effects, m, seed=0)
+        return effect_of(layer, (table[(layer, m)] - table[(layer, -m)]).to_numpy(), m, n_resamples=2000, seed=0)
+
+    @property
+    def deciding_multiplier(self) -> float:
+        """The smallest multiplier >= 1 that was swept with its negative, else the largest: layers are chosen at it.
+
+        Raises:
+            ValueError: if none was swept with its negative.
+        """
+        paired = self.paired_multipliers
+        if not paired:
+            multipliers = sorted(set(self.frame["multiplier"]))
             raise ValueError(
-                f"the effect at multiplier {m:g} is NaN at layer{'s' if len(unknown) > 1 else ''} "
-                f"{layer_ranges(unknown)}: sweep smaller multipliers, or load the model in bfloat16 or float32"
+                f"no multiplier was swept with its negative, got {multipliers}: sweep e.g. -1 and 1, or name a layer"
             )
-        if chosen["effect"].nunique() == 1:
-            raise ValueError(
-                f"no layer is the best: the effect at multiplier {m:g} is {chosen['effect'].iloc[0]:.3g} at every "
-                "layer; name a layer, or sweep other multipliers"
-            )
-        return int(chosen.loc[chosen["effect"].idxmax(), "layer"])
+        return deciding(paired)
 
     @property
     def unsteered(self) -> float:
@@ -133,7 +166,7 @@ class Sweep(Result):
     def __repr__(self) -> str:
         f = self.frame
         try:
-            best = f", best layer {self.best_layer}" if self.paired_multipliers else ""
+            best = f", best layer {self.best_layer!r}" if self.paired_multipliers else ""
         except ValueError:
             best = ", no best layer"
         return (
@@ -153,6 +186,7 @@ def sweep(
     layers: Sequence[int] | None = None,
     prompt_format: PromptFormat | str | None = None,
     system: str | None = None,
+    validation: ContrastSet | None = None,
     max_tokens: int | None = None,
     progress: bool = True,
 ) -> Sweep:
@@ -169,9 +203,12 @@ def sweep(
         multipliers: different numbers v is multiplied by; of a fitted method its strengths.
         layers: those of the vectors by default.
         system: a system prompt for every question.
+        validation: other held-out pairs, on which the best layer is chosen instead; they run at one multiplier and its
+            negative only, and nothing else is reported of them.
 
     Raises:
-        ValueError: for an empty test set, no multipliers, repeated multipliers, one that the model's dtype cannot hold
+        ValueError: for an empty test set, validation pairs that are test pairs or of another kind or without a
+            multiplier and its negative, no multipliers, repeated multipliers, one that the model's dtype cannot hold
             times its vector, or scores that are all NaN.
         IndexError: for a layer without a vector.
 
@@ -192,6 +229,16 @@ def sweep(
     if len(set(multipliers)) != len(multipliers):
         raise ValueError(f"multipliers must differ, got {multipliers}")
     layers = check_layers(model, vectors.layers if layers is None else layers)
+    how: dict[str, Any] = {
+        "operator": operator,
+        "positions": positions,
+        "layers": layers,
+        "prompt_format": prompt_format,
+        "system": system,
+        "max_tokens": max_tokens,
+        "progress": progress,
+    }
+    chosen_on = None if validation is None else _on_validation(model, validation, test, vectors, multipliers, how)
     cells = [(layer, m) for layer in layers for m in multipliers]
     conditions: list[Condition]
     if fitted:
@@ -230,4 +277,34 @@ def sweep(
         settings={**scores.settings, "operator": what, "positions": positions},
         provenance={"vectors": vectors.provenance},
         metric=scores.metric,
+        validation=chosen_on,
+    )
+
+
+def _on_validation(
+    model: Any, validation: ContrastSet, test: ContrastSet, vectors: Any, multipliers: list[float], how: dict[str, Any]
+) -> ValidationEffects:
+    """The effect of each layer on the validation questions, at the one multiplier that decides."""
+    check_contrast_set(validation)
+    if validation.kind != test.kind:
+        raise ValueError(f"validation has pairs of kind {validation.kind!r}, test {test.kind!r}: give both of one kind")
+    if shared := len({*validation.pair_hashes} & {*test.pair_hashes}):
+        raise ValueError(
+            f"{shared} of the {len(validation)} validation pairs are test pairs, which would flatter what is chosen: "
+            "train, validation, test = pairs.split(test=20, validation=20)"
+        )
+    if not (paired := [m for m in multipliers if m > 0 and -m in multipliers]):
+        raise ValueError(
+            f"validation pairs choose by the effect of +m against -m, got the multipliers {multipliers}: sweep e.g. -1 "
+            "and 1, or leave validation out"
+        )
+    m = deciding(paired)
+    effect = sweep(model, validation, vectors, multipliers=[-m, m], **how).effect(n_resamples=0)
+    return ValidationEffects(
+        layers=tuple(int(layer) for layer in effect["layer"]),
+        effects=tuple(float(one) for one in effect["effect"]),
+        multiplier=m,
+        n_questions=len(validation),
+        test=validation.name,
+        test_hash=validation.content_hash,
     )

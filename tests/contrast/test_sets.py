@@ -229,6 +229,21 @@ def test_a_split_that_leaves_a_side_empty_is_refused(test):
         completion_set(4, name="mood").split(test=test)
 
 
+def test_a_part_to_choose_on_is_taken_from_the_pairs_to_extract_from():
+    pairs = completion_set(40)
+    train, test = pairs.split(test=10, seed=3)
+    left, validation, same = pairs.split(test=10, validation=0.2, seed=3)
+    assert same == test
+    assert (len(left), len(validation)) == (22, 8)
+    assert set(left) | set(validation) == set(train)
+    assert not set(left) & set(validation)
+    for number in (30, 0, True, 0.9):
+        with pytest.raises(
+            ValueError, match=f"got validation={number!r} for the 40 pairs of 'test', of which 10 are the"
+        ):
+            pairs.split(test=10, validation=number)
+
+
 def test_a_sample_has_distinct_pairs_in_order():
     pairs = completion_set(30)
     sample = pairs.sample(10, seed=1)

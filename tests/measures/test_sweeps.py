@@ -1,5 +1,8 @@
 """Sweeps: the frame, its intervals and what is read off it."""
 
+import hashlib
+import json
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +13,7 @@ from helpers.models import random_vectors
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.measures.answers import score_answers
+from caa_lens.measures.honest_choice import choose_honestly
 from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.measures.sweeps import Sweep, sweep
 from caa_lens.measures.training_pairs import TrainingPairsWarning, count_training_pairs
@@ -25,6 +29,11 @@ PAIRS = ContrastSet.from_pairs(
     ],
     name="numbers",
 )
+
+OTHERS_AB = [
+    (f"Is number {n} odd?\n\nChoices:\n (A) Yes\n (B) No", *(("(A)", "(B)") if n % 2 else ("(B)", "(A)")))
+    for n in range(9)
+]
 
 
 def made_up(effect_at: dict[int, float], n_questions: int = 30, noise: float = 0.01) -> Sweep:
@@ -84,6 +93,80 @@ def test_the_best_layer_is_the_one_with_the_largest_paired_effect():
     assert effect.loc[(7, 1.0), "effect"] == pytest.approx(1.0, abs=0.02)
     assert effect.loc[(7, 2.0), "effect"] == pytest.approx(2.0, abs=0.02)
     assert effect.loc[(20, 1.0), "high"] < 0 < effect.loc[(3, 1.0), "low"]
+
+
+def test_the_best_layer_says_on_what_it_was_chosen_and_is_a_number_in_all_else():
+    result = made_up({3: 0.1, 7: 0.5})
+    best = result.best_layer
+    assert repr(best) == "7 (chosen on the 30 questions that this sweep reports)"
+    assert f"{best} {best!s}" == "7 7"
+    assert json.dumps({"layer": best}) == '{"layer": 7}'
+    assert repr(pickle.loads(pickle.dumps(best))) == repr(best)
+    assert best == 7
+    assert hash(best) == hash(7)
+    assert "best layer 7 (chosen on the 30 questions that this sweep reports)" in repr(result)
+    assert made_up({7: 0.5}).best_layer.chosen_on == "nothing: it is the only layer that was swept"
+
+
+def test_the_best_layers_effect_is_of_questions_that_did_not_choose_it():
+    layers = range(3, 15)
+    result = made_up(dict.fromkeys(layers, 0.0), noise=1.0, n_questions=12)
+    best = result.best
+    table = result.frame.pivot(index="question", columns=["layer", "multiplier"], values="margin")
+    effects = np.stack([table[layer, 1.0] - table[layer, -1.0] for layer in layers], axis=1)
+    honest = choose_honestly(effects)
+    assert (best.effect, best.low, best.high) == (honest.effect, honest.low, honest.high)
+    assert best.agreeing == honest.agreeing
+    assert best.layer == layers[honest.cell] == result.best_layer
+    assert best.effect < result.effect().query("layer == @best.layer and multiplier == 1")["effect"].item()
+    assert "12 questions in folds" in str(best)
+    with pytest.raises(
+        ValueError, match="got 7 questions and 2 cells: of fewer than 8 questions nothing can be chosen"
+    ):
+        _ = made_up({3: 0.0, 7: 0.0}, noise=1.0, n_questions=7).best
+
+
+def test_validation_questions_choose_and_are_not_reported(tiny_chat):
+    vectors = random_vectors(tiny_chat, layers=(1, 2, 4))
+    validation = ContrastSet.from_pairs(OTHERS_AB, name="odd")
+    plain = sweep(tiny_chat, PAIRS, vectors, multipliers=[-2, -1, 1, 2], progress=False)
+    chosen = sweep(tiny_chat, PAIRS, vectors, multipliers=[-2, -1, 1, 2], validation=validation, progress=False)
+    pd.testing.assert_frame_equal(chosen.frame, plain.frame)
+    alone = sweep(tiny_chat, validation, vectors, multipliers=[-1, 1], progress=False)
+    effects = alone.effect(n_resamples=0)
+    np.testing.assert_allclose(chosen.validation.effects, effects["effect"], atol=2e-6)
+    assert chosen.best_layer == effects.loc[effects["effect"].idxmax(), "layer"]
+    assert chosen.best_layer != plain.best_layer, "the seeds make validation choose another layer"
+    assert chosen.best_layer.chosen_on == "9 validation questions"
+    own = plain.effect().query("layer == @chosen.best_layer and multiplier == 1")
+    best = chosen.best
+    assert [best.effect, best.low, best.high] == pytest.approx(own[["effect", "low", "high"]].to_numpy()[0], abs=1e-12)
+    assert best.reported_on == "6 questions that did not choose it"
+
+
+def test_a_sweep_with_its_choice_is_saved_and_one_from_before_has_none(tiny_chat, tmp_path):
+    validation = ContrastSet.from_pairs(OTHERS_AB, name="odd")
+    vectors = random_vectors(tiny_chat, layers=(1, 2))
+    found = sweep(tiny_chat, PAIRS, vectors, validation=validation, progress=False)
+    found.save(tmp_path / "sweep.parquet")
+    assert Sweep.load(tmp_path / "sweep.parquet").validation == found.validation
+    replace(found, validation=None).save(tmp_path / "plain.parquet")
+    about = json.loads((tmp_path / "plain.json").read_text())
+    del about["special"]["validation"], about["checksum"]
+    about["checksum"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    (tmp_path / "plain.json").write_text(json.dumps(about))
+    assert Sweep.load(tmp_path / "plain.parquet").validation is None
+
+
+def test_validation_pairs_that_cannot_choose_are_refused(tiny_chat):
+    vectors = random_vectors(tiny_chat, layers=(1, 2))
+    with pytest.raises(ValueError, match="6 of the 6 validation pairs are test pairs, which would flatter"):
+        sweep(tiny_chat, PAIRS, vectors, validation=PAIRS, progress=False)
+    with pytest.raises(ValueError, match="validation has pairs of kind 'completions', test 'ab'"):
+        sweep(tiny_chat, PAIRS, vectors, validation=OTHERS, progress=False)
+    validation = ContrastSet.from_pairs(OTHERS_AB, name="odd")
+    with pytest.raises(ValueError, match=r"got the multipliers \[0.0, 1.0\]: sweep e.g. -1 and 1, or leave validation"):
+        sweep(tiny_chat, PAIRS, vectors, multipliers=[0, 1], validation=validation, progress=False)
 
 
 def test_the_paired_effect_is_far_surer_than_the_means_are():
