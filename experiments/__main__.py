@@ -49,6 +49,7 @@ def main(
     layer_step: Annotated[Optional[int], Option(help="Sweeps take every n-th layer.")] = None,  # noqa: UP045
     n_generate: Annotated[Optional[int], Option(help="Pairs to extract from.")] = None,  # noqa: UP045
     n_test: Annotated[Optional[int], Option(help="Held-out pairs.")] = None,  # noqa: UP045
+    n_validation: Annotated[Optional[int], Option(help="Pairs that the layer is chosen on.")] = None,  # noqa: UP045
     n_prompts: Annotated[Optional[int], Option(help="Open-ended prompts a behavior.")] = None,  # noqa: UP045
     n_questions: Annotated[Optional[int], Option(help="Questions of MMLU and of TruthfulQA.")] = None,  # noqa: UP045
     max_new_tokens: Annotated[Optional[int], Option(help="Length of answers.")] = None,  # noqa: UP045

@@ -11,6 +11,7 @@ from experiments.paper import (
     figure_7_cross_layer_cosines,
     figure_8_vector_transfer,
     figures_9_10_base_to_chat,
+    layer_choice,
     section_3_vectors,
     table_3_system_prompts,
     table_14_data_tables,
@@ -23,6 +24,7 @@ from experiments.running.experiment import Experiment
 EXPERIMENTS: tuple[Experiment, ...] = (
     section_3_vectors.EXPERIMENT,
     figure_2_contrast_pca.EXPERIMENT,
+    layer_choice.EXPERIMENT,
     figure_3_layer_sweep.EXPERIMENT,
     figure_4_multipliers.EXPERIMENT,
     figure_5_open_ended.EXPERIMENT,

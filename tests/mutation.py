@@ -115,7 +115,12 @@ TESTS: dict[str, list[list[str]]] = {
         f"experiments/{name}.py": [ASKED, [WHOLE_RUN]]
         for name in (
             *("running/measures", "running/comparison", "own/vector_words", "paper/figure_2_contrast_pca"),
-            *("paper/figure_3_layer_sweep", "paper/figure_4_multipliers", "paper/figure_5_open_ended"),
+            *(
+                "paper/layer_choice",
+                "paper/figure_3_layer_sweep",
+                "paper/figure_4_multipliers",
+                "paper/figure_5_open_ended",
+            ),
             *("paper/figure_6_token_similarities", "paper/figure_7_cross_layer_cosines"),
             *("paper/figure_8_vector_transfer", "paper/figures_9_10_base_to_chat", "paper/table_3_system_prompts"),
             "paper/tables_5_12_knowledge",

@@ -10,7 +10,7 @@ nothing moves.
 
 from typing import TYPE_CHECKING
 
-from experiments.paper.figure_3_layer_sweep import chosen_layer, needs_layer, units
+from experiments.paper.layer_choice import chosen_layer, needs_layer, units
 from experiments.running.comparison import grid, paper_tables
 from experiments.running.costs import Cost, scoring_cost
 from experiments.running.experiment import Experiment

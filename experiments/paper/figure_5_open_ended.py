@@ -11,7 +11,7 @@ sentiment and formality follow the multiplier; at -2 and +2 text starts to repea
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.paper.figure_3_layer_sweep import chosen_layer, needs_layer
+from experiments.paper.layer_choice import chosen_layer, needs_layer
 from experiments.running.behavior_sets import behavior_sets
 from experiments.running.costs import Cost, generation_cost
 from experiments.running.experiment import Experiment

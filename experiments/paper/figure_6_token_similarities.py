@@ -10,7 +10,7 @@ same, in (2), for behaviors whose vector steers.
 
 from typing import TYPE_CHECKING
 
-from experiments.paper.figure_3_layer_sweep import chosen_layer, needs_layer
+from experiments.paper.layer_choice import chosen_layer, needs_layer
 from experiments.running.behavior_sets import behavior_sets
 from experiments.running.costs import Cost, generation_cost, tokens_of
 from experiments.running.experiment import Experiment

@@ -9,7 +9,7 @@ seen.
 
 from typing import TYPE_CHECKING
 
-from experiments.paper.figure_3_layer_sweep import units
+from experiments.paper.layer_choice import units
 from experiments.running.experiment import Experiment
 from experiments.running.units import Frames, Unit
 

@@ -10,11 +10,11 @@ experiments/own/transfer_across_layers.py`.
 
 from typing import TYPE_CHECKING
 
-from experiments.paper.figure_3_layer_sweep import chosen_layer, layer_effects, needs_layer, units
 from experiments.paper.figure_3_layer_sweep import cost as sweep_cost
+from experiments.paper.layer_choice import chosen_layer, needs_layer, units
 from experiments.running.comparison import paper_tables
 from experiments.running.experiment import Experiment
-from experiments.running.scores import means, scored, steered
+from experiments.running.scores import best_layers, layer_effects, means, scored, steered
 from experiments.running.units import Frames, Unit, together
 
 if TYPE_CHECKING:
@@ -43,13 +43,14 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
 
     source = int(together(frames)["source"].iloc[0])
     effect = layer_effects(frames)
+    of_own = effect[effect["layer"] == source].set_index("behavior")
     found = []
-    for behavior, rows in effect.groupby("behavior", sort=False):
-        table = rows.set_index("layer")
-        own, best = table.loc[source], table.loc[table["mean"].idxmax()]
+    for best in best_layers(frames).itertuples():
+        own = of_own.loc[best.behavior]
+        worth = f"{best.effect:+.3f} [{best.low:.3f}, {best.high:.3f}] on questions that did not choose it"
         found.append(
-            f"{behavior}: effect {own['mean']:+.3f} [{own['low']:.3f}, {own['high']:.3f}] at its own layer {source}, "
-            f"largest at layer {best.name}, {best['mean']:+.3f} [{best['low']:.3f}, {best['high']:.3f}]."
+            f"{best.behavior}: effect {own['mean']:+.3f} [{own['low']:.3f}, {own['high']:.3f}] at its own layer "
+            f"{source}, largest at layer {best.layer}{f', {worth}' if best.effect == best.effect else ''}."
         )
     return Section(
         title=EXPERIMENT.title,

@@ -12,13 +12,13 @@ the demo model, which has none in the package).
 from typing import TYPE_CHECKING
 
 from experiments.paper.figure_3_layer_sweep import cost as sweep_cost
-from experiments.paper.figure_3_layer_sweep import layer_effects, units
+from experiments.paper.layer_choice import units
 from experiments.paper.section_3_vectors import cost as extraction_cost
 from experiments.paper.section_3_vectors import extract_into_run
 from experiments.paper.section_3_vectors import section as norms_section
 from experiments.running.comparison import paper_tables
 from experiments.running.experiment import Experiment
-from experiments.running.scores import means, scored, steered
+from experiments.running.scores import best_layer_told, best_layers, layer_effects, means, scored, steered
 from experiments.running.units import Frames, Unit
 
 if TYPE_CHECKING:
@@ -113,16 +113,12 @@ def section_transfer(frames: Frames, config: "RunConfig") -> "Section":
     from experiments.running.figures import curves_by_metric
 
     effect = layer_effects(frames)
-    best = effect.loc[effect.groupby("behavior", sort=False)["mean"].idxmax()]
     return Section(
         title=TRANSFER.title,
         source=TRANSFER.source,
         text="The base model's vectors, normalised across behaviors, in the chat model. Paper: they steer it, best at "
         "layers 10 to 15 (7B).",
-        found=[
-            f"{row.behavior}: largest effect at layer {row.layer}, {row.mean:+.3f} [{row.low:.3f}, {row.high:.3f}]."
-            for row in best.itertuples(index=False, name="Best")
-        ],
+        found=[best_layer_told(row) for row in best_layers(frames).itertuples()],
         figures=curves_by_metric(
             effect,
             effect=True,

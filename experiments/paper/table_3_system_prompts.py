@@ -9,7 +9,7 @@ model: it adds where steering works at all, and the prompts themselves do less.
 
 from typing import TYPE_CHECKING
 
-from experiments.paper.figure_3_layer_sweep import chosen_layer, needs_layer
+from experiments.paper.layer_choice import chosen_layer, needs_layer
 from experiments.running.comparison import grid, paper_tables
 from experiments.running.costs import Cost, scoring_cost
 from experiments.running.experiment import Experiment

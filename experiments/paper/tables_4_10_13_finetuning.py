@@ -29,8 +29,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.paper.figure_3_layer_sweep import chosen_layer, needs_layer
 from experiments.paper.figure_5_open_ended import BATCH, answers
+from experiments.paper.layer_choice import chosen_layer, needs_layer
 from experiments.running.comparison import beside_the_paper, grid, has_paper_numbers, paper_tables
 from experiments.running.costs import Cost, generation_cost, reading_cost, scoring_cost
 from experiments.running.experiment import Experiment

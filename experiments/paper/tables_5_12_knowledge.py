@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from experiments.paper.figure_3_layer_sweep import chosen_layer, needs_layer
-from experiments.paper.figure_3_layer_sweep import units as behavior_units
+from experiments.paper.layer_choice import chosen_layer, needs_layer
+from experiments.paper.layer_choice import units as behavior_units
 from experiments.running.behavior_sets import N_TRUTHFUL_QA, stand_in
 from experiments.running.comparison import grid, paper_tables
 from experiments.running.costs import Cost, scoring_cost

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sets:
-    """One behavior's data: pairs to extract from, held-out pairs, open-ended prompts."""
+    """One behavior's data: pairs to extract from, to choose the layer on, and to report; open-ended prompts.
+
+    Attributes:
+        validation: None where the settings name the layer, so that nothing is chosen.
+    """
 
     generate: "ContrastSet"
+    validation: "ContrastSet | None"
     test: "ContrastSet"
     open_ended: tuple[str, ...]
 
@@ -66,6 +71,33 @@ def warn_of_pairs_in_both(behavior: str, generate: "ContrastSet", test: "Contras
         )
 
 
+def set_apart(pool: "ContrastSet", config: RunConfig) -> "tuple[ContrastSet, ContrastSet | None]":
+    """The pairs that vectors are made from, and of the others the validation pairs, if a layer is to be chosen.
+
+    Raises:
+        ValueError: if no pair would be left for one of them.
+    """
+    from dataclasses import replace
+
+    n_validation = config.n_validation if config.layer is None else 0
+    n_left = len(pool) - n_validation
+    if n_left < 1:
+        raise ValueError(
+            f"{pool.name} has {len(pool)} pairs beside the held-out ones, expected more than the {n_validation} that "
+            "choose the layer: name a layer with --layer, or take fewer with --n-validation"
+        )
+    n_generate = n_left if config.n_generate is None else min(n_left, config.n_generate)
+    generate = pool.sample(n_generate, seed=config.seed) if n_generate < len(pool) else pool
+    if not n_validation:
+        return generate, None
+    made_from = set(generate.pair_hashes)
+    others = [pair for pair, digest in zip(pool, pool.pair_hashes, strict=True) if digest not in made_from]
+    if not others:
+        raise ValueError(f"every pair of {pool.name} is among those that vectors are made from: name a layer")
+    rest = replace(pool, pairs=tuple(others))
+    return generate, rest.sample(min(n_validation, len(rest)), seed=config.seed)
+
+
 @lru_cache(maxsize=64)
 def behavior_sets(config: RunConfig, behavior: str) -> Sets:
     """One behavior's sets at the run's sizes. Of the bundled ones, letters are made even after the split.
@@ -89,10 +121,9 @@ def behavior_sets(config: RunConfig, behavior: str) -> Sets:
     else:
         generate, test = ContrastSet.load(behavior).split(test=config.n_test, seed=config.seed)
         open_ended = load_open_ended(behavior)
-    if config.n_generate is not None and config.n_generate < len(generate):
-        generate = generate.sample(config.n_generate, seed=config.seed)
+    generate, validation = set_apart(generate, config)
     if config.data == "bundled" and generate.kind == "ab":
         generate = generate.balance_letters(seed=config.seed)
     if behavior not in config.stand_ins:
         warn_of_pairs_in_both(behavior, generate, test)
-    return Sets(generate=generate, test=test, open_ended=tuple(open_ended[: config.n_prompts]))
+    return Sets(generate=generate, validation=validation, test=test, open_ended=tuple(open_ended[: config.n_prompts]))

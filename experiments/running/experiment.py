@@ -8,7 +8,7 @@
         run=run,          # (unit, context) -> DataFrame, deterministic, no global state
         section=section,  # ({unit: frame}, config) -> caa_lens.report.Section; sees no model
         cost=cost,        # (unit, context) -> Cost, for --dry-run and the time left
-        needs=needs_layer,  # from figure_3_layer_sweep: vectors, and the chosen layer
+        needs=needs_layer,  # from paper/layer_choice: vectors, and the chosen layer
         own=own,          # config -> {name: value}: what it depends on and the rest of the run does not
     )
 

@@ -14,8 +14,23 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number, in each of t
 PAPER_LAYER = {"Llama-2-7b-chat-hf": 13, "Llama-2-13b-chat-hf": 14}
 SIZES: dict[str, dict[str, Any]] = {
     # What shows the shapes on a laptop, and what the paper did.
-    "small": {"n_generate": 40, "n_test": 16, "n_prompts": 2, "max_new_tokens": 32, "layer_step": 3, "n_questions": 57},
-    "paper": {"n_generate": None, "n_test": 50, "n_prompts": None, "max_new_tokens": 100, "layer_step": 1},
+    "small": {
+        "n_generate": 40,
+        "n_test": 16,
+        "n_validation": 16,
+        "n_prompts": 2,
+        "max_new_tokens": 32,
+        "layer_step": 3,
+        "n_questions": 57,
+    },
+    "paper": {
+        "n_generate": None,
+        "n_test": 50,
+        "n_validation": 50,
+        "n_prompts": None,
+        "max_new_tokens": 100,
+        "layer_step": 1,
+    },
 }
 
 
@@ -38,13 +53,15 @@ class RunConfig(BaseModel):
     """Whose contrast sets: ours, or the paper's seven."""
     behaviors: tuple[str, ...] = Field(min_length=1)
     layer: int | None = Field(default=None, ge=0)
-    """Where single-layer experiments steer; None: the layer that the layer sweep finds best."""
+    """Where single-layer experiments steer; None: the layer that validation pairs find best."""
     layer_step: int = Field(default=1, ge=1)
     """Sweeps over layers take every n-th layer, from 0 on. Vectors are extracted at every layer."""
     n_generate: int | None = Field(default=None, ge=4)
     """Pairs that vectors are extracted from; None: all that are not held out."""
     n_test: int = Field(default=50, ge=2)
     """Held-out pairs."""
+    n_validation: int = Field(default=50, ge=2)
+    """Pairs that the layer is chosen on, where none is named: neither extracted from nor reported."""
     n_prompts: int | None = Field(default=None, ge=1)
     """Open-ended prompts a behavior; None: all."""
     max_new_tokens: int = Field(default=100, ge=1)

@@ -15,7 +15,7 @@ from caa_lens.measures.elsewhere.neutral import REPORTING
 from caa_lens.report.runs import load_section, write_run_report
 from experiments.catalogue import EXPERIMENTS
 from experiments.own import compare_methods
-from experiments.paper.figure_3_layer_sweep import best_layer, chosen_layer
+from experiments.paper.layer_choice import best_layer, chosen_layer
 from experiments.running.context import Context
 from experiments.running.costs import reading_cost
 from experiments.running.identity import run_identity, run_notes
@@ -123,7 +123,7 @@ def test_needs_name_experiments_that_stand_before(finished):
         before = list(BY_NAME)[: list(BY_NAME).index(experiment.name)]
         assert set(experiment.needs(config)) <= set(before)
     alone = with_needs([BY_NAME["multipliers"]], EXPERIMENTS, config)
-    assert [one.name for one in alone] == ["vectors", "layer_sweep", "multipliers"]
+    assert [one.name for one in alone] == ["vectors", "layer_choice", "multipliers"]
     fixed = with_needs([BY_NAME["multipliers"]], EXPERIMENTS, config.model_copy(update={"layer": 1}))
     assert [one.name for one in fixed] == ["vectors", "multipliers"]
 
@@ -156,7 +156,7 @@ def test_multipliers_are_the_packages_own_sweep_of_normalised_vectors(finished):
     vectors = normalize_across_behaviors({b: context.raw_vectors(b) for b in config.behaviors})
     for unit, frame in frames_of(finished, "multipliers").items():
         layer = int(frame["layer"].iloc[0])
-        assert layer == chosen_layer(context) == best_layer(frames_of(finished, "layer_sweep"))
+        assert layer == chosen_layer(context) == best_layer(frames_of(finished, "layer_choice"))
         expected = sweep(
             context.model,
             context.sets(unit["behavior"]).test,
@@ -271,7 +271,7 @@ def test_answers_at_multiplier_0_are_unsteered_and_others_are_of_their_multiplie
 
 def test_stopped_half_way_in_a_new_process_the_frames_are_the_same_to_the_bit(finished, tmp_path):
     config, folder, _ = finished
-    experiments = [BY_NAME[name] for name in ("vectors", "layer_sweep", "multipliers", "open_ended")]
+    experiments = [BY_NAME[name] for name in ("vectors", "layer_choice", "multipliers", "open_ended")]
     again, n_done = RunFolder(tmp_path / "again"), 0
 
     class Stop(BaseException):

@@ -53,6 +53,7 @@ def test_the_bundled_behaviors_answered_by_letter_are_those_named_here():
 @pytest.mark.parametrize(
     ("name", "units"),
     [
+        ("layer_choice", of(behavior=ALL.behaviors)),
         ("layer_sweep", of(behavior=ALL.behaviors)),
         ("system_prompts", of(behavior=ALL.behaviors, system=("positive", "negative", "none"))),
         ("open_ended", of(behavior=ALL.behaviors, multiplier=(-2.0, -1.5, -1.0, 0.0, 1.0, 1.5, 2.0))),
@@ -143,15 +144,15 @@ def test_what_needs_a_base_model_is_skipped_without_one_and_held_to_it(models):
 
 
 @pytest.mark.parametrize("layer", [None, 3])
-def test_needs_are_the_vectors_and_where_no_layer_is_given_the_sweep(layer):
+def test_needs_are_the_vectors_and_where_no_layer_is_given_the_choice(layer):
     config = CONFIG.model_copy(update={"layer": layer})
-    chosen = ("vectors",) if layer is not None else ("vectors", "layer_sweep")
+    chosen = ("vectors",) if layer is not None else ("vectors", "layer_choice")
     for name in (
         *("multipliers", "vector_transfer", "system_prompts", "open_ended", "token_similarities", "finetuning"),
         *("mmlu", "truthful_qa"),
     ):
         assert BY_NAME[name].needs(config) == chosen
-    for name in ("layer_sweep", "contrast_pca", "cross_layer_cosines", "vector_words"):
+    for name in ("layer_choice", "layer_sweep", "contrast_pca", "cross_layer_cosines", "vector_words"):
         assert BY_NAME[name].needs(config) == ("vectors",)
     for name in ("base_cosines", "base_transfer"):
         assert BY_NAME[name].needs(config) == ("vectors", "base_vectors")
@@ -231,6 +232,7 @@ def test_costs_are_of_what_a_unit_runs(context, monkeypatch):
     assert cost("base_vectors") == cost("vectors") == reading_cost(sets.generate)
     for name in ("layer_sweep", "vector_transfer", "base_transfer"):  # 15 of the demo's 30 layers
         assert cost(name) == scoring_cost(sets.test, 31, depth=0.5)
+    assert cost("layer_choice") == scoring_cost(sets.validation, 31, depth=0.5)
     file = context.folder.vectors_file("refusal")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()

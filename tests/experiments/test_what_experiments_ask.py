@@ -30,10 +30,13 @@ from experiments.paper import figure_6_token_similarities as token_similarities
 from experiments.paper import figure_7_cross_layer_cosines as cross_layer_cosines
 from experiments.paper import figure_8_vector_transfer as vector_transfer
 from experiments.paper import figures_9_10_base_to_chat as base_to_chat
+from experiments.paper import layer_choice
 from experiments.paper import table_3_system_prompts as system_prompts
 from experiments.paper import tables_4_10_13_finetuned_text as finetuned_text
 from experiments.paper import tables_4_10_13_finetuning as finetuning
 from experiments.paper import tables_5_12_knowledge as knowledge
+from experiments.running.behavior_sets import behavior_sets
+from experiments.running.settings import RunConfig
 from experiments.running.units import Unit
 
 
@@ -94,10 +97,39 @@ def test_the_layer_sweep_asks_each_swept_layers_own_vector_and_the_unsteered_mod
     assert set(frame["metric"]) == {"margin"}
 
 
-def test_the_layer_of_the_settings_goes_before_the_sweeps(context):
-    assert layer_sweep.chosen_layer(context) == LAYER
+def test_the_layer_choice_asks_the_same_of_validation_pairs(context, asked):
+    frame = layer_choice.run(Unit.of(behavior="refusal"), context)
+    (call,) = asked
+    assert call.test == context.sets("refusal").validation
+    assert conditions_by_cell(context, call, frame, ["layer", "multiplier"]) == {
+        (-1, 0.0): [],
+        **{(x, m): [("refusal", "", "normalised", x, x, m)] for x in (0, 2, 4) for m in (-1.0, 1.0)},
+    }
+
+
+def test_the_layer_of_the_settings_goes_before_the_chosen_one(context):
+    assert layer_choice.chosen_layer(context) == LAYER
     context.config = CONFIG.model_copy(update={"layer": 5})
-    assert layer_sweep.chosen_layer(context) == 5
+    assert layer_choice.chosen_layer(context) == 5
+    assert layer_choice.skip(context.config) == "the settings name layer 5"
+
+
+def test_validation_pairs_are_neither_extracted_from_nor_reported():
+    for given in ({}, {"n_generate": 120}, {"size": "paper", "n_test": 30}):
+        config = RunConfig.of("demo", **given)
+        for behavior in config.behaviors:
+            sets = behavior_sets(config, behavior)
+            parts = [set(part.pair_hashes) for part in (sets.generate, sets.validation, sets.test)]
+            assert len(set.union(*parts)) == sum(map(len, parts))
+            assert len(sets.validation) == config.n_validation
+    named = RunConfig.of("demo", layer=4)
+    assert behavior_sets(named, "sentiment").validation is None
+    assert behavior_sets(named, "sentiment").generate == behavior_sets(RunConfig.of("demo"), "sentiment").generate
+
+
+def test_a_set_that_is_too_small_to_choose_on_is_told_of():
+    with pytest.raises(ValueError, match="104 pairs beside the held-out ones, expected more than the 200"):
+        behavior_sets(RunConfig.of("demo", n_validation=200), "sentiment")
 
 
 def test_multipliers_ask_the_chosen_layers_vector_at_five_strengths(context, asked):

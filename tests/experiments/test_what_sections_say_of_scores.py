@@ -22,8 +22,9 @@ from helpers.made_up_scores import (
 from helpers.stand_in_context import CONFIG
 
 from caa_lens.interpretation.vector_cosines import Cosines
+from caa_lens.measures.honest_choice import choose_honestly
 from caa_lens.provenance import Provenance
-from experiments.paper import figure_3_layer_sweep as layer_sweep
+from experiments.paper import layer_choice
 from experiments.paper import table_3_system_prompts as system_prompts
 from experiments.paper import tables_4_10_13_finetuning as finetuning
 from experiments.paper import tables_5_12_knowledge as knowledge
@@ -53,46 +54,69 @@ def test_the_best_layer_weighs_behaviors_by_the_spread_of_their_unsteered_scores
     wide = made_up({3: 1.0, 9: 1.2, 12: 0.2}, spread=2.0)
     narrow = made_up({3: 0.0, 9: 0.1, 12: 0.2}, metric="p_matching", spread=0.1)
     frames = {Unit.of(behavior="a"): wide, Unit.of(behavior="b"): narrow}
-    assert layer_sweep.best_layer(frames) == 12  # 0.1 + 2 deviations there, 0.6 + 1 at layer 9
-    effects = layer_sweep.layer_effects(frames).set_index(["behavior", "layer"])
+    assert layer_choice.best_layer(frames) == 12  # 0.1 + 2 deviations there, 0.6 + 1 at layer 9
+    effects = scoring.layer_effects(frames).set_index(["behavior", "layer"])
     assert effects.loc[("a", 9), "mean"] == pytest.approx(1.2, abs=0.1)
     by_theory = 2 * 1.96 * 0.1 * 2.0 * (2 / 200) ** 0.5  # of a difference of two noisy scores, 200 questions
     width = effects.loc[("a", 9), "high"] - effects.loc[("a", 9), "low"]
     assert width == pytest.approx(by_theory, rel=0.2)
-    section = layer_sweep.section(frames, RunConfig(model="m", behaviors=("a", "b")))
+    section = layer_choice.section(frames, RunConfig(model="m", behaviors=("a", "b")))
     assert section.found[0].startswith("Largest effect over all behaviors, in standard deviations")
     assert "layer 12 (41% of the depth)" in section.found[0]
 
 
-def test_the_layer_sweep_names_each_behaviors_best_layer_with_its_interval():
+def test_the_chosen_layer_is_told_with_where_it_was_chosen():
+    frames = {Unit.of(behavior="z"): swept(3), Unit.of(behavior="a"): swept(1, metric="p_matching", scale=0.1)}
+    best = layer_choice.best_layer(frames)
+    section = section_of("layer_choice", frames, CONFIG)
+    assert section.found == [
+        "Largest effect over all behaviors, in standard deviations of the unsteered scores: layer "
+        f"{best} ({best / 4:.0%} of the depth). Single-layer experiments of this run steer there. "
+        f"Validation pairs: z {N}, a {N}."
+    ]
+    assert len(section.figures) == 2  # of margins and of probabilities
+
+
+def by_folds(frame):
+    """What choosing a layer is worth, from the frame alone."""
+    cells = frame[frame["layer"] >= 0].pivot(index="question", columns=["layer", "multiplier"], values="score")
+    layers = sorted(set(cells.columns.get_level_values(0)))
+    return choose_honestly(np.stack([cells[layer, 1.0] - cells[layer, -1.0] for layer in layers], axis=1)), layers
+
+
+def test_the_layer_sweep_names_each_behaviors_best_layer_and_its_effect_on_questions_that_did_not_choose_it():
     frames = {Unit.of(behavior="z"): swept(3), Unit.of(behavior="a"): swept(1, metric="p_matching", scale=0.1)}
     section = section_of("layer_sweep", frames, CONFIG.model_copy(update={"layer": 4}))
     (table,) = tables_of(section).values()
     assert table["behavior"].tolist() == ["z", "a"]
-    assert table["best layer"].tolist() == [3, 1]
+    assert table["layer"].tolist() == [3, 1]
     assert table["metric"].tolist() == ["margin", "p_matching"]
-    for (unit, frame), row, said in zip(frames.items(), table.to_dict("records"), section.found[1:], strict=True):
-        mean, low, high = effect_of(frame, layer=row["best layer"])
-        assert (row["effect"], row["95 % low"], row["95 % high"]) == pytest.approx((mean, low, high))
-        verdict = "includes" if low < 0 < high else "excludes"
+    for (unit, frame), row, said in zip(frames.items(), table.to_dict("records"), section.found, strict=True):
+        found, layers = by_folds(frame)
+        assert row["layer"] == layers[found.cell]
+        assert (row["effect"], row["low"], row["high"]) == pytest.approx((found.effect, found.low, found.high))
+        assert row["folds that agree"] == found.agreeing
+        verdict = "includes" if found.low <= 0 <= found.high else "excludes"
         assert said == (
-            f"{unit['behavior']}: largest at layer {row['best layer']}, {mean:+.3f} (95 % interval {low:.3f} to "
-            f"{high:.3f}, which {verdict} 0)."
+            f"{unit['behavior']}: largest at layer {row['layer']}; on questions that did not choose it (by folds) "
+            f"{found.effect:+.3f} (95 % interval {found.low:.3f} to {found.high:.3f}, which {verdict} 0)."
         )
-    best = layer_sweep.best_layer(frames)
-    assert section.found[0] == (
-        "Largest effect over all behaviors, in standard deviations of the unsteered scores: layer "
-        f"{best} ({best / 4:.0%} of the depth). Single-layer experiments of this run steer at layer 4."
-    )
-    chosen = section_of("layer_sweep", frames, CONFIG)
-    assert chosen.found[0].endswith(f"steer at layer {best}.")
     assert len(section.figures) == 4  # effects and levels, of margins and of probabilities
 
 
+def test_of_few_questions_a_best_layer_has_no_worth():
+    few = swept(3).query("question < 7")
+    (row,) = scoring.best_layers({Unit.of(behavior="z"): few}).itertuples()
+    assert (row.layer, np.isnan(row.effect)) == (3, True)
+    assert scoring.best_layer_told(row) == (
+        "z: largest at layer 3; too few questions to say what that choice is worth."
+    )
+
+
 def test_an_interval_is_said_to_exclude_0_on_either_side():
-    rows = pd.DataFrame({"behavior": ["up", "down", "wide"], "layer": 1, "mean": [1.0, -1.0, 0.5]})
+    rows = pd.DataFrame({"behavior": ["up", "down", "wide"], "layer": 1, "effect": [1.0, -1.0, 0.5]})
     rows = rows.assign(low=[0.5, -2.0, -0.1], high=[2.0, -0.5, 1.0])
-    assert [line.split("which ")[1] for line in layer_sweep._shown(rows)] == [
+    assert [scoring.best_layer_told(row).split("which ")[1] for row in rows.itertuples()] == [
         "excludes 0).",
         "excludes 0).",
         "includes 0).",
@@ -100,7 +124,7 @@ def test_an_interval_is_said_to_exclude_0_on_either_side():
 
 
 def test_the_best_layer_is_of_the_largest_effect_not_of_the_largest_size():
-    assert layer_sweep.best_layer({Unit.of(behavior="a"): swept(3)}) == 3  # layer 0 moves further, the other way
+    assert layer_choice.best_layer({Unit.of(behavior="a"): swept(3)}) == 3  # layer 0 moves further, the other way
 
 
 def test_multipliers_are_shown_with_intervals_and_whether_they_rise():
@@ -137,10 +161,10 @@ def test_a_moved_vectors_effect_is_told_at_its_own_and_at_the_best_layer():
     section = section_of("vector_transfer", frames, CONFIG)
     assert section.text.startswith("The layer-2 vector added")
     for (unit, frame), best, said in zip(frames.items(), (4, 1), section.found, strict=True):
-        (own, low, high), (most, from_, to) = effect_of(frame, layer=2), effect_of(frame, layer=best)
+        (own, low, high), (most, _) = effect_of(frame, layer=2), by_folds(frame)
         assert said == (
             f"{unit['behavior']}: effect {own:+.3f} [{low:.3f}, {high:.3f}] at its own layer 2, largest at layer "
-            f"{best}, {most:+.3f} [{from_:.3f}, {to:.3f}]."
+            f"{best}, {most.effect:+.3f} [{most.low:.3f}, {most.high:.3f}] on questions that did not choose it."
         )
 
 
@@ -149,8 +173,10 @@ def test_base_vectors_best_layer_is_told_with_its_interval():
     section = section_of("base_transfer", frames, CONFIG)
     expected = []
     for (unit, frame), best in zip(frames.items(), (3, 1), strict=True):
-        mean, low, high = effect_of(frame, layer=best)
-        expected.append(f"{unit['behavior']}: largest effect at layer {best}, {mean:+.3f} [{low:.3f}, {high:.3f}].")
+        found, layers = by_folds(frame)
+        assert layers[found.cell] == best
+        (row,) = scoring.best_layers({unit: frame}).itertuples()
+        expected.append(scoring.best_layer_told(row))
     assert section.found == expected
     assert (section.title, section.source) == ("Base vectors in the chat model", "Figure 10")
 
