@@ -15,9 +15,9 @@ as in::
     import caa_lens as cl
 
     model = cl.load_model("demo")
-    train, test = cl.ContrastSet.load("sentiment").split(test=40, seed=0)
+    train, validation, test = cl.ContrastSet.load("sentiment").split(test=20, validation=20, seed=0)
     vectors = cl.extract(model, train)
-    sweep = cl.sweep(model, test, vectors, multipliers=[-2, -1, 0, 1, 2])
+    sweep = cl.sweep(model, test, vectors, multipliers=[-2, -1, 0, 1, 2], validation=validation)
     print(cl.generate(model, "How was your day?", vectors=[(vectors[sweep.best_layer], 2.0)]))
 
 All else is in the room that it belongs to, and is found there by completion: `cl.contrast`, `cl.prompts`, `cl.models`,

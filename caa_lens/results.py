@@ -103,8 +103,7 @@ class Result:
             ValueError: for another kind of result, a newer format, or a file that is damaged or not the others'.
         """
         path = _parquet_path(path)
-        beside, names = path.with_suffix(ABOUT), _tensors(cls)
-        endings = (FRAME, ABOUT, *([TENSORS] if names else []))
+        beside, names, endings = path.with_suffix(ABOUT), _tensors(cls), cls.endings()
         for file in map(path.with_suffix, endings):
             if not file.is_file():
                 every = " and ".join(path.with_suffix(ending).name for ending in endings)
@@ -137,6 +136,11 @@ class Result:
                 f"{beside} is damaged, or was edited: its checksum is not that of its contents; save it again"
             )
         return cls(**parts)
+
+    @classmethod
+    def endings(cls) -> tuple[str, ...]:
+        """Of the files that a saved result of this kind is."""
+        return FRAME, ABOUT, *([TENSORS] if _tensors(cls) else [])
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
         """In Jupyter a result shows its figure."""

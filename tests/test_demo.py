@@ -10,7 +10,7 @@ from helpers.models import load_in_its_place
 from rich.console import Console
 
 from caa_lens.contrast.sets import ContrastSet
-from caa_lens.demo import DemoConfig, run_demo
+from caa_lens.demo.main_job import DemoConfig, run_demo
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
 pytestmark = pytest.mark.one_kind

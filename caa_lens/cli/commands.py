@@ -26,6 +26,7 @@ from caa_lens.cli.options import (
     parse_numbers,
 )
 from caa_lens.cli.outputs import check_out, check_result_and_figure, split_off, write_result_and_figure
+from caa_lens.cli.trust_commands import calibrate, reliability, side_effects
 from caa_lens.cli.vectors import vectors_app
 from caa_lens.provenance import layer_ranges
 
@@ -79,7 +80,7 @@ def demo(
 
     Example: `caa-lens demo --layers all --out runs/full`
     """
-    from caa_lens.demo import DemoConfig, run_demo
+    from caa_lens.demo.main_job import DemoConfig, run_demo
 
     if out is None:
         given = [part for part in (behavior, layers) if part not in ("sentiment", "coarse")]
@@ -123,6 +124,9 @@ def extract(
     typer.echo(f"{vectors!r}\nwritten to {out}")
 
 
+app.command()(reliability)
+
+
 @app.command()
 def sweep(
     data: DataArgument,
@@ -145,6 +149,7 @@ def sweep(
     from caa_lens import ContrastSet, load_model, read_vectors
     from caa_lens import sweep as run_sweep
     from caa_lens.measures.answers import METRIC_LABEL
+    from caa_lens.measures.honest_choice import MIN_QUESTIONS
 
     check_result_and_figure(out)
     of_each = read_vectors(vectors)
@@ -158,7 +163,15 @@ def sweep(
     if result.paired_multipliers:
         typer.echo("by layer, +m against -m per question, with a 95 % interval; one that includes 0 may be chance")
         typer.echo(result.effect().round(4).to_string(index=False))
+        if result.frame["question"].nunique() >= MIN_QUESTIONS:
+            typer.echo(f"best {result.best}")
     write_result_and_figure(result, out)
+
+
+app.command()(calibrate)
+
+
+app.command()(side_effects)
 
 
 @app.command()

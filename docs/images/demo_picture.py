@@ -13,7 +13,7 @@ from pathlib import Path
 
 from plotly.offline import get_plotlyjs
 
-from caa_lens.measures.sweeps import Sweep
+from caa_lens.measures.calibrating.calibrated import Calibration
 
 PROMPT = "Write a few sentences about a rainy afternoon."
 
@@ -31,13 +31,13 @@ SHADES = {"-2": "#f6cfc6", "-1": "#fae5df", "+0": "#f2f3f5", "+1": "#dfeaf8", "+
 
 def main() -> None:
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-    sweep = Sweep.load(folder / "sweep.parquet")
+    found = Calibration.load(folder / "calibration.parquet")
     texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))[PROMPT]
     rows = "".join(
         f"<dt>{'unsteered' if m == '+0' else m}</dt><dd style='background:{SHADES[m]}'>{html.escape(text)} …</dd>"
         for m, text in texts.items()
     )
-    figure = sweep.plot_layer().update_layout(height=500, font={"color": "#1d2433"})
+    figure = found.sweep.plot_layer(found.layer).update_layout(height=500, font={"color": "#1d2433"})
     page = PAGE.format(
         script=get_plotlyjs(),
         figure=figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}),

@@ -1,0 +1,71 @@
+"""The demo's report: one page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from caa_lens.demo.found import Found
+from caa_lens.demo.on_screen import depth_told
+from caa_lens.report.page import Section, write_report
+from caa_lens.report.trust import trust_section
+
+if TYPE_CHECKING:
+    from caa_lens.interpretation.lens_results import LogitLens, WordRanks
+    from caa_lens.measures.elsewhere.unwanted_changes import SideEffects
+
+
+def write_page(
+    path: Path,
+    found: Found,
+    texts: dict[str, dict[str, str]],
+    lens: "LogitLens",
+    words: "WordRanks | None",
+    side_effects: "SideEffects",
+    settings: Mapping[str, Any],
+) -> Path:
+    """Write the report of a run and return its path."""
+    groups: Sequence[tuple[str, list[tuple[str, str]]]] = [
+        (prompt, [("unsteered" if float(m) == 0 else m, answer) for m, answer in answers.items()])
+        for prompt, answers in texts.items()
+    ]
+    n = found.sweep.frame["question"].nunique()
+    return write_report(
+        path,
+        title=f"Steering {found.model} by {found.behavior}",
+        lead=found.calibration.text,
+        sections=[
+            Section(
+                title=f"Dose and response at layer {found.layer}",
+                text=f"The score of {n} held-out answers as the vector is added more or less strongly.",
+                figures=[found.sweep.plot_layer(found.layer)],
+            ),
+            Section(
+                title="Steered text",
+                text="The same greedy generation with the vector added at the multiplier above each text.",
+                texts=groups,
+            ),
+            trust_section(
+                found.calibration,
+                layer=found.layer,
+                reliability=found.agreement,
+                slopes=found.slopes,
+                side_effects=side_effects,
+                missing=() if found.agreement is not None else (f"Do the pairs agree? {found.why_not}",),
+            ),
+            Section(
+                title="Layer by multiplier",
+                text="Blue is above the unsteered level, red below. Hover for 95 % intervals over questions.",
+                figures=[found.sweep.plot()],
+            ),
+            Section(
+                title="What the vectors say",
+                text="The model's answer to a small push along each layer's vector, to first order, at the first words "
+                "of its answers to held-out questions: the tokens that become more and less likely. Where the verdict "
+                "is 'nothing to read here', random directions of the same size give tokens that stand out as much.",
+                found=[] if words is None else [depth_told(words)],
+                figures=[] if words is None else [words.plot()],
+                tables=[lens.summary(8).reset_index()],
+            ),
+        ],
+        settings={**found.sweep.settings, **settings},
+    )
