@@ -187,7 +187,7 @@ def calibrate(
     else:
         leading, cell = choose(choosing, magnitudes, kl, broken, costs, budget, lengths.n_leading)
 
-    frame = _frame(every.behavior, magnitudes, choosing, layers, leading, costs, budget)
+    frame = _frame(vectors.behavior, magnitudes, choosing, layers, leading, costs, budget)
     for i, row in frame[frame["swept"]].iterrows():
         if tested is not None:
             own = testing[row["layer"]][:, magnitudes.index(row["multiplier"])]
