@@ -3,6 +3,8 @@ from .agreement.reliabilities import Reliability as Reliability
 from .sweeps import sweep as sweep
 from .sweeps import Sweep as Sweep
 from .best_layers import BestLayer as BestLayer
+from .calibrating.calibration import calibrate as calibrate
+from .calibrating.calibrated import Calibration as Calibration
 from .question_slopes import steerability as steerability
 from .question_slopes import Steerability as Steerability
 from .answers import score_answers as score_answers

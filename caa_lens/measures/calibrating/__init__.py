@@ -1,0 +1,1 @@
+"""How much steering, and where, within a budget of side effects."""
