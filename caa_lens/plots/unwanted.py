@@ -71,6 +71,7 @@ def changes_forest(frame: pd.DataFrame, *, of: str, n_random: int) -> go.Figure:
     title = f"{escaped(of)}:<br>changes where there should be none"
     styled(figure, title=title, x="change, each row in its own scale", y="", height=150 + 44 * len(rows))
     figure.update_xaxes(range=[-1.12, 1.12], showticklabels=False, showgrid=False, fixedrange=True)
+    figure.update_xaxes(title={"font": {"size": 12}})
     figure.update_yaxes(tickvals=at, ticktext=names, range=[-0.6, len(rows) - 0.4], automargin=True, fixedrange=True)
     figure.update_layout(
         legend={"orientation": "h", "y": -40 / (len(rows) * 44), "yanchor": "top", "x": 0.5, "xanchor": "center"},

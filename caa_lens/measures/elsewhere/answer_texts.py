@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from caa_lens.measures.elsewhere.changes import Measure, mean_of
+from caa_lens.measures.elsewhere.changes import RANDOM, Measure, mean_of
 from caa_lens.measures.open_ended.text_measures import answer_logp, distinct
 from caa_lens.measures.placed_conditions import Condition
 from caa_lens.prompts.prompt_formats import Prompt
@@ -82,7 +82,8 @@ def of_answers(model: Any, answers: Sequence[Sequence[Prompt]], *, n_tokens: int
     generated = [[one.tokens[one.answer_start :] for one in some] for some in answers]
     lengths = np.array([[sum(token != eos for token in tokens) for tokens in some] for some in generated], dtype=float)
     loops = np.array([[1 - distinct(words_of(model, one), 4) for one in some] for some in answers])
-    known = np.isfinite(loops).all(axis=0)  # a text of fewer than four words has no 4-grams
+    # A text of fewer than four words has no 4-grams. Which questions count must not hang on the random directions.
+    known = np.isfinite(loops[:RANDOM]).all(axis=0)
     sums, counts = _logp(model, answers, progress)
     about: dict[str, Any] = {"group": TEXT, "of": "neutral questions"}
     n = len(answers[0])
@@ -104,7 +105,7 @@ def of_answers(model: Any, answers: Sequence[Sequence[Prompt]], *, n_tokens: int
                 measure="repetition",
                 unit="share of 4-grams",
                 n_questions=int(known.sum()),
-                value=mean_of(loops[:, known]),
+                value=mean_of(np.nan_to_num(loops[:, known])),
             )
         )
     return [*found, Measure(**about, measure="perplexity", unit="", n_questions=n, value=_perplexity(sums, counts))]

@@ -137,7 +137,7 @@ def side_effects(
     other_tests: Mapping[str, ContrastSet] | None = None,
     positions: str = "caa",
     n_tokens: int = 32,
-    n_random: int = 5,
+    n_random: int = 3,
     n_resamples: int = 2000,
     seed: int | None = 0,
     prompt_format: PromptFormat | str | None = None,
@@ -197,6 +197,10 @@ def side_effects(
     n_tokens, n_random = check_count("n_tokens", n_tokens), check_count("n_random", n_random)
     n_resamples = check_count("n_resamples", n_resamples, least=0)
     batch_size = check_count("batch_size", batch_size)
+    max_tokens = None if max_tokens is None else check_count("max_tokens", max_tokens)
+    for name, value, most in (("n_random", n_random, 1000), ("n_resamples", n_resamples, 10**6)):
+        if value > most:
+            raise ValueError(f"{name} must be at most {most}, got {value}")
     fmt = resolve_format(model, prompt_format)
     sets, tests = as_capability(capability), as_tests(other_tests)
     if isinstance(others, str):
