@@ -25,6 +25,7 @@ from .steering.interventions import Intervention as Intervention
 from .measures.agreement.reliabilities import reliability as reliability
 from .measures.sweeps import sweep as sweep
 from .measures.calibrating.calibration import calibrate as calibrate
+from .measures.elsewhere.unwanted_changes import side_effects as side_effects
 from .methods.comparing import compare as compare
 from .interpretation.lens import logit_lens as logit_lens
 from .interpretation.lens import word_ranks as word_ranks

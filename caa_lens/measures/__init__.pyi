@@ -17,4 +17,7 @@ from .open_ended.text_measures import measure_texts as measure_texts
 from .open_ended.judging import judge_texts as judge_texts
 from .open_ended.judging import Judgements as Judgements
 from .open_ended.rubrics import Rubric as Rubric
+from .elsewhere.unwanted_changes import side_effects as side_effects
+from .elsewhere.unwanted_changes import SideEffects as SideEffects
+from .elsewhere.unwanted_changes import AnswerBeside as AnswerBeside
 from .training_pairs import TrainingPairsWarning as TrainingPairsWarning

@@ -105,6 +105,26 @@ def make_calls(model, folder):
             cl.sweep,
             {"model": model, "test": texts, "vectors": vectors, "multipliers": [1.0], "layers": None, **scoring},
         ),
+        "side_effects": (
+            cl.side_effects,
+            {
+                "model": model,
+                "vector": vectors[1],
+                "multiplier": 1.0,
+                "neutral": ["How are you?"],
+                "capability": {"texts": texts},
+                "requests": ["Help me."],
+                "others": {"other": vectors[1]},
+                "other_tests": {"texts": texts},
+                "positions": "caa",
+                "n_tokens": 1,
+                "n_random": 1,
+                "n_resamples": 9,
+                "seed": 0,
+                "batch_size": 8,
+                **scoring,
+            },
+        ),
         "transfer": (
             cl.transfer_layers,
             {

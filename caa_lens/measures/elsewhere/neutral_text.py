@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from caa_lens.arguments import describe
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.measures.divergence import answered, token_kl
 from caa_lens.measures.intervals import bootstrap_interval
@@ -113,13 +114,34 @@ def neutral_questions(
             f"{len(shared)} neutral questions are both chosen on and reported, {sorted(shared)[0]!r} among them, which "
             "would flatter what is chosen: give others to report"
         )
-    of_pairs = {_plain(text) for some in seen for pair in some for text in (pair.question, pair.stem)}
-    if shared := of_pairs & {_plain(one) for one in (*choosing, *reporting)}:
+    if shared := _questions_of(seen) & {_plain(one) for one in (*choosing, *reporting)}:
         raise ValueError(
             f"{len(shared)} neutral questions are questions of the pairs, {sorted(shared)[0]!r} among them, and "
             "methods are fitted on these: give questions that no method sees"
         )
     return choosing, reporting
+
+
+def distinct_questions(what: str, given: Sequence[str], seen: Sequence[ContrastSet]) -> list[str]:
+    """Questions, once it is certain that each is there once and that none is a question of the pairs.
+
+    Raises:
+        TypeError: for anything but a list of texts.
+        ValueError: for one that is there twice, or that is a question of the pairs.
+    """
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(one, str) for one in given):
+        raise TypeError(f"{what} must be a list of texts, got {describe(given)}")
+    if len(given) != len(set(map(_plain, given))):
+        raise ValueError(f"one of the {what} is there twice: give each once")
+    if shared := _questions_of(seen) & set(map(_plain, given)):
+        raise ValueError(
+            f"{len(shared)} of the {what} are questions of the pairs, {sorted(shared)[0]!r} among them: give others"
+        )
+    return list(given)
+
+
+def _questions_of(seen: Sequence[ContrastSet]) -> set[str]:
+    return {_plain(text) for some in seen for pair in some for text in (pair.question, pair.stem)}
 
 
 def _plain(text: str) -> str:

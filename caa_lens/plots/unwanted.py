@@ -1,0 +1,90 @@
+"""The figure of side effects: changes with intervals, each row in its own scale, over what random directions do."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from caa_lens.plots.style import BLUE, GREY, escaped, styled
+
+RANGE = "rgba(128, 128, 128, 0.35)"
+SHORT = {"neutral questions": "", "harmless requests": ""}
+
+
+def changes_forest(frame: pd.DataFrame, *, of: str, n_random: int) -> go.Figure:
+    """A row a measure: the change with its interval, and the range and mean of the random directions' changes.
+
+    Units differ, so each row is drawn in its own scale, with no change in the middle; the numbers stand at its left.
+
+    Args:
+        frame: columns of `side_effects`.
+        of: what is added.
+    """
+    rows = frame.iloc[::-1]
+    reach = rows[["change", "low", "high", "random_low", "random_high"]].abs().max(axis=1).clip(lower=1e-12).to_numpy()
+    names = [f"{_name(row)}<br><b>{_numbers(row)}</b>" for row in rows.to_dict("records")]
+    at = np.arange(len(rows))
+    scaled = {column: rows[column].to_numpy() / reach for column in ("change", "low", "high", "random")}
+    low, high = rows["random_low"].to_numpy() / reach, rows["random_high"].to_numpy() / reach
+    figure = go.Figure()
+    ranges: dict[str, Any] = {"x": [], "y": []}
+    for place, first, last in zip(at, low, high, strict=True):
+        ranges["x"] += [first, last, None]
+        ranges["y"] += [place, place, None]
+    several = n_random > 1
+    figure.add_scatter(
+        **ranges,
+        mode="lines",
+        line={"color": RANGE, "width": 12},
+        name=f"{n_random} random directions" if several else "a random direction",
+        hoverinfo="skip",
+        showlegend=several,
+    )
+    figure.add_scatter(
+        x=scaled["random"],
+        y=at,
+        customdata=rows[["random", "random_low", "random_high"]],
+        mode="markers",
+        marker={"symbol": "line-ns", "size": 12, "line": {"color": GREY, "width": 2}},
+        name="their mean" if several else "a random direction",
+        hovertemplate="random %{customdata[0]:.4f}, from %{customdata[1]:.4f} to %{customdata[2]:.4f}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=scaled["change"],
+        y=at,
+        error_x={
+            "array": scaled["high"] - scaled["change"],
+            "arrayminus": scaled["change"] - scaled["low"],
+            "thickness": 1.5,
+            "width": 3,
+            "color": BLUE,
+        },
+        customdata=rows[["unsteered", "steered", "change", "low", "high", "n"]],
+        mode="markers",
+        marker={"color": BLUE, "size": 9},
+        name="steering, 95 % interval",
+        hovertemplate="from %{customdata[0]:.4f} to %{customdata[1]:.4f}<br>change %{customdata[2]:.4f} "
+        "[%{customdata[3]:.4f}, %{customdata[4]:.4f}], n = %{customdata[5]}<extra></extra>",
+    )
+    figure.add_vline(x=0, line={"color": GREY, "width": 1})
+    title = f"{escaped(of)}:<br>changes where there should be none"
+    styled(figure, title=title, x="change, each row in its own scale", y="", height=150 + 44 * len(rows))
+    figure.update_xaxes(range=[-1.12, 1.12], showticklabels=False, showgrid=False, fixedrange=True)
+    figure.update_xaxes(title={"font": {"size": 12}})
+    figure.update_yaxes(tickvals=at, ticktext=names, range=[-0.6, len(rows) - 0.4], automargin=True, fixedrange=True)
+    figure.update_layout(
+        legend={"orientation": "h", "y": -40 / (len(rows) * 44), "yanchor": "top", "x": 0.5, "xanchor": "center"},
+        margin={"l": 10, "r": 10, "b": 70},
+    )
+    return figure.update_yaxes(tickfont={"size": 11})
+
+
+def _name(row: dict[Any, Any]) -> str:
+    of = SHORT.get(row["of"], row["of"])
+    return escaped(f"{row['measure']}: {of}" if of else row["measure"])
+
+
+def _numbers(row: dict[Any, Any]) -> str:
+    ends = "" if np.isnan(row["low"]) else f" [{row['low']:.2g}, {row['high']:.2g}]"
+    return f"{row['change']:+.2g}{ends}".replace("-", "−")
