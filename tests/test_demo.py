@@ -2,20 +2,25 @@
 
 import json
 import shutil
+from html import unescape
 
-import pandas as pd
 import pytest
 import torch
 from helpers.models import load_in_its_place
 from rich.console import Console
 
 from caa_lens.contrast.sets import ContrastSet
+from caa_lens.demo.found import Found
 from caa_lens.demo.main_job import DemoConfig, run_demo
+from caa_lens.measures.agreement.reliabilities import Reliability
+from caa_lens.measures.calibrating.calibrated import Calibration
+from caa_lens.measures.elsewhere.unwanted_changes import SideEffects
+from caa_lens.report.trust import agreement_told, side_effects_told, slopes_told
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
 pytestmark = pytest.mark.one_kind
 
-SMALL = DemoConfig(n_test=6, layers=(1, 3), prompts=("Describe a walk in the park.",), max_new_tokens=4)
+SMALL = DemoConfig(n_test=8, layers=(1, 3), prompts=("Describe a walk in the park.",), max_new_tokens=4)
 
 
 @pytest.fixture
@@ -35,20 +40,26 @@ def test_a_run_writes_every_file_and_says_which_to_open(small_run):
     folder, run = small_run
     report, shown = run()
     assert sorted(path.name for path in folder.iterdir()) == [
+        "calibration.json",
+        "calibration.parquet",
+        "calibration.safetensors",
         "config.json",
         "lens.json",
         "lens.parquet",
         "made_from.json",
+        "reliability.json",
+        "reliability.parquet",
+        "reliability.safetensors",
         "report.html",
-        "sweep.json",
-        "sweep.parquet",
+        "side_effects.json",
+        "side_effects.parquet",
         "texts.json",
         "vectors.safetensors",
     ]
     assert shown.strip().splitlines()[-1] == f"Open this file: {report.resolve()}"
     assert len(SteeringVectors.load(folder / "vectors.safetensors")) == 5
-    frame = pd.read_parquet(folder / "sweep.parquet")
-    assert len(frame) == 2 * 5 * 6
+    calibration = Calibration.load(folder / "calibration.parquet")
+    assert calibration.logp_positive.shape == (2, 5, 8)
     texts = json.loads((folder / "texts.json").read_text())
     assert list(texts["Describe a walk in the park."]) == ["-2", "-1", "+0", "+1", "+2"]
     html = report.read_text(encoding="utf-8")
@@ -61,17 +72,23 @@ def test_a_second_run_reuses_what_is_there(small_run, monkeypatch):
     folder, run = small_run
     run()
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "report.html"}
-    for name in ("vectors.extraction.extract", "measures.sweeps.sweep", "steering.generation.generate"):
+    for name in (
+        *("vectors.extraction.extract", "measures.agreement.reliabilities.reliability", "steering.generation.generate"),
+        *("measures.calibrating.calibration.calibrate", "measures.elsewhere.unwanted_changes.side_effects"),
+    ):
         monkeypatch.setattr(f"caa_lens.{name}", lambda *a, name=name, **k: pytest.fail(f"{name} ran again"))
     _, shown = run()
-    assert shown.count("reusing") == 4
+    assert shown.count("reusing") == 6
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "report.html"} == before
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(small_run, monkeypatch):
     folder, run = small_run
     with monkeypatch.context() as patch:
-        patch.setattr("caa_lens.measures.sweeps.sweep", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "caa_lens.measures.calibrating.calibration.calibrate",
+            lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt),
+        )
         with pytest.raises(KeyboardInterrupt):
             run()
     vectors = (folder / "vectors.safetensors").read_bytes()
@@ -85,15 +102,15 @@ def keys(folder):
 
 
 def rows(folder):
-    return (folder / "sweep.parquet").read_bytes(), json.loads((folder / "texts.json").read_text())
+    return (folder / "calibration.parquet").read_bytes(), json.loads((folder / "texts.json").read_text())
 
 
 @pytest.fixture
 def own_pairs(tmp_path):
     """A file of pairs, and settings of a run on it."""
     file = tmp_path / "mine.jsonl"
-    ContrastSet.load("sentiment").sample(12, seed=0).save(file)
-    return file, SMALL.model_copy(update={"behavior": str(file), "n_test": 4})
+    ContrastSet.load("sentiment").sample(18, seed=0).save(file)
+    return file, SMALL.model_copy(update={"behavior": str(file), "n_test": 8})
 
 
 def edit(file, config, *, of_test):
@@ -124,7 +141,7 @@ def test_after_an_edit_of_one_training_pair_nothing_is_of_the_old_vectors(small_
     assert (rows(folder), keys(folder)) == mixed
 
 
-def test_an_edited_test_pair_leaves_the_vectors_and_renews_the_sweep(small_run, own_pairs):
+def test_an_edited_test_pair_leaves_the_vectors_and_renews_the_calibration(small_run, own_pairs):
     folder, run = small_run
     file, config = own_pairs
     run(config)
@@ -133,20 +150,23 @@ def test_an_edited_test_pair_leaves_the_vectors_and_renews_the_sweep(small_run, 
     run(config)
     after = keys(folder)
     assert after["vectors.safetensors"] == before["vectors.safetensors"]
-    assert after["sweep.parquet"]["pairs"] != before["sweep.parquet"]["pairs"]
+    assert after["reliability.parquet"] == before["reliability.parquet"]
+    assert after["calibration.parquet"]["pairs"] != before["calibration.parquet"]["pairs"]
 
 
 def test_another_model_under_the_same_name_renews_everything(small_run, own_pairs, monkeypatch):
     folder, run = small_run
     _, config = own_pairs
     run(config)
-    monkeypatch.setattr("caa_lens.demo.model_fingerprint", lambda name: "of other weights")
+    monkeypatch.setattr("caa_lens.demo.main_job.model_fingerprint", lambda name: "of other weights")
     _, shown = run(config)
     assert "reusing" not in shown
     assert {made["model"] for made in keys(folder).values()} == {"of other weights"}
 
 
-@pytest.mark.parametrize("name", ["vectors.safetensors", "sweep.parquet", "sweep.json", "texts.json"])
+@pytest.mark.parametrize(
+    "name", ["vectors.safetensors", "calibration.parquet", "calibration.safetensors", "reliability.json", "texts.json"]
+)
 def test_a_file_put_in_the_place_of_ours_is_not_reused(small_run, own_pairs, name):
     folder, run = small_run
     _, config = own_pairs
@@ -167,7 +187,7 @@ def test_a_folder_from_before_it_was_said_what_files_are_made_from_is_made_anew(
     run(config)
     (folder / "made_from.json").unlink()
     _, shown = run(config)
-    assert shown.count("nothing says what it was made from") == 4
+    assert shown.count("nothing says what it was made from") == 6
 
 
 def test_a_folder_with_other_settings_is_refused_and_left_alone(small_run):
@@ -175,13 +195,66 @@ def test_a_folder_with_other_settings_is_refused_and_left_alone(small_run):
     run()
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     with pytest.raises(ValueError, match=r"holds a run with other settings \(n_test\): choose another folder"):
-        run(SMALL.model_copy(update={"n_test": 7}))
+        run(SMALL.model_copy(update={"n_test": 9}))
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
 def test_settings_are_validated():
     with pytest.raises(ValueError, match="together with its negative"):
         DemoConfig(multipliers=(0.0, 1.0))
+    with pytest.raises(ValueError, match="greater than or equal to 8"):
+        DemoConfig(n_test=7)
+
+
+def test_the_page_has_one_panel_on_trust_from_the_results_themselves(small_run):
+    folder, run = small_run
+    report, shown = run()
+    html = unescape(report.read_text(encoding="utf-8"))
+    assert html.count("Can you trust it?") >= 1
+    calibration = Calibration.load(folder / "calibration.parquet")
+    agreement = Reliability.load(folder / "reliability.parquet")
+    side_effects = SideEffects.load(folder / "side_effects.parquet")
+    found = Found.of("sentiment", "tiny", agreement, "", calibration)
+    for told in (
+        calibration.text,
+        agreement_told(agreement, found.layer),
+        slopes_told(found.slopes, found.layer),
+        *side_effects_told(side_effects),
+    ):
+        assert told in html
+        assert " ".join(told.split()) in " ".join(shown.split())
+    assert side_effects.multiplier == found.multiplier
+    assert side_effects.settings["layer"] == str(found.layer)
+
+
+def test_where_nothing_is_within_the_budget_the_rest_is_told_of_the_best_layer(small_run):
+    folder, run = small_run
+    report, shown = run(SMALL.model_copy(update={"budget": 1e-9}))
+    calibration = Calibration.load(folder / "calibration.parquet")
+    assert calibration.chosen is None
+    assert " ".join(calibration.text.split()) in " ".join(shown.split())
+    rows = calibration.frame[calibration.frame["multiplier"] == 1.0].set_index("layer")["validation"]
+    found = Found.of("sentiment", "tiny", None, "why", calibration)
+    assert (found.layer, found.multiplier) == (rows.idxmax(), 1.0)
+    assert "Can you trust it?" in report.read_text(encoding="utf-8")
+
+
+def test_pairs_of_which_nothing_can_be_said_are_said_so_and_the_run_goes_on(small_run, tmp_path):
+    _, run = small_run
+    file = tmp_path / "few.jsonl"
+    ContrastSet.load("sentiment").sample(16, seed=0).save(file)
+    report, shown = run(SMALL.model_copy(update={"behavior": str(file), "n_test": 10}))
+    assert "got 6 pairs, of which nothing can be said" in " ".join(shown.split())
+    assert "got 6 pairs, of which nothing can be said" in unescape(report.read_text(encoding="utf-8"))
+
+
+def test_a_set_too_small_for_any_choice_is_refused(small_run, tmp_path):
+    folder, run = small_run
+    file = tmp_path / "few.jsonl"
+    ContrastSet.load("sentiment").sample(15, seed=0).save(file)
+    with pytest.raises(ValueError, match="has 15 pairs, expected at least 16: 8 to extract from and 8 to measure on"):
+        run(SMALL.model_copy(update={"behavior": str(file)}))
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("wrong", [{"behavior": "sentimnt"}, {"layers": (1, 99)}, {"n_test": 1000}], ids=str)
