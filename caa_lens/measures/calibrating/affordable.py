@@ -57,9 +57,9 @@ class Sizes:
     def sweep(self, layers: Sequence[int], n_multipliers: int) -> float:
         """The work of a sweep, in tokens through one block."""
         if not self.shared:
-            return (self.prefix + self.suffix) * self.n_blocks * len(layers) * (n_multipliers + 1)
+            return float((self.prefix + self.suffix) * self.n_blocks * len(layers) * (n_multipliers + 1))
         above = sum(self.n_blocks - 1 - layer for layer in layers)
-        return self.prefix * self.n_blocks + self.suffix * (self.n_blocks + n_multipliers * above)
+        return float(self.prefix * self.n_blocks + self.suffix * (self.n_blocks + n_multipliers * above))
 
     def calibration(self, lengths: Lengths, layers: Sequence[int], n_multipliers: int) -> float:
         """What a calibration does beside its sweep."""
