@@ -81,7 +81,8 @@ class Sizes:
 
     def _kl(self, n_conditions: int, above: float, which: tuple[int, int]) -> float:
         n_prompts, n_tokens = which
-        begun = n_prompts * self.neutral * self.n_blocks
+        # Each prompt, and its answer without steering.
+        begun = n_prompts * ((self.neutral + n_tokens) * self.n_blocks + UNEMBEDDING * n_tokens * self.unembedding)
         blocks = (n_tokens + 1) * above if self.shared else (self.neutral + n_tokens) * self.n_blocks
         return begun + KL_ROWS * n_conditions * n_prompts * (blocks + UNEMBEDDING * n_tokens * self.unembedding)
 
