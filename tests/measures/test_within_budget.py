@@ -104,13 +104,14 @@ def test_an_effect_that_turns_back_is_taken_where_it_is_largest():
     assert cell.multiplier == 1.0
 
 
-def test_each_sign_has_its_own_end_and_the_choice_is_within_both():
+@pytest.mark.parametrize("costly", [-1, 1])
+def test_each_sign_has_its_own_end_and_the_choice_is_within_both(costly):
     effects = planted({7: 0.5})
-    _, cell, costs = chosen(effects, lambda layer, m, full: (0.1 if m > 0 else 0.025) * m**2)
-    ends = [measured_end(costs.of_sign(7, sign), BUDGET) for sign in (-1, 1)]
-    assert 1.94 <= ends[0] <= 2.0
-    assert 0.96 <= ends[1] <= 1.0
-    assert cell.multiplier == ends[1]
+    _, cell, costs = chosen(effects, lambda layer, m, full: (0.1 if m * costly > 0 else 0.025) * m**2)
+    far, near = (measured_end(costs.of_sign(7, sign), BUDGET) for sign in (-costly, costly))
+    assert 1.94 <= far <= 2.0
+    assert 0.96 <= near <= 1.0
+    assert cell.multiplier == near
 
 
 def test_few_tokens_that_say_too_little_do_not_carry_the_choice_over_the_budget():
