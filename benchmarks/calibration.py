@@ -88,6 +88,7 @@ def main() -> None:
         found, whole, swept = calibrated(model, vectors, held, options.budget, layers)
         print(f"\n{found!r}\n", flush=True)
         prices.append([name, len(held), len(layers), swept, whole, whole / swept, found.settings["neutral"]])
+        print(f"{name}: {whole / swept:.2f} of the sweep", flush=True)
         if options.table and found.chosen:
             _, test = held.split(test=0.5, seed=0)
             assert test.content_hash == found.settings["test_hash"]

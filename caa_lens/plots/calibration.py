@@ -74,8 +74,10 @@ def effect_within_budget(
     )
     figure.add_hline(y=0, line={"color": GREY, "width": 1})
     figure.update_xaxes(type="log", dtick=1)
-    title = f"{escaped(behavior)}: effect of ±m, and what it costs elsewhere"
+    title = f"{escaped(behavior)}: effect of ±m, and its cost elsewhere"
     styled(figure, title=title, x="mean KL on neutral prompts (nats a token)", y=f"effect: {label}", height=520)
     return figure.update_layout(
-        legend={"orientation": "h", "y": -0.18, "yanchor": "top"}, yaxis={"title": {"font": {"size": 12}}}
+        legend={"orientation": "h", "y": -0.18, "yanchor": "top"},
+        xaxis={"title": {"font": {"size": 12}}},
+        yaxis={"title": {"font": {"size": 12}}},
     )

@@ -57,9 +57,9 @@ class Sizes:
     def sweep(self, layers: Sequence[int], n_multipliers: int) -> float:
         """The work of a sweep, in tokens through one block."""
         if not self.shared:
-            return (self.prefix + self.suffix) * self.n_blocks * len(layers) * (n_multipliers + 1)
+            return float((self.prefix + self.suffix) * self.n_blocks * len(layers) * (n_multipliers + 1))
         above = sum(self.n_blocks - 1 - layer for layer in layers)
-        return self.prefix * self.n_blocks + self.suffix * (self.n_blocks + n_multipliers * above)
+        return float(self.prefix * self.n_blocks + self.suffix * (self.n_blocks + n_multipliers * above))
 
     def calibration(self, lengths: Lengths, layers: Sequence[int], n_multipliers: int) -> float:
         """What a calibration does beside its sweep."""
@@ -81,7 +81,8 @@ class Sizes:
 
     def _kl(self, n_conditions: int, above: float, which: tuple[int, int]) -> float:
         n_prompts, n_tokens = which
-        begun = n_prompts * self.neutral * self.n_blocks
+        # Each prompt, and its answer without steering.
+        begun = n_prompts * ((self.neutral + n_tokens) * self.n_blocks + UNEMBEDDING * n_tokens * self.unembedding)
         blocks = (n_tokens + 1) * above if self.shared else (self.neutral + n_tokens) * self.n_blocks
         return begun + KL_ROWS * n_conditions * n_prompts * (blocks + UNEMBEDDING * n_tokens * self.unembedding)
 

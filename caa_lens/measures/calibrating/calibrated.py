@@ -76,7 +76,7 @@ class Calibration(Result):
     multipliers: tuple[float, ...]
     logp_positive: Float[Tensor, "layer multiplier question"]
     logp_negative: Float[Tensor, "layer multiplier question"]
-    question_effects: Float[Tensor, " question"]
+    question_effects: Float[Tensor, " tested"]
 
     @property
     def layer(self) -> int | None:
@@ -179,9 +179,11 @@ class Calibration(Result):
         low, high = one.range
         worst = max((cost for cost in self.costs if abs(cost.multiplier) == one.multiplier), key=_kl)
         over = "" if _kl(worst) <= self.budget else ", which is over it"
+        most = max(self.multipliers)
+        largest = " (nothing larger was tried)" if most in (-low, high) else ""
         return (
-            f"{found} Multipliers from {low:.3g} to {high:.3g} are within the budget of {self.budget:g} nats a token; "
-            f"on neutral prompts that chose nothing, {worst.multiplier:+g} has {worst.kl_mean} nats{over}."
+            f"{found} Multipliers from {low:.3g} to {high:.3g}{largest} are within the budget of {self.budget:g} nats "
+            f"a token; on neutral prompts that chose nothing, {worst.multiplier:+g} has {worst.kl_mean} nats{over}."
         )
 
     def _none(self) -> str:
@@ -216,7 +218,7 @@ class Calibration(Result):
         return "\n".join(lines)
 
 
-def no_effects() -> Float[Tensor, " question"]:
+def no_effects() -> Float[Tensor, " tested"]:
     """Of no question."""
     return torch.empty(0)
 
