@@ -4,6 +4,7 @@ Values of other types are refused in `tests/test_odd_arguments.py`, since types 
 """
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -52,6 +53,19 @@ QUICK = {
     "n_resamples": 200,
     "progress": False,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def an_end_that_is_met(tiny_chat):
+    """A random model's answers never end, so a token that ends about half of them is the end of the text here."""
+    tokenizer, before = tiny_chat.tokenizer, tiny_chat.tokenizer.eos_token
+    answers = [set(greedy(tiny_chat, question, None)[1][1:4]) for question in NEUTRAL]
+    counts = Counter(token for answer in answers for token in answer)
+    token = min(counts, key=lambda one: (abs(counts[one] - len(NEUTRAL) / 2), one))
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(token)
+    assert tokenizer.eos_token_id == token
+    yield
+    tokenizer.eos_token = before
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +139,7 @@ def test_answers_under_all_conditions_at_once_are_those_of_whole_forwards(tiny_c
         assert list(texts[side]) == expected
     assert list(texts["group"]) == ["neutral"] * len(NEUTRAL) + ["harmless"] * len(REQUESTS)
     assert (texts["steered"] != texts["unsteered"]).sum() > len(texts) / 2
+    assert len({len(new) for _, new in by_hand[0]}) > 1  # some end before the limit
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
@@ -498,6 +513,7 @@ def test_by_default_what_is_at_hand_is_asked(tiny_chat, vectors, monkeypatch):
     assert row_of(side_effects(tiny_chat, vectors[LAYER], **options), "accuracy", "at hand")["n"] == len(EASY)
 
 
+@pytest.mark.filterwarnings("ignore::caa_lens.prompts.users_words.SpecialTokenWarning")  # the end is a word here
 def test_bundled_others_are_all_but_the_vectors_own_and_tested_on_what_they_are_not_made_of(
     tiny_chat, vectors, monkeypatch
 ):
