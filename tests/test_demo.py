@@ -15,7 +15,7 @@ from caa_lens.demo.main_job import DemoConfig, run_demo
 from caa_lens.measures.agreement.reliabilities import Reliability
 from caa_lens.measures.calibrating.calibrated import Calibration
 from caa_lens.measures.elsewhere.unwanted_changes import SideEffects
-from caa_lens.report.trust import agreement_told, side_effects_told, slopes_told
+from caa_lens.report.trust import agreement_told, side_effects_told, slopes_told, told_layers
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
 pytestmark = pytest.mark.one_kind
@@ -131,7 +131,7 @@ def test_after_an_edit_of_one_training_pair_nothing_is_of_the_old_vectors(small_
     edit(file, config, of_test=False)
     _, shown = run(config)
     assert "reusing" not in shown
-    assert shown.count("as it was made from other things than now (pairs)") == 1
+    assert shown.count("as it was made from other things than now (pairs)") == 2  # vectors, and what the pairs agree on
     assert shown.count("as it was made from other things than now (vectors)") >= 1
     new = SteeringVectors.load(folder / "vectors.safetensors")
     assert not torch.equal(new.directions, old.directions)
@@ -215,14 +215,12 @@ def test_the_page_has_one_panel_on_trust_from_the_results_themselves(small_run):
     agreement = Reliability.load(folder / "reliability.parquet")
     side_effects = SideEffects.load(folder / "side_effects.parquet")
     found = Found.of("sentiment", "tiny", agreement, "", calibration)
-    for told in (
-        calibration.text,
-        agreement_told(agreement, found.layer),
-        slopes_told(found.slopes, found.layer),
-        *side_effects_told(side_effects),
-    ):
+    on_screen = " ".join(shown.split())
+    for told in (calibration.text, slopes_told(found.slopes, found.layer), *side_effects_told(side_effects)):
         assert told in html
-        assert " ".join(told.split()) in " ".join(shown.split())
+        assert " ".join(told.split()) in on_screen
+    assert agreement_told(agreement, found.layer) in html
+    assert all(agreement_told(agreement, layer) in on_screen for layer in told_layers(agreement))
     assert side_effects.multiplier == found.multiplier
     assert side_effects.settings["layer"] == str(found.layer)
 

@@ -5,7 +5,6 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from caa_lens.report.page import Section
@@ -137,7 +136,7 @@ def trust_section(
         figures.append(side_effects.plot())
         table = side_effects.summary().reset_index()
         shown = ["group", "of", "measure", "unsteered", "steered", "change", "low", "high", "random", "n", "reading"]
-        tables.append(("Side effects", _rounded(table[shown])))
+        tables.append(("Side effects", table[shown].round(3)))
     if reliability is not None:
         figures.insert(0, reliability.plot())
     return Section(
@@ -148,8 +147,3 @@ def trust_section(
         figures=figures,
         tables=tables,
     )
-
-
-def _rounded(table: pd.DataFrame) -> pd.DataFrame:
-    """Three digits behind the point, and nothing where there is no number."""
-    return table.apply(lambda own: own.round(3) if np.issubdtype(own.dtype, np.floating) else own)
