@@ -61,7 +61,7 @@ def agreement_curves(frame: pd.DataFrame, *, of: str, n_pairs: int) -> go.Figure
     title = f"{escaped(of)}: what {n_pairs} pairs agree on, 95 % interval"
     styled(figure, title=title, x="", y="", height=680)
     figure.update_xaxes(title=LAYER, row=3, col=1)
-    for row, name in enumerate(("split-half cosine", "cosine; share (chance 0.5)", "d′"), start=1):
+    for row, name in enumerate(("split-half cosine", "two pairs", "d′"), start=1):
         figure.update_yaxes(title=name, row=row, col=1)
     return figure.update_layout(legend=LEGEND)
 
@@ -112,7 +112,7 @@ def sorted_slopes(frame: pd.DataFrame, *, behavior: str, layer: int, unit: str) 
 
     Args:
         frame: columns `question, slope, low, high`; no bars where the interval is NaN.
-        unit: what a slope is the change of, a multiplier.
+        unit: what a slope is the change of, by one multiplier.
     """
     rows = frame.sort_values("slope", kind="stable")
     wrong = rows["slope"] < 0
@@ -136,4 +136,4 @@ def sorted_slopes(frame: pd.DataFrame, *, behavior: str, layer: int, unit: str) 
     figure.add_hline(y=0, line={"color": GREY, "width": 1})
     figure.update_xaxes(type="category")
     title = f"{escaped(behavior)} at layer {layer}: {int(wrong.sum())} of {len(rows)} questions move the wrong way"
-    return styled(figure, title=title, x="question (sorted)", y=f"change of {unit} a multiplier")
+    return styled(figure, title=title, x="question (sorted)", y=f"slope: {unit}")
