@@ -88,6 +88,13 @@ def test_effects_between_swept_multipliers_are_numpys_interpolation():
     np.testing.assert_array_equal(effects_at(effects[:, :1], [0.5], 0.5), effects[:, 0])
 
 
+def test_an_end_that_must_be_measured_is_not_foretold():
+    kl = {3: {m: 0.03 * m**2 for m in MULTIPLIERS}}
+    foretold, measured = (cells_within(kl, MULTIPLIERS, BUDGET, measured=which) for which in (False, True))
+    assert [one.multiplier for one in measured] == [0.5, 1.0]
+    assert foretold[-1].multiplier == pytest.approx((BUDGET / 0.03) ** 0.5)
+
+
 def test_the_largest_effect_within_the_budget_is_chosen_not_the_largest_effect():
     effects = planted({3: 1.0, 7: 0.5, 9: 0.1})  # a multiplier; at the budget of each: 0.32, 0.5, 0.32
     cost = {3: 1.0, 7: 0.1, 9: 0.01}
