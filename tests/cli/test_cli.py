@@ -28,6 +28,9 @@ COMMANDS = [
     ["generate"],
     ["vectors", "show"],
     ["compare"],
+    ["reliability"],
+    ["calibrate"],
+    ["side-effects"],
 ]
 COMPARE = ["compare", "sentiment", "--more", "Be cheerful.", "--less", "Be gloomy."]
 
@@ -89,6 +92,40 @@ def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
     assert done.output.rstrip("\n") == text.rstrip("\n")
 
 
+def test_the_questions_of_trust_are_answered_as_by_the_library(small_model, tmp_path):
+    file, pairs = tmp_path / "v.safetensors", ContrastSet.load("sentiment")
+    train, held_out = pairs.split(test=16, seed=0)
+    runner.invoke(cli.app, ["extract", "sentiment", str(file), "--test", "16", "--layers", "1,3"])
+    vectors = SteeringVectors.load(file)
+
+    table = tmp_path / "r.parquet"
+    words = ["reliability", "sentiment", "--out", str(table), "--test", "16", "--layers", "1,3"]
+    done = runner.invoke(cli.app, words)
+    assert done.exit_code == 0, done.output
+    activations = caa_lens.engine.pair_activations(small_model, train, layers=[1, 3], progress=False)
+    expected = caa_lens.reliability(activations, progress=False)
+    pd.testing.assert_frame_equal(caa_lens.measures.Reliability.load(table).frame, expected.frame)
+    assert expected.frame["because"].iloc[0] in done.output
+    assert "split-half" in table.with_suffix(".html").read_text(encoding="utf-8")
+
+    table = tmp_path / "c.parquet"
+    words = ["calibrate", "sentiment", str(file), "--out", str(table), "--test", "16", "--budget", "0.2"]
+    done = runner.invoke(cli.app, [*words, "--multipliers=-1,1"])
+    assert done.exit_code == 0, done.output
+    expected = caa_lens.calibrate(small_model, vectors, held_out, 0.2, multipliers=[-1, 1], progress=False)
+    found = caa_lens.measures.Calibration.load(table)
+    pd.testing.assert_frame_equal(found.frame, expected.frame)
+    assert found.text in done.output
+
+    table = tmp_path / "s.parquet"
+    words = ["side-effects", str(file), "--layer", "3", "--multiplier=-2", "--n-random", "1", "--out", str(table)]
+    done = runner.invoke(cli.app, words)
+    assert done.exit_code == 0, done.output
+    found = caa_lens.measures.SideEffects.load(table)
+    assert (found.multiplier, found.n_random, found.settings["layer"]) == (-2.0, 1, "3")
+    assert repr(found) in done.output
+
+
 @pytest.mark.filterwarnings("ignore::caa_lens.engine.shared_prefix.SharedPrefixWarning")
 def test_compare_writes_the_librarys_comparison_and_a_page_that_tells_it(small_model, tmp_path):
     table, data = tmp_path / "c.parquet", tmp_path / "few.jsonl"
@@ -139,6 +176,9 @@ def test_compare_writes_the_librarys_comparison_and_a_page_that_tells_it(small_m
         (["generate", "Hi", "--model", "no/such/folder"], "error:"),
         (["extract", "sentiment", "x.safetensors", "--backend", "x"], "got backend='x', expected 'hooked', 'bridge'"),
         (["lens", "v.safetensors", "--backend", "x"], "got backend='x', expected 'hooked', 'bridge'"),
+        (["reliability", "sentiment", "--test", "115", "--model", "no/such"], "error:"),
+        (["calibrate", "sentiment", "v.safetensors", "--out", "x.csv"], "written as .parquet, got 'x.csv'"),
+        (["side-effects", "v.safetensors", "--layer", "9"], "layer 9"),
         ([*COMPARE, "--out", "x.csv"], "written as .parquet, got 'x.csv'"),
         ([*COMPARE, "--test", "120"], "--test 120: 'sentiment' has 120 pairs, expected 1 to 119"),
         ([*COMPARE, "--budgets=a"], "expected numbers, e.g. -1,0,1"),
