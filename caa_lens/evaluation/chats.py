@@ -35,15 +35,15 @@ def encode_chat(
         return chosen.encode(model.tokenizer, turns[0], system=system)
     if not chosen.name.startswith(TEMPLATE):
         raise ValueError(
-            f"got {len(turns)} turns, but the format {chosen.name!r} holds one question and no earlier turns: ask in one "
-            f"message, or give prompt_format={TEMPLATE!r} to a model whose tokenizer has a chat template"
+            f"got {len(turns)} turns, but the format {chosen.name!r} holds one question and no earlier turns: ask in "
+            f"one message, or give prompt_format={TEMPLATE!r} to a model whose tokenizer has a chat template"
         )
     text = _rendered(model.tokenizer, system, turns)
     # The format's own way to tokens and positions, of a text that is already rendered.
     return replace(chosen, render=lambda question, system: text).encode(model.tokenizer, turns[-1], system=system)
 
 
-def _in_order(messages: Sequence[Mapping[str, str]]) -> tuple[str | None, list[str]]:
+def _in_order(messages: Any) -> tuple[str | None, list[str]]:
     """The system prompt, and the words of the user and the assistant in turns."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
         raise TypeError(f"expected a list of messages with a role and a content, got {describe(messages)}")
@@ -58,7 +58,8 @@ def _in_order(messages: Sequence[Mapping[str, str]]) -> tuple[str | None, list[s
     if not roles or len(roles) % 2 == 0 or roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
         given = ", ".join((["system"] if system is not None else []) + roles) or "none"
         raise ValueError(
-            f"got messages of {given}: expected perhaps one of system, then user and assistant in turns, the user's last"
+            f"got messages of {given}: expected perhaps one of system, then user and assistant in turns, the user's "
+            "last"
         )
     return system or None, [words for _, words in told]
 
@@ -71,7 +72,8 @@ def _rendered(tokenizer: Any, system: str | None, turns: Sequence[str]) -> str:
         text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # Jinja's, the template's own, and what a template can do wrong in Python
         raise ValueError(
-            f"the model's chat template failed on {len(turns)} turns ({type(error).__name__}: {error}): ask in one message"
+            f"the model's chat template failed on {len(turns)} turns ({type(error).__name__}: {error}): ask in one "
+            "message"
         ) from None
     at = 0
     for message in messages:

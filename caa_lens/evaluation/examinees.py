@@ -65,7 +65,7 @@ class Examinee:
         *,
         vectors: str | Path | None = None,
         layer: int | Sequence[int] | None = None,
-        multiplier: float | None = None,
+        multiplier: float | int | None = None,
         positions: str | None = None,
         prompt_format: str | None = None,
         dtype: str | None = None,
@@ -152,7 +152,8 @@ class Examinee:
         if not self.steering:
             return "unsteered"
         return "; ".join(
-            f"{one.in_words}, positions {one.positions or 'from the end of the instruction on'}" for one in self.steering
+            f"{one.in_words}, positions {one.positions or 'from the end of the instruction on'}"
+            for one in self.steering
         )
 
 
@@ -160,7 +161,7 @@ def steering_from(
     vectors: str | Path | None,
     *,
     layer: int | Sequence[int] | None = None,
-    multiplier: float | None = None,
+    multiplier: float | int | None = None,
     positions: str | None = None,
 ) -> tuple[Intervention, ...]:
     """What is done to a model, from a file of vectors; () without one. Arguments and errors as `Examinee.load`."""

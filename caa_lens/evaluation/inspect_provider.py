@@ -1,8 +1,10 @@
-"""A model provider of Inspect: `inspect eval TASK --model caa-lens/NAME -M vectors=v.safetensors -M layer=14 -M multiplier=1`.
+"""A model provider of Inspect, over an `Examinee`.
 
-One question is answered at a time, in a thread, so that Inspect's own loop goes on. Models of one name are shared: steered
-at five multipliers, a model is in memory once. What Inspect may ask for and this library does not do (tools, pictures,
-nucleus sampling, log-probabilities) is refused and never passed over.
+    inspect eval TASK --model caa-lens/NAME -M vectors=v.safetensors -M layer=14 -M multiplier=1
+
+One question is answered at a time, in a thread, so that Inspect's own loop goes on. Models of one name are shared:
+steered at five multipliers, a model is in memory once. What Inspect may ask for and this library does not do (tools,
+pictures, nucleus sampling, log-probabilities) is refused and never passed over.
 """
 
 import threading
@@ -159,7 +161,9 @@ class CaaLensAPI(ModelAPI):
 
 def check_config(config: GenerateConfig) -> None:
     """Raises `ValueError` for an option of generation that would be passed over."""
-    given = {name: value for name, value in config.model_dump(exclude_none=True).items() if value not in (False, [], {})}
+    given = {
+        name: value for name, value in config.model_dump(exclude_none=True).items() if value not in (False, [], {})
+    }
     others = [
         name
         for name, value in given.items()
@@ -178,7 +182,9 @@ def text_of(message: ChatMessage) -> str:
         return message.content
     kinds = [part.type for part in message.content]
     if others := sorted(set(kinds) - {"text"}):
-        raise ValueError(f"a message of the {message.role} holds {', '.join(others)}: models of caa-lens take text only")
+        raise ValueError(
+            f"a message of the {message.role} holds {', '.join(others)}: models of caa-lens take text only"
+        )
     return "\n".join(_texts(message.content))
 
 

@@ -1,4 +1,4 @@
-"""What Inspect finds of this library by its entry point: the models `caa-lens/NAME` and the task `caa_lens/easy_questions`.
+"""What Inspect finds by its entry point: the models `caa-lens/NAME`, and the task `caa_lens/easy_questions`.
 
 Inspect imports this module whenever it starts, so the model's own module, and torch with it, comes on first use.
 """

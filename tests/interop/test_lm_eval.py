@@ -16,7 +16,7 @@ TOKENS = torch.tensor([[1, 5, 9, 33, 7, 60], [1, 40, 3, 3, 21, 8]])
 
 @pytest.fixture(scope="module")
 def demo(demo_model):
-    """The demo model as lm-eval has it, as a module of transformers, and as ours, with a vector of a size that matters."""
+    """The demo model as a module of transformers and as ours, with a vector of a size that matters."""
     from types import SimpleNamespace
 
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -79,7 +79,9 @@ def whole_files(folder):
     keep("trap.pt", lambda path: torch.save({3: RunsCode(folder / "ran-in-the-fuzz")}, path))
     keep("trap.pkl", lambda path: path.write_bytes(pickle.dumps(RunsCode(folder / "ran-in-the-fuzz"), protocol=2)))
     keep("lm-eval.pt", lambda path: torch.save(lm_eval_entries(stack), path))
-    keep("lm-eval-early.pt", lambda path: torch.save(lm_eval_entries(stack), path, _use_new_zipfile_serialization=False))
+    keep(
+        "lm-eval-early.pt", lambda path: torch.save(lm_eval_entries(stack), path, _use_new_zipfile_serialization=False)
+    )
     keep("stack.npy", lambda path: np.save(path, stack.numpy()))
     keep("fortran.npy", lambda path: np.save(path, np.asfortranarray(stack.numpy().astype(">f2"))))
     keep("objects.npy", lambda path: np.save(path, np.array([RunsCode(folder / "ran-in-the-fuzz")], dtype=object)))

@@ -14,7 +14,13 @@ from caa_lens.vectors.formats.lm_eval_files import AllPositionsWarning
 from caa_lens.vectors.interchange import FORMATS, read_vectors, write_vectors
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
-PLACES = {"safetensors": "v.safetensors", "caa": "sycophancy", "gguf": "v.gguf", "vllm-lens": "v.json", "lm-eval": "v.pt"}
+PLACES = {
+    "safetensors": "v.safetensors",
+    "caa": "sycophancy",
+    "gguf": "v.gguf",
+    "vllm-lens": "v.json",
+    "lm-eval": "v.pt",
+}
 
 
 ABOUT = {"model": "Llama-2-7b-chat-hf", "behavior": "sycophancy", "method": "mean_difference", "n_pairs": 50}
@@ -125,7 +131,9 @@ def test_a_format_that_cannot_be_guessed_is_asked_for(tmp_path, name):
 
 
 def test_an_unknown_format_names_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match="unknown format 'npz': expected one of safetensors, caa, gguf, vllm-lens, lm-eval"):
+    with pytest.raises(
+        ValueError, match="unknown format 'npz': expected one of safetensors, caa, gguf, vllm-lens, lm-eval"
+    ):
         write_vectors(some_vectors(), tmp_path / "v.npz", "npz")
 
 

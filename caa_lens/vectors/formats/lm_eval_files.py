@@ -3,10 +3,10 @@
     {"layers.14": {"action": "add", "steering_vector": [d_model], "steering_coefficient": 2.0,
                    "bias": None, "head_index": None}, ...}
 
-A hook point is the name of a module below Hugging Face's `model.base_model`, so block 14 is `layers.14` in a Llama, without
-`model.`, and `h.14` in a GPT-2. The vector times the coefficient is added to the output of that module, at every position, the
-prompt's too. What lm-eval does beyond that (clamping, one attention head, another module than a block) is not adding a
-vector to the residual stream and is refused.
+A hook point is the name of a module below Hugging Face's `model.base_model`: block 14 is `layers.14` in a Llama,
+without `model.`, and `h.14` in a GPT-2. The vector times the coefficient is added to the output of that module, at
+every position, the prompt's too. What lm-eval does beyond that (clamping, one attention head, another module than a
+block) is not adding a vector to the residual stream and is refused.
 
 Source: `lm_eval/models/hf_steered.py` of lm-eval 0.4.13.
 """
@@ -88,7 +88,7 @@ def write_lm_eval(
     vectors: SteeringVectors | SteeringVector,
     path: str | Path,
     *,
-    multiplier: float = 1.0,
+    multiplier: float | int = 1.0,
     model_type: str = "llama",
     blocks: str | None = None,
 ) -> Path:
@@ -120,8 +120,8 @@ def write_lm_eval(
         vectors = vectors.to(torch.float32)
     warnings.warn(
         f"lm-eval adds what is in {path.name} at every position, the prompt's too, and at "
-        f"{'its layer' if len(vectors) == 1 else f'all {len(vectors)} layers at once'}; here steering starts at the end "
-        "of the instruction: compare with positions='all'",
+        f"{'its layer' if len(vectors) == 1 else f'all {len(vectors)} layers at once'}; here steering starts at the "
+        "end of the instruction: compare with positions='all'",
         AllPositionsWarning,
         stacklevel=2,
     )
