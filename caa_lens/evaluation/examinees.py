@@ -147,6 +147,11 @@ class Examinee:
         return Reply(text=text, n_prompt_tokens=len(prompt), n_new_tokens=len(tokens), ended_by=ended_by)
 
     @property
+    def format_name(self) -> str:
+        """What the format of its prompts is called."""
+        return resolve_format(self.model, self.prompt_format).name
+
+    @property
     def in_words(self) -> str:
         """What is done to the model, for a log."""
         if not self.steering:

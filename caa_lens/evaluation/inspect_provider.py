@@ -127,7 +127,7 @@ class CaaLensAPI(ModelAPI):
                 total_tokens=reply.n_prompt_tokens + reply.n_new_tokens,
             ),
             time=seconds,
-            metadata={"steering": self.examinee.in_words, "prompt_format": self.examinee.prompt_format.name},
+            metadata={"steering": self.examinee.in_words, "prompt_format": self.examinee.format_name},
         )
 
     async def count_text_tokens(self, text: str) -> int:
