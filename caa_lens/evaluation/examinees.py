@@ -11,7 +11,7 @@ from caa_lens.models.checks import check_model
 from caa_lens.models.loading.load import load_model
 from caa_lens.prompts.prompt_formats import PromptFormat, resolve_format
 from caa_lens.steering.generation import generate_tokens
-from caa_lens.steering.interventions import Intervention, as_interventions
+from caa_lens.steering.interventions import Intervention, Steering, as_interventions
 from caa_lens.vectors.interchange import read_vectors
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
@@ -45,12 +45,12 @@ class Examinee:
 
     Attributes:
         model: with a tokenizer.
-        steering: what is done to it, as `generate` takes it; () is the unsteered model.
+        steering: what is done to it, as `generate` takes it, kept as interventions; () is the unsteered model.
         prompt_format: the model's own by default.
     """
 
     model: Any
-    steering: tuple[Intervention, ...] = ()
+    steering: Sequence[Steering] = ()
     prompt_format: PromptFormat | str | None = None
 
     def __post_init__(self) -> None:
@@ -158,7 +158,7 @@ class Examinee:
             return "unsteered"
         return "; ".join(
             f"{one.in_words}, positions {one.positions or 'from the end of the instruction on'}"
-            for one in self.steering
+            for one in as_interventions(self.model, self.steering)
         )
 
 
