@@ -7,8 +7,11 @@ import sys
 from importlib.metadata import entry_points
 
 import pytest
+import test_docs
 import torch
+from helpers.pages import ROOT, blocks
 from other_tools import needs
+from test_docs import stand_ins  # noqa: F401 (a fixture)
 
 import caa_lens as cl
 
@@ -24,12 +27,14 @@ from inspect_ai.model import (  # noqa: E402
     GenerateConfig,
     get_model,
 )
+from inspect_ai.model import _model as inspect_model  # noqa: E402
 from inspect_ai.solver import generate, system_message  # noqa: E402
 from inspect_ai.tool import ToolInfo  # noqa: E402
 
-from caa_lens.evaluation import inspect_provider, inspect_registry  # noqa: E402
+from caa_lens.evaluation import examinees, inspect_provider, inspect_registry  # noqa: E402
 from caa_lens.evaluation.questions import load_easy_questions, named_first  # noqa: E402
 
+KEY = ("demo", "None", "None", "None")  # name, dtype, device, backend
 MULTIPLIERS = (None, -2, -1, 0, 1, 2)
 QUESTIONS = [one.in_words for one in load_easy_questions()[:2]]
 
@@ -43,10 +48,9 @@ def file(demo_model, tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def one_model(demo_model):
     """Inspect's providers share the model that the tests have already, which they would load by its name."""
-    key = ("demo", "None", "None", "None")
-    kept = inspect_provider._loaded[key] = inspect_provider._Loaded(demo_model)
+    kept = inspect_provider._loaded[KEY] = inspect_provider._Loaded(demo_model)
     yield
-    assert inspect_provider._loaded[key] is kept
+    assert inspect_provider._loaded[KEY] is kept
 
 
 @pytest.fixture(autouse=True)
