@@ -16,7 +16,6 @@ from caa_lens.vectors.interchange import read_vectors
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
 MAX_NEW_TOKENS = 512
-EndedBy = Literal["stop", "max_tokens", "model_length"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +33,7 @@ class Reply:
     text: str
     n_prompt_tokens: int
     n_new_tokens: int
-    ended_by: EndedBy
+    ended_by: Literal["stop", "max_tokens", "model_length"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -126,7 +125,8 @@ class Examinee:
         n_most = min(max_new_tokens, room)
         eos = self.model.tokenizer.eos_token_id
         tokens: list[int] = []
-        ended_by: EndedBy = "max_tokens" if n_most == max_new_tokens else "model_length"
+        ended_by: Literal["stop", "max_tokens", "model_length"]
+        ended_by = "max_tokens" if n_most == max_new_tokens else "model_length"
         for step in generate_tokens(
             self.model, [prompt], vectors=self.steering, max_new_tokens=n_most, temperature=temperature, seed=seed
         ):

@@ -250,15 +250,13 @@ def test_inspect_finds_the_provider_and_the_task_by_the_entry_point(tmp_path):
     assert "0.5 * " in log["samples"][0]["output"]["metadata"]["steering"]
 
 
-def test_the_page_of_evaluations_runs_with_its_blocks_for_inspect(stand_ins, tmp_path, monkeypatch, capsys):
+def test_the_page_of_evaluations_runs_with_its_blocks_for_inspect(stand_ins, tmp_path, monkeypatch, capsys):  # noqa: F811
     page = ROOT / "docs" / "evaluation.md"
     assert any(block.interop and "inspect-ai" in block.reason for block in blocks(page))
     answers = examinees.generate_tokens
     few = lambda *prompts, max_new_tokens, **options: answers(*prompts, max_new_tokens=3, **options)  # noqa: E731
     monkeypatch.setattr(examinees, "generate_tokens", few)
-    monkeypatch.setattr(
-        inspect_model, "cached_model", lambda key: None
-    )  # what earlier tests asked for by the same name
+    monkeypatch.setattr(inspect_model, "cached_model", lambda key: None)  # of earlier tests, by the same name
     monkeypatch.setattr(test_docs, "INTEROP", True)
     if "demo" in stand_ins:
         monkeypatch.setitem(inspect_provider._loaded, KEY, inspect_provider._Loaded(stand_ins["demo"]))
