@@ -259,6 +259,7 @@ def test_the_page_of_evaluations_runs_with_its_blocks_for_inspect(stand_ins, tmp
     monkeypatch.setattr(inspect_model, "cached_model", lambda key: None)  # of earlier tests, by the same name
     monkeypatch.setattr(test_docs, "INTEROP", True)
     if "demo" in stand_ins:
-        monkeypatch.setitem(inspect_provider._loaded, KEY, inspect_provider._Loaded(stand_ins["demo"]))
+        kept = inspect_provider._Loaded(stand_ins["demo"])  # the table alone does not keep it
+        monkeypatch.setitem(inspect_provider._loaded, KEY, kept)
     test_docs.test_the_code_of_a_page_runs_in_order(page, stand_ins, tmp_path, monkeypatch, capsys)
     assert len(list((tmp_path / "logs").iterdir())) == 6
