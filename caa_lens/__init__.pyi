@@ -8,6 +8,7 @@ from . import measures as measures
 from . import methods as methods
 from . import interpretation as interpretation
 from . import transfers as transfers
+from . import evaluation as evaluation
 from . import paper as paper
 from . import report as report
 from .contrast.pair import ContrastPair as ContrastPair

@@ -20,6 +20,7 @@ ROOMS = (
     ("caa_lens.methods", "Methods beside CAA"),
     ("caa_lens.interpretation", "Interpretation"),
     ("caa_lens.transfers", "Transfers"),
+    ("caa_lens.evaluation", "Evaluation by other harnesses"),
     ("caa_lens.report", "Reports"),
     ("caa_lens.paper", "The paper"),
 )

@@ -6,6 +6,7 @@
 | `caa` | the CAA authors' code | a folder of `vec_layer_{L}_{model}.pt`, or of `vec_layer_{L}.pt` (read only) |
 | `gguf` | llama.cpp, repeng, EasySteer | a control vector; no layer 0 |
 | `vllm-lens` | vllm-lens | JSON |
+| `lm-eval` | lm-evaluation-harness' model `steered` | a `.pt` of hook points, vectors and coefficients |
 | bare tensors | anybody (read only) | `.pt`, `.npy`, `.npz`: `[layer d_model]`, or one `[d_model]` a layer |
 
 In all of them layer L is the output of the 0-based block L, so layers never shift. Only `safetensors` keeps how a
@@ -23,6 +24,7 @@ from caa_lens.provenance import UNKNOWN, Provenance, layer_ranges, one_model
 from caa_lens.vectors.formats.bipo_files import is_bipo_name, read_bipo
 from caa_lens.vectors.formats.caa_files import is_caa_name, read_caa, write_caa
 from caa_lens.vectors.formats.control_vectors import read_control_vector, write_control_vector
+from caa_lens.vectors.formats.lm_eval_files import is_lm_eval, read_lm_eval, write_lm_eval
 from caa_lens.vectors.formats.tensor_files import as_layers, read_tensors
 from caa_lens.vectors.formats.vllm_lens_files import read_vllm_lens, write_vllm_lens
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
@@ -32,12 +34,14 @@ _READ: dict[str, Callable[[Path], SteeringVectors]] = {
     "safetensors": SteeringVectors.load,
     "gguf": read_control_vector,
     "json": read_vllm_lens,
+    "lm-eval": read_lm_eval,
 }
 _WRITE: dict[str, Callable[[SteeringVectors, Path], Path]] = {
     "safetensors": SteeringVectors.save,
     "caa": write_caa,
     "gguf": write_control_vector,
     "vllm-lens": write_vllm_lens,
+    "lm-eval": write_lm_eval,
 }
 FORMATS = tuple(_WRITE)
 
@@ -64,6 +68,8 @@ def read_vectors(
     path = expanded(path)
     told = None if layers is None else as_layers(layers)
     kind, words = look(path, "a file or folder of steering vectors")
+    if kind == "torch" and is_lm_eval(path):
+        kind = "lm-eval"
     bipo = kind == "torch" and is_bipo_name(path.name) and told is None
     if not bipo and kind in ("torch", "npy", "npz") and not (kind == "torch" and is_caa_name(path.name)):
         return read_tensors(path, layers=told, model=model)
@@ -92,14 +98,17 @@ def write_vectors(vectors: SteeringVectors, path: str | Path, format: str | None
     """Write steering vectors for another tool.
 
     Args:
-        format: `safetensors`, `caa`, `gguf` or `vllm-lens`. By default the ending says: `.safetensors`, `.gguf`,
-            `.json`, and `caa` for a folder, which is a path without an ending or one that exists.
+        format: `safetensors`, `caa`, `gguf`, `vllm-lens` or `lm-eval`. By default the ending says: `.safetensors`,
+            `.gguf`, `.json`, and `caa` for a folder, which is a path without an ending or one that exists. A `.pt`
+            has to be asked for: `lm-eval`, for a model of Llama's layout and with the coefficient 1; others through
+            `lm_eval_files.write_lm_eval`.
 
     Raises:
         ValueError: if the format is unknown or cannot be guessed, or cannot hold these vectors.
 
     Warns:
         DroppedLayerWarning: a control vector has no place for layer 0.
+        AllPositionsWarning: lm-eval adds at every position.
     """
     path = expanded(path)
     if format is None:

@@ -78,6 +78,10 @@ def whole_files(folder):
     keep("parameter.pt", lambda path: torch.save(torch.nn.Parameter(stack), path))
     keep("trap.pt", lambda path: torch.save({3: RunsCode(folder / "ran-in-the-fuzz")}, path))
     keep("trap.pkl", lambda path: path.write_bytes(pickle.dumps(RunsCode(folder / "ran-in-the-fuzz"), protocol=2)))
+    keep("lm-eval.pt", lambda path: torch.save(lm_eval_entries(stack), path))
+    keep(
+        "lm-eval-early.pt", lambda path: torch.save(lm_eval_entries(stack), path, _use_new_zipfile_serialization=False)
+    )
     keep("stack.npy", lambda path: np.save(path, stack.numpy()))
     keep("fortran.npy", lambda path: np.save(path, np.asfortranarray(stack.numpy().astype(">f2"))))
     keep("objects.npy", lambda path: np.save(path, np.array([RunsCode(folder / "ran-in-the-fuzz")], dtype=object)))
@@ -92,6 +96,12 @@ def whole_files(folder):
         text = json.dumps(rows) if name.endswith(".json") else "\n".join(json.dumps(row) for row in rows)
         keep(f"pairs-{name}", lambda path, text=text: path.write_text(text))
     return made
+
+
+def lm_eval_entries(stack):
+    """As lm-eval's own users write them, with and without what may be left out."""
+    whole = {"action": "add", "steering_vector": stack[0].clone(), "steering_coefficient": 2.5, "head_index": None}
+    return {"layers.3": whole, "model.layers.5": {"action": "add", "steering_vector": stack[1].clone()}}
 
 
 def more_gguf(path):
@@ -165,6 +175,7 @@ FILES = [
     *["ours.safetensors", "weights.safetensors", "vec_layer_3_m.pt", "vec_layer_3.pt", "vec_layer_4_m.pt"],
     *["activations_pos_3.pt"],
     *["stack.pt", "early.pt", "by_number.pt", "by_name.pt", "parameter.pt", "trap.pt", "trap.pkl"],
+    *["lm-eval.pt", "lm-eval-early.pt"],
     *["stack.npy", "fortran.npy", "objects.npy", "by_name.npz", "stack.npz", "v.gguf"],
     *["more.gguf", "v.json", "plain.json"],
     *(f"pairs-{name}" for name in ROWS),

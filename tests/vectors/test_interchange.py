@@ -10,14 +10,29 @@ from helpers.vectors import random_set
 
 from caa_lens.file_kinds import VectorFileError
 from caa_lens.provenance import Provenance
+from caa_lens.vectors.formats.lm_eval_files import AllPositionsWarning
 from caa_lens.vectors.interchange import FORMATS, read_vectors, write_vectors
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
-PLACES = {"safetensors": "v.safetensors", "caa": "sycophancy", "gguf": "v.gguf", "vllm-lens": "v.json"}
+PLACES = {
+    "safetensors": "v.safetensors",
+    "caa": "sycophancy",
+    "gguf": "v.gguf",
+    "vllm-lens": "v.json",
+    "lm-eval": "v.pt",
+}
 
 
 ABOUT = {"model": "Llama-2-7b-chat-hf", "behavior": "sycophancy", "method": "mean_difference", "n_pairs": 50}
 some_vectors = partial(random_set, layers=(1, 7, 20), **ABOUT)
+
+
+def written(vectors, folder, format):
+    """A file or folder of that format; the ending says which, but for a `.pt`, which many tools write."""
+    if format != "lm-eval":
+        return write_vectors(vectors, folder / PLACES[format])
+    with pytest.warns(AllPositionsWarning):
+        return write_vectors(vectors, folder / PLACES[format], format)
 
 
 def test_the_formats_are_those_of_this_file():
@@ -31,8 +46,8 @@ def test_vectors_that_went_through_any_two_formats_are_the_same_numbers_at_the_s
     tmp_path, first, second, dtype
 ):
     vectors = some_vectors(dtype=dtype)
-    once = read_vectors(write_vectors(vectors, tmp_path / "1" / PLACES[first]))
-    twice = read_vectors(write_vectors(once, tmp_path / "2" / PLACES[second]))
+    once = read_vectors(written(vectors, tmp_path / "1", first))
+    twice = read_vectors(written(once, tmp_path / "2", second))
     assert twice.layers == vectors.layers
     assert torch.equal(twice.directions.float(), vectors.directions.float())
 
@@ -41,8 +56,8 @@ def test_vectors_that_went_through_any_two_formats_are_the_same_numbers_at_the_s
 @pytest.mark.parametrize("format", PLACES)
 def test_writing_then_reading_is_the_identity_in_what_the_format_can_hold(tmp_path, format, dtype):
     vectors = some_vectors(dtype=dtype)
-    read = read_vectors(write_vectors(vectors, tmp_path / PLACES[format]))
-    kept = {"safetensors": dtype, "vllm-lens": dtype, "gguf": torch.float32}.get(format)
+    read = read_vectors(written(vectors, tmp_path, format))
+    kept = {"safetensors": dtype, "vllm-lens": dtype, "lm-eval": dtype, "gguf": torch.float32}.get(format)
     if format == "caa":
         kept = dtype if dtype in (torch.float32, torch.float16) else torch.float32
     assert read.directions.dtype == kept
@@ -52,7 +67,7 @@ def test_writing_then_reading_is_the_identity_in_what_the_format_can_hold(tmp_pa
 
 @pytest.mark.parametrize("format", ["safetensors", "caa", "gguf"])
 def test_model_and_behavior_survive_where_the_format_has_room_for_them(tmp_path, format):
-    read = read_vectors(write_vectors(some_vectors(), tmp_path / PLACES[format]))
+    read = read_vectors(written(some_vectors(), tmp_path, format))
     assert (read.provenance.model, read.behavior) == ("Llama-2-7b-chat-hf", "sycophancy")
     assert read[7].provenance.expression == "sycophancy[7]"
 
@@ -65,10 +80,10 @@ def test_a_foreign_vector_can_be_combined_with_one_of_ours(tmp_path):
     assert "GGUF" in saved.provenance.details["source"]
 
 
-@pytest.mark.parametrize("format", ["safetensors", "gguf", "vllm-lens"])
-@pytest.mark.parametrize("name", ["v", "v.pt", "v.bin"])
+@pytest.mark.parametrize("format", ["safetensors", "gguf", "vllm-lens", "lm-eval"])
+@pytest.mark.parametrize("name", ["v", "v.pt", "v.bin", "vec_layer_3_m.pt", "vec_ep20_layer15.pt"])
 def test_a_file_is_recognised_whatever_its_name(tmp_path, format, name):
-    path = write_vectors(some_vectors(), tmp_path / PLACES[format])
+    path = written(some_vectors(), tmp_path, format)
     path = path.rename(tmp_path / name)
     assert torch.equal(read_vectors(path).directions, some_vectors().directions)
 
@@ -116,7 +131,9 @@ def test_a_format_that_cannot_be_guessed_is_asked_for(tmp_path, name):
 
 
 def test_an_unknown_format_names_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match="unknown format 'npz': expected one of safetensors, caa, gguf, vllm-lens"):
+    with pytest.raises(
+        ValueError, match="unknown format 'npz': expected one of safetensors, caa, gguf, vllm-lens, lm-eval"
+    ):
         write_vectors(some_vectors(), tmp_path / "v.npz", "npz")
 
 
@@ -130,10 +147,10 @@ def test_a_file_that_is_nothing_known_is_refused(tmp_path, content, name):
 
 @pytest.mark.parametrize("format", PLACES)
 def test_a_model_that_is_given_completes_the_files_own_and_never_contradicts_it(tmp_path, format):
-    path = write_vectors(some_vectors(), tmp_path / PLACES[format])
+    path = written(some_vectors(), tmp_path, format)
     full = read_vectors(path, model="meta-llama/Llama-2-7b-chat-hf")
     assert full.provenance.model == "meta-llama/Llama-2-7b-chat-hf"
-    if format == "vllm-lens":  # says no model
+    if format in ("vllm-lens", "lm-eval"):  # says no model
         assert read_vectors(path, model="gpt2").provenance.model == "gpt2"
     else:
         with pytest.raises(VectorFileError, match=r"of Llama-2-7b-chat-hf, not of gpt2|nothing of 'gpt2'"):
@@ -142,7 +159,7 @@ def test_a_model_that_is_given_completes_the_files_own_and_never_contradicts_it(
 
 @pytest.mark.parametrize("format", PLACES)
 def test_layers_that_are_given_must_be_the_files_own(tmp_path, format):
-    path = write_vectors(some_vectors(), tmp_path / PLACES[format])
+    path = written(some_vectors(), tmp_path, format)
     assert read_vectors(path, layers=[20, 7, 1]).layers == (1, 7, 20)
     with pytest.raises(VectorFileError, match=r"says that its layers are 1, 7, 20, not 0-2: leave layers= out"):
         read_vectors(path, layers=range(3))
