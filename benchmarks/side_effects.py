@@ -1,7 +1,7 @@
 """What the demo model's vectors cost elsewhere: the table of `caa_lens.side_effects` for some bundled behaviors.
 
-    python benchmarks/side_effects.py                            # sentiment and refusal, layer 14, times 2: minutes
-    python benchmarks/side_effects.py --behaviors formality --multiplier 1 --n-random 1
+python benchmarks/side_effects.py                            # sentiment and refusal, layer 14, times 2: minutes
+python benchmarks/side_effects.py --behaviors formality --multiplier 1 --n-random 1
 """
 
 import argparse
@@ -28,9 +28,7 @@ if __name__ == "__main__":
     model = cl.load_model("demo")
     for behavior in chosen.behaviors:
         begun, cpu = time.perf_counter(), time.process_time()
-        found = measured(
-            model, behavior, layer=chosen.layer, multiplier=chosen.multiplier, n_random=chosen.n_random
-        )
+        found = measured(model, behavior, layer=chosen.layer, multiplier=chosen.multiplier, n_random=chosen.n_random)
         if chosen.save:
             found.save(f"{chosen.save}/{behavior}.parquet")
         print(f"{found}\n{time.perf_counter() - begun:.0f} s, {time.process_time() - cpu:.0f} s of processors\n")
