@@ -3,8 +3,8 @@
     python -m experiments does_reliability_predict --model demo --out runs/reliability
 
 Asked, over many behaviors (see `experiments/running/many_behaviors`): the rank correlation of the split-half cosine, of
-every other number of `reliability`, and of the verdict, with the effect of steering on test questions, and whether it is
-more than what the vector's norm alone foretells.
+every other number of `reliability`, and of the verdict, with the effect of steering on test questions, and whether it
+is more than what the vector's norm alone foretells.
 
 For each behavior and form: 24 pairs are read at five layers around the middle, `reliability` is asked, vectors are
 extracted. Validation questions choose one of the five layers; test questions tell the effect,
@@ -17,6 +17,7 @@ of the stream's norm for all behaviors, which takes the vector's own norm out; a
 norm. Nothing was tuned on what came out; thresholds of the verdict were set before, on planted data.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from experiments.running.costs import Cost, reading_cost, scoring_cost
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from caa_lens.contrast.sets import ContrastSet
+    from caa_lens.engine.pair_reading import PairActivations
     from caa_lens.report.page import Section
+    from caa_lens.vectors.steering_vectors import SteeringVector
     from experiments.running.context import Context
     from experiments.running.settings import RunConfig
 
@@ -91,7 +95,6 @@ def run(unit: Unit, context: "Context") -> "pd.DataFrame":
 
     from caa_lens.engine.pair_reading import pair_activations
     from caa_lens.measures.agreement.reliabilities import reliability
-    from caa_lens.vectors.extraction import extract
     from caa_lens.vectors.steering_vectors import SteeringVector
 
     source = by_unit(context.config)[unit]
@@ -99,32 +102,47 @@ def run(unit: Unit, context: "Context") -> "pd.DataFrame":
     layers, middle = layers_of(context.model.cfg.n_layers)
     activations = pair_activations(context.model, made.train, layers=layers, progress=False)
     said = reliability(activations, seed=context.config.seed, progress=False).frame
-    vectors = extract(context.model, made.train, layers=layers, progress=False)
+    vectors = {layer: _mean_difference(activations, layer) for layer in layers}  # what `extract` would read again
     norms = [vectors[layer].norm for layer in layers]
     of_stream = activations.norms.double().mean((0, 1)).tolist()
     said = said.assign(norm=norms, norm_of_stream=[norm / size for norm, size in zip(norms, of_stream, strict=True)])
 
     def cells(kind: str, layer: int, vector: SteeringVector, multiplier: float = 1.0) -> list:
-        labels = [{"kind": kind, "layer": layer, "multiplier": sign} for sign in (-1.0, 1.0)]
-        return [(one, steered(vector, one["multiplier"] * multiplier)) for one in labels]
+        signs = (-1.0, 1.0)
+        labels = {"kind": kind, "layer": layer}
+        return [({**labels, "multiplier": sign}, steered(vector, sign * multiplier)) for sign in signs]
+
+    def asked(part: ContrastSet, name: str, cells: list) -> pd.DataFrame:
+        return scored(context.model, part, [unsteered, *cells]).assign(part=name)
 
     unsteered = ({"kind": "unsteered", "layer": UNSTEERED, "multiplier": 0.0}, ())
-    swept = [unsteered, *(cell for layer in layers for cell in cells("vector", layer, vectors[layer]))]
+    swept = {layer: cells("vector", layer, vectors[layer]) for layer in layers}
+    validated = asked(made.validation, "validation", [cell for layer in layers for cell in swept[layer]])
     vector, at = vectors[middle], layers.index(middle)
     same = cells("same norm", middle, vector, SHARE_OF_STREAM * of_stream[at] / norms[at])
     control = SteeringVector.from_direction(
         _random_direction(unit, context.config.seed, vector), middle, behavior="random", model=vector.provenance.model
     )
-    tested = [*swept, *same, *cells("random", middle, control)]
-    rows = pd.concat(
-        [
-            scored(context.model, part, cells).assign(part=name)
-            for name, part, cells in (("validation", made.validation, swept), ("test", made.test, tested))
-        ],
-        ignore_index=True,
-    )
+    reported = [cell for layer in sorted({middle, best_layer(validated)}) for cell in swept[layer]]
+    tested = asked(made.test, "test", [*reported, *same, *cells("random", middle, control)])
+    rows = pd.concat([validated, tested], ignore_index=True)
     frame = rows.merge(said.drop(columns="because"), on="layer", how="left")
     return frame.assign(behavior=unit["behavior"], form=unit["form"], place=source.place, middle=middle)
+
+
+def best_layer(rows: "pd.DataFrame") -> int:
+    """The layer of the largest mean score(+1) - score(-1) of a part's questions."""
+    vector = rows[rows["kind"] == "vector"]
+    means = vector.groupby(["layer", "multiplier"])["score"].mean().unstack("multiplier")
+    return int(means.index[(means[1.0] - means[-1.0]).argmax()])
+
+
+def _mean_difference(activations: "PairActivations", layer: int) -> "SteeringVector":
+    from caa_lens.vectors.steering_vectors import SteeringVector
+
+    sides = activations[layer].mean(0)
+    about = activations.provenance
+    return SteeringVector.from_direction(sides[0] - sides[1], layer, behavior=about.behavior, model=about.model)
 
 
 def _random_direction(unit: Unit, seed: int, vector: Any) -> Any:
@@ -157,34 +175,33 @@ def _behavior(rows: "pd.DataFrame", seed: int) -> dict[str, Any]:
     from caa_lens.measures.intervals import bootstrap_interval
 
     about = rows.iloc[0]
-    table = rows.pivot(index=["part", "question"], columns=["kind", "layer", "multiplier"], values="score")
-    spread = {part: float(table.loc[part]["unsteered", UNSTEERED, 0.0].std()) for part in ("validation", "test")}
+    test = rows[rows["part"] == "test"]
+    table = test.pivot(index="question", columns=["kind", "layer", "multiplier"], values="score")
+    spread = float(table["unsteered", UNSTEERED, 0.0].std())
 
-    def each(part: str, kind: str, layer: int) -> np.ndarray:
-        """By question, in standard deviations of the unsteered scores."""
-        scores = table.loc[part]
-        raw = (scores[kind, layer, 1.0] - scores[kind, layer, -1.0]).to_numpy()
-        return raw / spread[part] if spread[part] > 0 else np.full(len(raw), np.nan)
+    def each(kind: str, layer: int) -> np.ndarray:
+        """By test question, in standard deviations of the unsteered scores."""
+        raw = (table[kind, layer, 1.0] - table[kind, layer, -1.0]).to_numpy()
+        return raw / spread if spread > 0 else np.full(len(raw), np.nan)
 
     middle = int(about["middle"])
-    layers = sorted(set(rows.loc[rows["kind"] == "vector", "layer"]))
-    chosen = max(layers, key=lambda layer: each("validation", "vector", layer).mean())
+    chosen = best_layer(rows[rows["part"] == "validation"])
     said = rows[rows["kind"] == "vector"].drop_duplicates("layer").set_index("layer")
     found: dict[str, Any] = {key: about[key] for key in ("behavior", "form", "place", "metric", "middle")}
     for layer, ending in ((middle, ""), (chosen, "_chosen")):
         for name in ("verdict", "low", "high", "letter", *NUMBERS[:-1], *CONTROLS):
             found[f"{name}{ending}"] = said.loc[layer, name]
         found[f"verdict_rank{ending}"] = VERDICTS.index(said.loc[layer, "verdict"])
-        effects = each("test", "vector", layer)
+        effects = each("vector", layer)
         (low,), (high,) = bootstrap_interval(effects[:, None], seed=seed)
         found |= {f"effect{ending}": effects.mean(), f"effect_low{ending}": low, f"effect_high{ending}": high}
-        found[f"raw{ending}"] = effects.mean() * spread["test"]
+        found[f"raw{ending}"] = effects.mean() * spread
         found[f"right_way{ending}"] = float((effects > 0).mean())
     return found | {
         "layer_chosen": chosen,
-        "effect_same_norm": each("test", "same norm", middle).mean(),
-        "effect_random": abs(each("test", "random", middle).mean()),
-        "n_test": len(table.loc["test"]),
+        "effect_same_norm": each("same norm", middle).mean(),
+        "effect_random": abs(each("random", middle).mean()),
+        "n_test": len(table),
     }
 
 
@@ -220,7 +237,8 @@ def scatter(behaviors: "pd.DataFrame", ending: str, title: str) -> "go.Figure":
 
     colours = dict(zip(VERDICTS, (GREY, ORANGE, BLUE), strict=True))
     figure = go.Figure()
-    for (form, verdict), rows in behaviors.groupby(["form", f"verdict{ending}"], sort=True):
+    for key, rows in behaviors.groupby(["form", f"verdict{ending}"], sort=True):
+        form, verdict = str(key[0]), str(key[1])
         x, y = rows[f"split_half{ending}"], rows[f"effect{ending}"]
         bars = {"type": "data", "thickness": 1, "width": 0, "color": colours[verdict]}
         figure.add_scatter(
@@ -292,13 +310,9 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
 
 def _said(table: "pd.DataFrame", effect: str, number: str) -> str:
     parts = []
-    for row in table[(table["of"] == effect) & (table["number"] == number)].itertuples():
-        known = row.rho == row.rho
-        parts.append(
-            f"{row.group} {row.rho:+.2f} [{row.low:+.2f}, {row.high:+.2f}], p {row.p:.3f}"
-            if known
-            else f"{row.group} -"
-        )
+    for row in table[(table["of"] == effect) & (table["number"] == number)].to_dict("records"):
+        told = f"{row['rho']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}], p {row['p']:.3f}"
+        parts.append(f"{row['group']} {'-' if math.isnan(row['rho']) else told}")
     return f"Rank correlation of {NAMES[number]} with the effect {EFFECTS[effect]}: {'; '.join(parts)}."
 
 
@@ -362,8 +376,8 @@ def _every(behaviors: "pd.DataFrame") -> "pd.DataFrame":
 def cost(unit: Unit, context: "Context") -> Cost:
     made = parts(by_unit(context.config)[unit], unit["form"], context.config.seed)
     reading = reading_cost(made.train)
-    scoring = scoring_cost(made.validation, 11, depth=0.5) + scoring_cost(made.test, 15, depth=0.5)
-    return reading + reading + scoring
+    scoring = scoring_cost(made.validation, 11, depth=0.5) + scoring_cost(made.test, 9, depth=0.5)
+    return reading + reading + scoring  # once more for the norms
 
 
 EXPERIMENT = Experiment(

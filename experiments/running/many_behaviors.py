@@ -3,16 +3,17 @@
 | place | what is there | forms |
 |---|---|---|
 | bundled | the package's own sets | as they are; A/B sets also as completions |
-| written | `experiments/data/contrast_sets`, sets written to be contrasts: topics, tones, tenses, languages, formats | completions |
+| written | `experiments/data/contrast_sets`, sets written for it: topics, tones, tenses, formats | completions |
 | evals | model-written evaluations and the CAA authors' sets, if they are on this machine | A/B and completions |
 
 The evals are not ours to copy. They lie in the folder that `CAA_LENS_EVALS` names, or in `../shared/data` beside the
 project: `mwe/*.jsonl`, `mwe/lm_generated/*.jsonl`, `mwe/persona/*.jsonl` (of the Yes/No statements every third file, by
 name, so that one kind of question is not most of all) and `caa/*.json`. What is not there is left out.
 
-An A/B question becomes one for completions by taking its choices away, and the options' texts are the answers. A Yes/No
-statement becomes A/B by giving it the two choices, in either order. Only questions with two options are used, each once,
-and the parts of both forms are the same questions. Letters are made even in each part, and so are Yes and No.
+An A/B question becomes one for completions by taking its choices away, and the options' texts are the answers. A
+Yes/No statement becomes A/B by giving it the two choices, in either order. Only questions with two options are used,
+each once, and the parts of both forms are the same questions. Letters are made even in each part, and so are Yes and
+No.
 """
 
 import os
@@ -23,6 +24,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from caa_lens.contrast.sets import ContrastSet
 
 LETTERS, COMPLETIONS = "letters", "completions"
-N_TRAIN, N_VALIDATION, N_TEST, FEWEST_TEST = 24, 8, 32, 16
+N_TRAIN, N_VALIDATION, N_TEST, FEWEST_TEST = 24, 8, 24, 16
 WRITTEN = Path(__file__).resolve().parents[1] / "data" / "contrast_sets"
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"
 EVERY_PERSONA = 3
@@ -109,7 +111,7 @@ def parts(source: Source, form: str, seed: int) -> Parts:
     ends = (0, N_TRAIN, N_TRAIN + N_VALIDATION, N_TRAIN + N_VALIDATION + N_TEST)
     ordered = _mixed(pairs, random.Random(f"{seed} {source.name}"))
     found = []
-    for first, last in zip(ends, ends[1:], strict=False):
+    for first, last in pairwise(ends):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # uneven letters, which are made even below
             part = ContrastSet.from_pairs(ordered[first:last], name=source.name)

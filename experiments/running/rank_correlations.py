@@ -43,7 +43,8 @@ def rank_correlations(
 
     rows = rows.dropna(subset=[*columns, effect]).sort_values([cluster, form], kind="stable")
     numbers, effects = rows[list(columns)].to_numpy(float), rows[effect].to_numpy(float)
-    members = list(rows.reset_index(drop=True).groupby(cluster, sort=False).indices.values())
+    places = rows[cluster].to_numpy()
+    members = [np.flatnonzero(places == one) for one in dict.fromkeys(places)]
     rng = np.random.default_rng(seed)
     if len(members) < 3:
         own = np.full(len(columns), np.nan)
