@@ -112,7 +112,7 @@ def run(unit: Unit, context: "Context") -> "pd.DataFrame":
         labels = {"kind": kind, "layer": layer}
         return [({**labels, "multiplier": sign}, steered(vector, sign * multiplier)) for sign in signs]
 
-    def asked(part: ContrastSet, name: str, cells: list) -> pd.DataFrame:
+    def asked(part: "ContrastSet", name: str, cells: list) -> pd.DataFrame:
         return scored(context.model, part, [unsteered, *cells]).assign(part=name)
 
     unsteered = ({"kind": "unsteered", "layer": UNSTEERED, "multiplier": 0.0}, ())
