@@ -134,7 +134,8 @@ def best_layer(rows: "pd.DataFrame") -> int:
     """The layer of the largest mean score(+1) - score(-1) of a part's questions."""
     vector = rows[rows["kind"] == "vector"]
     means = vector.groupby(["layer", "multiplier"])["score"].mean().unstack("multiplier")
-    return int(means.index[(means[1.0] - means[-1.0]).argmax()])
+    layers = [int(layer) for layer in means.index]
+    return layers[int((means[1.0] - means[-1.0]).argmax())]
 
 
 def _mean_difference(activations: "PairActivations", layer: int) -> "SteeringVector":
@@ -335,7 +336,7 @@ def _shown(table: "pd.DataFrame") -> "pd.DataFrame":
     from experiments.running.comparison import grid
 
     cells = table.rename(columns={"rho": "mean"}).assign(number=table["number"].map(NAMES))
-    shown = grid(cells, ["number"], "group", digits=2)
+    shown = grid(cells, ["number"], "group", digits=2).replace(r"^nan .*", "", regex=True)
     p = cells.pivot(index="number", columns="group", values="p").loc[list(shown["number"])]
     for group in [one for one in GROUPS if one in p]:
         shown.insert(list(shown.columns).index(group) + 1, f"{group}: p", p[group].round(3).to_numpy())

@@ -85,7 +85,7 @@ class Reliability(Result):
         table = pd.DataFrame({"pair": [one[0] for one in self.members], **found})
         if any(len(one) > 1 for one in self.members):
             others = [one[1] if len(one) > 1 else None for one in self.members]
-            table.insert(1, "other_order", pd.array(others, dtype="Int64"))
+            table.insert(1, "other_order", pd.Series(others, dtype="Int64"))
         return table.sort_values("cosine", kind="stable").reset_index(drop=True)
 
     def learning_curve(self, layer: int, sizes: Sequence[int] | None = None) -> pd.DataFrame:
