@@ -15,6 +15,7 @@ from caa_lens.models.loading.load import load_model
 from caa_lens.vectors.extraction import extract
 from experiments.own import does_reliability_predict as predict
 from experiments.running import many_behaviors
+from experiments.running.costs import reading_cost, scoring_cost
 from experiments.running.many_behaviors import COMPLETIONS, LETTERS, parts
 from experiments.running.rank_correlations import rank_correlations, spearman
 from experiments.running.run_folder import RunFolder
@@ -280,6 +281,16 @@ def test_a_run_asks_every_behavior_in_its_forms_and_shows_them(finished):
     behaviors = predict.behaviors_of(frames, config.seed)
     assert len(behaviors) == 5
     assert np.isfinite(behaviors[["effect", "effect_chosen", "effect_same_norm", "split_half", "norm"]]).all(axis=None)
+
+
+def test_what_a_unit_takes_is_counted(finished):
+    config, _, _ = finished
+    unit = Unit.of(behavior="refusal", form=LETTERS)
+    made = parts(predict.by_unit(config)[unit], LETTERS, config.seed)
+    found = predict.cost(unit, SimpleNamespace(config=config))
+    read = reading_cost(made.train)
+    scored = scoring_cost(made.validation, 11, depth=0.5) + scoring_cost(made.test, 9, depth=0.5)
+    assert found == read + read + scored
 
 
 @pytest.mark.parametrize("form", [LETTERS, COMPLETIONS])
