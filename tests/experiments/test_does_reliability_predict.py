@@ -261,9 +261,13 @@ def finished(models, tmp_path_factory):
         for name in ("cooking", "correct"):
             (written / f"{name}.jsonl").write_bytes((many_behaviors.WRITTEN / f"{name}.jsonl").read_bytes())
         patch.setattr(many_behaviors, "WRITTEN", written)
+        for name, n in {"N_TRAIN": 16, "N_VALIDATION": 4, "N_TEST": 6}.items():
+            patch.setattr(many_behaviors, name, n)
+        many_behaviors.parts.cache_clear()
         folder.claim({"config": config.model_dump(mode="json"), "versions": {}}, {})
         outcomes = run([predict.EXPERIMENT], config, folder)
         yield config, folder, outcomes
+    many_behaviors.parts.cache_clear()
 
 
 def test_a_run_asks_every_behavior_in_its_forms_and_shows_them(finished):
