@@ -1,6 +1,6 @@
 """All experiments, in the order of the report; what an experiment needs stands before it. Add new ones here."""
 
-from experiments.own import compare_methods, vector_words
+from experiments.own import compare_methods, does_reliability_predict, vector_words
 from experiments.paper import (
     figure_2_contrast_pca,
     figure_3_layer_sweep,
@@ -44,4 +44,5 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     tables_4_10_13_finetuned_text.JUDGED,
     table_14_data_tables.EXPERIMENT,
     compare_methods.EXPERIMENT,
+    does_reliability_predict.EXPERIMENT,
 )

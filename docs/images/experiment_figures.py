@@ -6,6 +6,9 @@
     python -m experiments compare_methods --model demo --behaviors sentiment,formality --n-test 24 --out runs/methods
     python docs/images/experiment_figures.py runs/methods docs/images
 
+    python -m experiments does_reliability_predict --model demo --out runs/reliability
+    python docs/images/experiment_figures.py runs/reliability docs/images
+
 Needs a Chrome or Chromium, like `notebooks/run.py`, which draws.
 """
 
@@ -19,9 +22,19 @@ from caa_lens.report.runs import load_section
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "notebooks"))
 from run import draw
 
-CHOSEN = {"layer_sweep": 0, "multipliers": 0, "cross_layer_cosines": 0, "vector_transfer": 0, "compare_methods": None}
+CHOSEN = {
+    "layer_sweep": 0,
+    "multipliers": 0,
+    "cross_layer_cosines": 0,
+    "vector_transfer": 0,
+    "compare_methods": None,
+    "does_reliability_predict": 0,
+}
 """Which figure of which experiment, of those that the run has; None: all, by the behavior that a title begins with."""
-WIDTHS = {"compare_methods": 600}  # in pixels of a page; a picture has 1.5 times as many
+WIDTHS = {
+    "compare_methods": 600,
+    "does_reliability_predict": 800,
+}  # in pixels of a page; a picture has 1.5 times as many
 
 
 def main() -> None:

@@ -63,6 +63,8 @@ def finished(models, tmp_path_factory):
         patch.setattr("caa_lens.paper.questions.load_paper_questions", lambda name: (QUESTIONS, CATEGORIES))
         patch.setattr("caa_lens.measures.open_ended.judging.judge_texts", fake_judge)
         patch.setattr("caa_lens.measures.elsewhere.neutral.REPORTING", REPORTING[:2])
+        patch.setattr("experiments.running.many_behaviors.WRITTEN", tmp_path_factory.mktemp("no_written_sets"))
+        patch.setenv("CAA_LENS_EVALS", str(tmp_path_factory.mktemp("no_evaluations")))
         folder.claim(run_identity(config), run_notes(list(BY_NAME)))
         outcomes = run(EXPERIMENTS, config, folder)
     return config, folder, outcomes

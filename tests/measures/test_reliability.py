@@ -14,6 +14,7 @@ from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.pair_reading import pair_activations
 from caa_lens.measures.agreement.held_out import d_prime, held_out, held_out_cosines, influences
 from caa_lens.measures.agreement.letter_groups import group_by_letters, without_letter
+from caa_lens.measures.agreement.letter_orders import join_letter_orders
 from caa_lens.measures.agreement.reliabilities import Reliability, reliability
 from caa_lens.measures.agreement.shared_part import (
     by_chance,
@@ -144,6 +145,179 @@ def test_held_out_pairs_of_noise_are_against_as_often_as_not_whatever_their_lett
             cosines[letters].append(cosine < 0)
     for letters, against in cosines.items():
         assert np.mean(against) == pytest.approx(0.5, abs=0.06), letters
+
+
+# ---- both letter orders of a question ---------------------------------------------------------------------------
+
+
+def both_orders(n_joined, n_single=0, *, size=0.0, letter=8.0, noise_of_order=0.3, seed=0, n_layers=2, shuffled=True):
+    """Questions of which the first `n_joined` stand in both letter orders, as activations with hashes.
+
+    A question has noise of its own that both orders share, and each order some more.
+    """
+    rng = np.random.default_rng(seed)
+    n, d = n_joined + n_single, 40
+    direction, letter_direction = (one / np.linalg.norm(one) for one in rng.standard_normal((2, d)))
+    questions = size * direction + rng.standard_normal((n, n_layers, d)) / np.sqrt(d)
+    rows = [(q, order) for q in range(n) for order in ((0, 1) if q < n_joined else (q % 2,))]
+    if shuffled:
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+    values, letters = [], []
+    for question, order in rows:
+        difference = questions[question] + noise_of_order * rng.standard_normal((n_layers, d)) / np.sqrt(d)
+        difference = difference + (1 - 2 * order) * letter * letter_direction
+        middle = rng.standard_normal((n_layers, d))
+        values.append([middle + difference / 2, middle - difference / 2])
+        letters.append(ORDERS[order])
+    hashes = " ".join(f"{question:08x}" for question, _ in rows)
+    return activations_of(np.array(values), tuple(letters), pair_hashes=hashes), [question for question, _ in rows]
+
+
+def joined_by_hand(activations, questions):
+    """The mean of each question's pairs, as completions."""
+    order = list(dict.fromkeys(questions))
+    rows = [[i for i, question in enumerate(questions) if question == one] for one in order]
+    return activations_of(np.stack([activations.values[one].mean(0).numpy() for one in rows])), rows
+
+
+def test_a_set_of_both_letter_orders_reads_as_the_means_of_its_questions():
+    given, questions = both_orders(12, size=0.6)
+    by_hand, rows = joined_by_hand(given, questions)
+    found, expected = reliability(given, **QUICK), reliability(by_hand, **QUICK)
+    pd.testing.assert_frame_equal(found.frame, expected.frame)
+    assert found.n_pairs == 12
+    assert set(found.frame["verdict"]) == {"consistent"}
+    assert found.settings["joined"] == "12 questions in both letter orders, as one pair each"
+    assert (found.settings["pairs"], found.settings["taken_out"]) == ("12", "answer letter")
+    assert found.members == tuple(map(tuple, rows))
+    table = found.pairs(1)
+    assert table["other_order"].tolist() == [dict(rows)[pair] for pair in table["pair"]]
+    np.testing.assert_allclose(table["cosine"], np.sort(expected.cosines[1]), atol=1e-6)
+    assert "other_order" not in expected.pairs(1)
+    assert expected.settings["joined"] == "nothing"
+
+
+def test_a_letter_in_both_orders_is_no_signal_and_two_orders_of_noise_do_not_agree_with_each_other():
+    """Taken as two pairs, both orders of a question would share its noise, and noise would be found consistent."""
+    every = [
+        verdict
+        for seed in range(30)
+        for verdict in verdicts(both_orders(12, n_single=seed % 3 * 8, seed=seed)[0], seed=seed)
+    ]
+    assert "consistent" not in every
+    assert every.count(NOTHING) >= 53  # of 60: a set in twenty may read weak, at both of its layers
+
+
+def test_joined_questions_stand_beside_pairs_with_letters_as_a_group_of_their_own():
+    given, questions = both_orders(6, 10, size=0.7)
+    found = reliability(given, **QUICK)
+    assert set(found.frame["verdict"]) == {"consistent"}
+    assert found.n_pairs == 16
+    stronger, _ = both_orders(6, 10, size=0.7, letter=30.0)
+    numbers = ["split_half", "low", "high", "p", "agreement", "against", "d_prime", "shared", "cone"]
+    np.testing.assert_allclose(
+        reliability(stronger, **QUICK).frame[numbers], found.frame[numbers], rtol=1e-3, atol=1e-4
+    )
+    joined, members = join_letter_orders(given)
+    groups = group_by_letters(joined.letters)
+    assert sorted(groups.sizes) == [5, 5, 6]
+    assert sum(groups.shares) == pytest.approx(1)
+    free = next(k for k, other in enumerate(groups.opposite) if other == k)
+    assert {questions[members[i][0]] for i in groups.groups[free]} == set(range(6))
+    assert groups.shares[free] == 6 / 16
+
+
+def test_joined_questions_beside_lettered_pairs_are_compared_with_others_only():
+    joined, _ = join_letter_orders(both_orders(5, 8, size=0.5)[0])
+    groups, _, gram = letter_free(joined)
+    raw = differences_of(joined)
+    weights = held_out(groups)
+    found = held_out_cosines(gram, weights)
+    free = next(k for k, other in enumerate(groups.opposite) if other == k)
+    lettered = [k for k in range(3) if k != free]
+    for pair in range(13):
+        means = {k: raw[groups.groups[k]].mean(0) for k in range(3)}
+        effect, number = 0.0, groups.group_of()[pair]
+        rest = np.setdiff1d(groups.groups[number], pair)
+        means[number] = raw[rest].mean(0)
+        if number != free:
+            (other,) = (k for k in lettered if k != number)
+            rank = list(groups.groups[number]).index(pair)
+            means[other] = raw[np.delete(groups.groups[other], rank)].mean(0)
+            effect = (means[number] - means[other]) / 2
+        others = sum(groups.shares[k] * means[k] for k in range(3))
+        assert found[pair] == pytest.approx(cosine_similarity([raw[pair] - effect], [others])[0, 0], abs=1e-6)
+        np.testing.assert_allclose(weights.middle[pair, rest].sum(), 1 if number == free else 0.5)
+
+
+def test_held_out_noise_is_against_as_often_as_not_in_every_group_of_a_mixed_set():
+    against = {True: [], False: []}
+    for seed in range(60):
+        joined, _ = join_letter_orders(both_orders(8, 14, n_layers=1, seed=seed)[0])
+        groups, _, gram = letter_free(joined)
+        for letters, cosine in zip(joined.letters, held_out_cosines(gram, held_out(groups)), strict=True):
+            against[letters == ("", "")].append(cosine < 0)
+    for free, signs in against.items():
+        assert np.mean(signs) == pytest.approx(0.5, abs=0.06), free
+
+
+def test_exchanging_the_sides_of_a_mixed_set_is_all_its_exchanges():
+    joined, _ = join_letter_orders(both_orders(4, 8, size=0.15, noise_of_order=0, seed=3)[0])
+    groups, freed, gram = letter_free(joined)
+    ours = by_chance(squared_lengths(gram, relabelled(groups, 20001, np.random.default_rng(0)))[:, None])[0]
+    free = next(k for k, other in enumerate(groups.opposite) if other == k)
+    one, two = (group for k, group in enumerate(groups.groups) if k != free)
+    between = freed * groups.signs[:, None]
+    both, squares = np.concatenate([one, two]), []
+    for signs in product([-1, 1], repeat=4):
+        alone = groups.shares[free] * np.mean(np.array(signs)[:, None] * freed[groups.groups[free]], axis=0)
+        for chosen in combinations(both, len(one)):
+            rest = np.setdiff1d(both, chosen)
+            pairs = groups.shares[1 if free == 0 else 0]
+            squares.append(np.sum((alone + pairs * (between[list(chosen)].mean(0) - between[rest].mean(0))) ** 2))
+    own = np.sum(direction_with_shares(freed, groups) ** 2)
+    expected = np.mean(np.array(squares) >= own - 1e-9)
+    assert 0.005 < expected < 0.6
+    assert ours == pytest.approx(expected, abs=0.012)
+
+
+def direction_with_shares(differences, groups):
+    parts = zip(groups.groups, groups.shares, strict=True)
+    return sum(share * differences[group].mean(0) for group, share in parts)
+
+
+def test_too_few_joined_questions_beside_others_are_told_of():
+    given, _ = both_orders(3, 10)
+    with pytest.raises(ValueError, match="got 3 questions in both letter orders beside 10 in one, expected none or at"):
+        reliability(given, **QUICK)
+    few, _ = both_orders(7)
+    with pytest.raises(
+        ValueError, match=r"got 7 pairs \(7 of them a question in both letter orders, which counts once\)"
+    ):
+        reliability(few, **QUICK)
+
+
+def test_a_question_whose_answers_are_exchanged_is_not_its_other_letter_order():
+    given, _ = both_orders(10, shuffled=False)
+    values = given.values.clone()
+    values[5] = values[4].flip(0)  # "(A) Yes" positive in one, "(B) No" in the other
+    contradicting = activations_of(values, given.letters, pair_hashes=given.provenance.details["pair_hashes"])
+    with pytest.raises(ValueError, match="pair 5 is pair 4 with its answers exchanged"):
+        reliability(contradicting, **QUICK)
+
+
+def test_both_letter_orders_of_a_model_are_joined_and_saved(tiny_chat, tmp_path):
+    orders = [("(A)", "(B)"), ("(B)", "(A)")]
+    one = ContrastSet.from_pairs(
+        [(f"Is {n} more?\n\nChoices:\n (A) Yes, {n}\n (B) No", *orders[n % 2]) for n in range(9)], name="numbers"
+    )
+    both = ContrastSet.from_pairs([*one, *(pair.swapped() for pair in one)], name="numbers")
+    found = reliability(pair_activations(tiny_chat, both, layers=[1, 4], progress=False), **QUICK)
+    assert found.members == tuple((n, n + 9) for n in range(9))
+    loaded = Reliability.load(found.save(tmp_path / "r.parquet"))
+    assert loaded.members == found.members
+    pd.testing.assert_frame_equal(loaded.pairs(4), found.pairs(4))
+    assert "9 pairs" in repr(found)
 
 
 # ---- numbers beside the slow way ------------------------------------------------------------------------------
@@ -460,11 +634,18 @@ def test_pairs_that_stand_twice_are_told_of():
         reliability(activations_of(values), **QUICK)
 
 
-def test_pairs_whose_hash_is_the_same_are_told_of_though_their_letters_are_exchanged():
-    given = planted(8, letter=1.0)
-    hashes = " ".join(["aa", "bb", "cc", "aa", "dd", "ee", "bb", "ff"])
-    with pytest.raises(ValueError, match=r"2 pairs stand twice, such as 3, which is 0 \(perhaps with its letters exch"):
-        reliability(activations_of(given.values, given.letters, pair_hashes=hashes), **QUICK)
+def test_pairs_whose_hash_is_the_same_are_told_of_where_they_are_not_two_letter_orders():
+    given = planted(10, letter=1.0)
+    with_hash = [*"abcdefghij"]
+    with_hash[4] = "c"  # with the same letters
+    with pytest.raises(ValueError, match="1 pair stands twice, such as 4, which is 2: a pair agrees"):
+        reliability(activations_of(given.values, given.letters, pair_hashes=" ".join(with_hash)), **QUICK)
+    with_hash[7] = "c"  # three times
+    with pytest.raises(ValueError, match="2 pairs stand twice, such as 4, which is 2"):
+        reliability(activations_of(given.values, given.letters, pair_hashes=" ".join(with_hash)), **QUICK)
+    completions = activations_of(given.values, pair_hashes=" ".join("abcdefghia"))
+    with pytest.raises(ValueError, match="1 pair stands twice, such as 9, which is 0"):
+        reliability(completions, **QUICK)
 
 
 def test_pairs_whose_sides_are_alike_are_told_of():

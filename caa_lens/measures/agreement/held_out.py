@@ -20,7 +20,7 @@ class HeldOut:
 
     Attributes:
         direction: of the shared direction v of the others.
-        letter: of the letter's effect on this pair's difference; zeros of completions.
+        letter: of the letter's effect on this pair's difference; zeros of a pair without letters.
         middle: of the mean of the others with the same letters.
     """
 
@@ -47,7 +47,9 @@ def held_out(groups: LetterGroups) -> HeldOut:
                 kept = min(len(here), len(there))
                 chosen = np.roll(here, -rank - 1)[:kept]  # whoever sits out, it is another one for each pair
                 direction[pair, chosen] = groups.shares[number] / kept
-                if own in (number, other):
+                if own == number == other:  # without letters
+                    middle[pair, chosen] = 1 / kept
+                elif own in (number, other):
                     letter[pair, chosen] = (0.5 if own == number else -0.5) / kept
                     middle[pair, chosen] = 0.5 / kept
     return HeldOut(direction=direction, letter=letter, middle=middle)

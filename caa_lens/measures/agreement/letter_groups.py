@@ -10,6 +10,8 @@ their two letters in order, and
 which is least squares on a constant and the letter. The direction that pairs share is `behavior`: both orders have
 equal weights, however many pairs each has. For sets with more than two letters this is done for each two letters
 apart, weighted by their numbers of pairs. Completions have no letters: they are one group, the direction its mean.
+Questions in both letter orders, joined (see `letter_orders`), have none left; beside pairs with letters they are a
+group of their own.
 
 Whatever is held out, resampled or halved is so within groups, so that no letter is left over in any part; where a
 number needs the letter's own effect (a single pair's cosine), it is estimated from other pairs than that one.
@@ -33,7 +35,8 @@ class LetterGroups:
     Attributes:
         groups: the pairs of each group, by number; together every pair once.
         shares: each group's weight in the shared direction; they sum to 1.
-        opposite: for each group that of the same letters the other way round; for completions none, `()`.
+        opposite: for each group that of the same letters the other way round; of one without letters beside others, the
+            group itself; for completions none, `()`.
         signs: 1 for the pairs of a group whose letter effect counts as positive, -1 for its opposite; 1 of completions.
     """
 
@@ -66,24 +69,36 @@ class LetterGroups:
         return found
 
 
-def group_by_letters(letters: Sequence[tuple[str, str]]) -> LetterGroups:
-    """The groups of pairs with these (positive, negative) letters; empty texts are completions.
+def group_by_letters(letters: Sequence[tuple[str, str]], n_joined: int = 0) -> LetterGroups:
+    """The groups of pairs with these (positive, negative) letters; empty texts are completions, or joined orders.
+
+    Args:
+        n_joined: how many of them are two letter orders of a question, for messages.
 
     Raises:
         ValueError: for fewer than 8 pairs, two letters of which one is always the positive one, or fewer than 4 pairs
-            of an order: with 3 of each no relabelling test could fall below 0.05.
+            of an order: with 3 of each no relabelling test could fall below 0.05. Also for fewer than 4 joined pairs
+            beside others.
     """
     n_pairs = len(letters)
     if n_pairs < MIN_PAIRS:
+        joined = f" ({n_joined} of them a question in both letter orders, which counts once)" if n_joined else ""
         raise ValueError(
-            f"got {n_pairs} pair{'s' if n_pairs != 1 else ''}, of which nothing can be said: give at least {MIN_PAIRS} "
-            f"(of A/B pairs {MIN_OF_ORDER} with each letter as the positive answer)"
+            f"got {n_pairs} pair{'s' if n_pairs != 1 else ''}{joined}, of which nothing can be said: give at least "
+            f"{MIN_PAIRS} (of A/B pairs {MIN_OF_ORDER} with each letter as the positive answer)"
         )
     if not any(letter for pair in letters for letter in pair):
         return LetterGroups(groups=(np.arange(n_pairs),), shares=(1.0,), opposite=(), signs=np.ones(n_pairs))
     members: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, (positive, negative) in enumerate(letters):
         members[positive, negative].append(i)
+    free = np.array(members.pop(("", ""), []), dtype=int)
+    if 0 < len(free) < MIN_OF_ORDER:
+        raise ValueError(
+            f"got {len(free)} question{'s' if len(free) > 1 else ''} in both letter orders beside "
+            f"{n_pairs - len(free)} in one, expected none or at least {MIN_OF_ORDER}: keep one order of "
+            "each, or give both orders of more of them"
+        )
     both = sorted({tuple(sorted(order)) for order in members})
     for first, second in both:
         counts = Counter({order: len(members.get(order, ())) for order in ((first, second), (second, first))})
@@ -109,6 +124,10 @@ def group_by_letters(letters: Sequence[tuple[str, str]]) -> LetterGroups:
         groups += [one, other]
         shares += 2 * [(len(one) + len(other)) / (2 * n_pairs)]
         signs[other] = -1
+    if len(free):
+        opposite.append(len(groups))
+        groups.append(free)
+        shares.append(len(free) / n_pairs)
     return LetterGroups(groups=tuple(groups), shares=tuple(shares), opposite=tuple(opposite), signs=signs)
 
 

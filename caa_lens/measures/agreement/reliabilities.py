@@ -6,7 +6,8 @@
     found.pairs(14)           # which pairs are against, and which turn the vector
     found.learning_curve(14)  # how sure the vector would be of fewer pairs, or of more
 
-`letter_groups` says how the answer letter is taken out first, `shared_part` what the numbers are.
+`letter_groups` says how the answer letter is taken out first, `letter_orders` what becomes of a question that stands in
+both letter orders, `shared_part` what the numbers are.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from caa_lens.arguments import as_seed, check_count, check_list
 from caa_lens.engine.pair_reading import PairActivations, check_pair_activations, layers_among
 from caa_lens.measures.agreement.held_out import d_prime, held_out, held_out_cosines, influences
 from caa_lens.measures.agreement.letter_groups import group_by_letters, without_letter
+from caa_lens.measures.agreement.letter_orders import Members, join_letter_orders
 from caa_lens.measures.agreement.shared_part import (
     by_chance,
     cone,
@@ -55,14 +57,16 @@ class Reliability(Result):
         provenance: of the `activations`.
         cosines: of each pair with the direction that the others share; below 0 it is against them.
         influences: by how many degrees the direction turns without that pair.
+        members: by number in the set, the pair that each is; both letter orders of a question are one pair here.
     """
 
     cosines: Float[Tensor, "layer pair"]
     influences: Float[Tensor, "layer pair"]
+    members: tuple[tuple[int, ...], ...]
 
     @property
     def n_pairs(self) -> int:
-        """How many pairs were read."""
+        """How many pairs were compared; both letter orders of a question count as one."""
         return int(self.cosines.shape[1])
 
     def layers(self, verdict: str = CONSISTENT) -> tuple[int, ...]:
@@ -72,10 +76,16 @@ class Reliability(Result):
         return tuple(int(layer) for layer in self.frame["layer"][self.frame["verdict"] == verdict])
 
     def pairs(self, layer: int) -> pd.DataFrame:
-        """One row a pair of the set, the most against first: `pair, cosine, influence`."""
+        """One row a pair, the most against first: `pair` (its number in the set), `cosine, influence`.
+
+        Where a question stands in both letter orders, `other_order` is the number of the second of its two pairs.
+        """
         row = self._row(layer)
         found = {"cosine": self.cosines[row].double().numpy(), "influence": self.influences[row].double().numpy()}
-        table = pd.DataFrame({"pair": np.arange(self.n_pairs), **found})
+        table = pd.DataFrame({"pair": [one[0] for one in self.members], **found})
+        if any(len(one) > 1 for one in self.members):
+            others = [one[1] if len(one) > 1 else None for one in self.members]
+            table.insert(1, "other_order", pd.Series(others, dtype="Int64"))
         return table.sort_values("cosine", kind="stable").reset_index(drop=True)
 
     def learning_curve(self, layer: int, sizes: Sequence[int] | None = None) -> pd.DataFrame:
@@ -147,7 +157,8 @@ def reliability(
     d_i is the difference of pair i's sides. Of A/B pairs the answer letter is taken out first: pairs are grouped by
     which letter is the positive one, and the direction v is the mean of the groups' means, in which the letter cancels.
     Resamples, halves and what is held out keep to the groups; the letter in a single pair's difference is estimated
-    from others (see `measures.agreement.letter_groups`). Columns of the frame:
+    from others (see `measures.agreement.letter_groups`). A question that stands in both letter orders is one pair, the
+    mean of its two, in which the letter cancels (`measures.agreement.letter_orders`). Columns of the frame:
 
         split_half    cosine of the vectors of two halves of the pairs: their mean inner product over all splits by
                       their mean squared length; `low, high`: 95 % bootstrap interval over pairs
@@ -158,7 +169,7 @@ def reliability(
         shared        what all pairs share of the mean square of d_i, with its interval `shared_low, shared_high`
         cone          degrees about v that hold the true direction in 95 % of cases; 90 is any direction
         pairs_for_95  pairs that would bring the split-half cosine to 0.95; NaN where nothing is told from chance
-        letter        the letter's share of the mean square of d_i
+        letter        the letter's share of the mean square of d_i, of which joined letter orders have none
 
     The verdict of a layer is "nothing to steer with" where p >= 0.05; "consistent" where the interval of `split_half`
     lies above 0.5 and at most a fifth of the pairs are against; else "weak". Of pure noise one set in twenty at most
@@ -174,7 +185,8 @@ def reliability(
 
     Raises:
         ValueError: for fewer than 8 pairs (of A/B pairs 4 with each letter as the positive one), letters of which one
-            is always the positive one, pairs that stand twice, pairs whose sides are alike, or numbers that are not
+            is always the positive one, one to three questions in both letter orders beside pairs in one, pairs that
+            stand twice otherwise or with their answers exchanged, pairs whose sides are alike, or numbers that are not
             finite.
         IndexError: for a layer that was not read.
 
@@ -184,8 +196,11 @@ def reliability(
     check_pair_activations(activations)
     n_resamples, seed = check_count("n_resamples", n_resamples, least=100), as_seed(seed)
     chosen = layers_among(activations, layers)
-    groups = group_by_letters(activations.letters)
-    _check_pairs(activations, chosen)
+    _check_finite(activations, chosen)
+    activations, members = join_letter_orders(activations)
+    n_joined = sum(len(one) > 1 for one in members)
+    groups = group_by_letters(activations.letters, n_joined)
+    _check_pairs(activations, chosen, members)
     rng = np.random.default_rng(seed)
     counts, labels = resamples(groups, n_resamples, rng), relabelled(groups, n_resamples + 1, rng)
     weights, n_pairs = held_out(groups), groups.n_pairs
@@ -228,13 +243,15 @@ def reliability(
         frame=frame[["layer", "verdict", "because", *order, "cone", "pairs_for_95", "letter"]],
         settings={
             "pairs": str(n_pairs),
-            "taken_out": "answer letter" if groups.opposite else "nothing",
+            "taken_out": "answer letter" if groups.opposite or n_joined else "nothing",
+            "joined": f"{n_joined} questions in both letter orders, as one pair each" if n_joined else "nothing",
             "n_resamples": str(n_resamples),
             "seed": str(seed),
         },
         provenance={"activations": activations.provenance},
         cosines=torch.from_numpy(np.stack(cosines)),
         influences=torch.from_numpy(np.stack(turns)),
+        members=members,
     )
 
 
@@ -264,14 +281,19 @@ def _mean_cosine(gram: Float[np.ndarray, "pair pair"]) -> float:
     return float((cosines.sum() - n_pairs) / (n_pairs * (n_pairs - 1)))
 
 
-def _check_pairs(activations: PairActivations, layers: Sequence[int]) -> None:
-    """Refuses numbers that are not finite, sides that are alike, and pairs that stand twice."""
+def _check_finite(activations: PairActivations, layers: Sequence[int]) -> None:
+    for layer in layers:
+        if not bool(torch.isfinite(activations[layer]).all()):
+            raise ValueError(f"activations of layer {layer} are not finite: read them in bfloat16 or float32")
+
+
+def _check_pairs(activations: PairActivations, layers: Sequence[int], members: Members) -> None:
+    """Refuses sides that are alike, and pairs that stand twice; they are told by their numbers in the set."""
     for layer in layers:
         sides = activations[layer].double()  # [pair side d_model]
-        if not bool(torch.isfinite(sides).all()):
-            raise ValueError(f"activations of layer {layer} are not finite: read them in bfloat16 or float32")
         gaps = (sides[:, 0] - sides[:, 1]).norm(dim=-1)
-        if alike := (gaps <= 1e-6 * sides.norm(dim=-1).mean(1)).nonzero().flatten().tolist():
+        if found := (gaps <= 1e-6 * sides.norm(dim=-1).mean(1)).nonzero().flatten().tolist():
+            alike = sorted(i for one in found for i in members[one])
             raise ValueError(
                 f"both sides of pair{'s' if len(alike) > 1 else ''} {layer_ranges(alike)} are the same at layer "
                 f"{layer}: give pairs whose answers differ at the tokens that are read, or name layers= where they do"
@@ -285,7 +307,6 @@ def _check_pairs(activations: PairActivations, layers: Sequence[int]) -> None:
     if twice:
         (i, j), n_twice = twice[0], len({j for _, j in twice})
         raise ValueError(
-            f"{n_twice} pair{'s stand' if n_twice > 1 else ' stands'} twice, such as {j}, which is {i}"
-            f"{' (perhaps with its letters exchanged)' if activations.letters[i][0] else ''}: a pair agrees with "
-            "itself. Keep one of each, then read the activations again"
+            f"{n_twice} pair{'s stand' if n_twice > 1 else ' stands'} twice, such as {members[j][0]}, which is "
+            f"{members[i][0]}: a pair agrees with itself. Keep one of each, then read the activations again"
         )

@@ -87,9 +87,9 @@ def cone(
 def relabelled(groups: LetterGroups, n_draws: int, rng: np.random.Generator) -> Float[np.ndarray, "draw pair"]:
     """Weights of the shared direction if positive and negative were only names; the first draw is as it is.
 
-    Each draw exchanges the sides of some pairs: of completions any, each with probability 1/2; of A/B pairs so that as
-    many as before have each letter as the positive one. (Exchanging the sides of an A/B pair moves it to the opposite
-    group, where it counts with the opposite letter: the letter cancels in every draw as it does in v.)
+    Each draw exchanges the sides of some pairs: of those without letters any, each with probability 1/2; of A/B pairs
+    so that as many as before have each letter as the positive one. (Exchanging the sides of an A/B pair moves it to
+    the opposite group, where it counts with the opposite letter: the letter cancels in every draw as it does in v.)
     """
     draws = np.zeros((n_draws, groups.n_pairs))
     if not groups.opposite:
@@ -101,6 +101,9 @@ def relabelled(groups: LetterGroups, n_draws: int, rng: np.random.Generator) -> 
             # Of act(first letter) - act(second letter): plus for those of the first group, minus for the others.
             values = np.repeat([groups.shares[number] / sizes[0], -groups.shares[other] / sizes[1]], sizes)
             draws[:, both] = rng.permuted(np.tile(values, (n_draws, 1)), axis=1) * groups.signs[both]
+        elif number == other:  # without letters
+            free = groups.groups[number]
+            draws[:, free] = rng.choice([-1.0, 1.0], size=(n_draws, len(free))) * groups.shares[number] / len(free)
     draws[0] = groups.weights(np.ones((1, groups.n_pairs)))[0]
     return draws
 
