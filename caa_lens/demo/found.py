@@ -42,7 +42,7 @@ class Found:
         if layer is None or multiplier is None:
             multiplier = float(calibration.frame["multiplier"].min())
             own = calibration.frame[calibration.frame["multiplier"] == multiplier]
-            layer = int(own.loc[own["validation"].idxmax(), "layer"])
+            layer = int(own["layer"].to_numpy()[int(own["validation"].to_numpy().argmax())])
         sweep = calibration.sweep
         return cls(
             behavior=behavior,

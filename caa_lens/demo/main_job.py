@@ -190,7 +190,11 @@ def _calibration(
     from caa_lens.measures.calibrating.calibrated import Calibration
     from caa_lens.measures.calibrating.calibration import calibrate
 
-    settings = {"layers": layers, "multipliers": [m for m in config.multipliers if m], "budget": config.budget}
+    settings: dict[str, Any] = {
+        "layers": layers,
+        "multipliers": [m for m in config.multipliers if m],
+        "budget": config.budget,
+    }
     made_from = {"vectors": kept.digest(VECTORS), "pairs": held_out.content_hash, **settings}
     return kept.result(
         Calibration, "calibration", made_from, lambda: calibrate(model, vectors, held_out, seed=config.seed, **settings)
@@ -251,7 +255,7 @@ def _side_effects(model: Any, vectors: SteeringVectors, found: Found, kept: Kept
     from caa_lens.measures.elsewhere.neutral import REPORTING
     from caa_lens.measures.elsewhere.unwanted_changes import SideEffects, side_effects
 
-    settings = {"n_tokens": NEUTRAL_TOKENS, "n_random": N_RANDOM}
+    settings: dict[str, Any] = {"n_tokens": NEUTRAL_TOKENS, "n_random": N_RANDOM}
     neutral = REPORTING[:N_NEUTRAL]
     made_from = {"vectors": kept.digest(VECTORS), "layer": found.layer, "multiplier": found.multiplier}
     return kept.result(

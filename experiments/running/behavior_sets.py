@@ -71,7 +71,7 @@ def warn_of_pairs_in_both(behavior: str, generate: "ContrastSet", test: "Contras
         )
 
 
-def set_apart(pool: "ContrastSet", config: RunConfig) -> "tuple[ContrastSet, ContrastSet | None]":
+def set_apart(pool: "ContrastSet", test: "ContrastSet", config: RunConfig) -> "tuple[ContrastSet, ContrastSet | None]":
     """The pairs that vectors are made from, and of the others the validation pairs, if a layer is to be chosen.
 
     Raises:
@@ -90,10 +90,12 @@ def set_apart(pool: "ContrastSet", config: RunConfig) -> "tuple[ContrastSet, Con
     generate = pool.sample(n_generate, seed=config.seed) if n_generate < len(pool) else pool
     if not n_validation:
         return generate, None
-    made_from = set(generate.pair_hashes)
-    others = [pair for pair, digest in zip(pool, pool.pair_hashes, strict=True) if digest not in made_from]
+    used = {*generate.pair_hashes, *test.pair_hashes}
+    others = [pair for pair, digest in zip(pool, pool.pair_hashes, strict=True) if digest not in used]
     if not others:
-        raise ValueError(f"every pair of {pool.name} is among those that vectors are made from: name a layer")
+        raise ValueError(
+            f"every pair of {pool.name} is extracted from or held out, expected some to choose on: name a layer"
+        )
     rest = replace(pool, pairs=tuple(others))
     return generate, rest.sample(min(n_validation, len(rest)), seed=config.seed)
 
@@ -121,7 +123,7 @@ def behavior_sets(config: RunConfig, behavior: str) -> Sets:
     else:
         generate, test = ContrastSet.load(behavior).split(test=config.n_test, seed=config.seed)
         open_ended = load_open_ended(behavior)
-    generate, validation = set_apart(generate, config)
+    generate, validation = set_apart(generate, test, config)
     if config.data == "bundled" and generate.kind == "ab":
         generate = generate.balance_letters(seed=config.seed)
     if behavior not in config.stand_ins:

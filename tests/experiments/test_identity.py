@@ -217,7 +217,7 @@ def test_a_base_model_that_cannot_be_had_is_told_with_what_to_do():
 def test_held_out_pairs_that_vectors_are_extracted_from_are_told(monkeypatch):
     pairs = ContrastSet.from_pairs([(f"Is {n} good?", "Yes, very.", "No, not at all.") for n in range(8)])
     monkeypatch.setattr("caa_lens.paper.questions.load_paper_set", lambda name: (pairs[:6], pairs[4:], ["Why?"]))
-    config = RunConfig.of("demo", data="paper", behaviors=("refusal",), n_generate=6, n_test=4, seed=123)
+    config = RunConfig.of("demo", data="paper", behaviors=("refusal",), n_generate=6, n_test=4, layer=3, seed=123)
     with pytest.warns(TrainingPairsWarning, match="refusal: 2 of the 4 held-out pairs are among those"):
         behavior_sets(config, "refusal")
     behavior_sets.cache_clear()
