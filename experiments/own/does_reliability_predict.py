@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 DEPTHS, MIDDLE = (0.3, 0.4, 0.5, 0.6, 0.7), 0.5
 SHARE_OF_STREAM = 0.1  # the norm of the control that all behaviors have alike
+NO_INTERVAL = "(no interval)"
 UNSTEERED = -1  # the layer of unsteered rows
 VERDICTS = ("nothing to steer with", "weak", "consistent")
 NUMBERS = ("split_half", "agreement", "against", "p", "d_prime", "shared", "cone", "verdict_rank")
@@ -231,13 +232,22 @@ def correlations(behaviors: "pd.DataFrame", *, seed: int = 0, n_draws: int = 200
 
 
 def scatter(behaviors: "pd.DataFrame", ending: str, title: str) -> "go.Figure":
-    """Effect over split-half cosine, a point a behavior and form; colour by verdict, shape by form."""
+    """Effect over split-half cosine, a point a behavior and form; colour by verdict, shape by form.
+
+    Effects above three times the 90 % quantile would flatten all others: they are named at the upper edge.
+    """
     import plotly.graph_objects as go
 
     from caa_lens.plots.style import BLUE, GREY, ORANGE, escaped, styled
 
     colours = dict(zip(VERDICTS, (GREY, ORANGE, BLUE), strict=True))
     figure = go.Figure()
+    beyond = behaviors[f"effect{ending}"] > 3 * behaviors[f"effect{ending}"].quantile(0.9)
+    for row in behaviors[beyond].to_dict("records"):
+        told = f"{escaped(row['behavior'])} {row[f'effect{ending}']:.1f} \N{UPWARDS ARROW}"
+        at = {"x": 0.8, "xref": "paper", "xanchor": "right", "y": 1.0, "yref": "paper", "yanchor": "top"}
+        figure.add_annotation(**at, text=told, showarrow=False, yshift=-16 * len(figure.layout.annotations))
+    behaviors = behaviors[~beyond]
     for key, rows in behaviors.groupby(["form", f"verdict{ending}"], sort=True):
         form, verdict = str(key[0]), str(key[1])
         x, y = rows[f"split_half{ending}"], rows[f"effect{ending}"]
@@ -312,7 +322,8 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
 def _said(table: "pd.DataFrame", effect: str, number: str) -> str:
     parts = []
     for row in table[(table["of"] == effect) & (table["number"] == number)].to_dict("records"):
-        told = f"{row['rho']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}], p {row['p']:.3f}"
+        told = f"{row['rho']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}], p {_p(row['p'])}"
+        told = told.replace("[+nan, +nan]", NO_INTERVAL)
         parts.append(f"{row['group']} {'-' if math.isnan(row['rho']) else told}")
     return f"Rank correlation of {NAMES[number]} with the effect {EFFECTS[effect]}: {'; '.join(parts)}."
 
@@ -336,11 +347,16 @@ def _shown(table: "pd.DataFrame") -> "pd.DataFrame":
     from experiments.running.comparison import grid
 
     cells = table.rename(columns={"rho": "mean"}).assign(number=table["number"].map(NAMES))
-    shown = grid(cells, ["number"], "group", digits=2).replace(r"^nan .*", "", regex=True)
+    shown = grid(cells, ["number"], "group", digits=2)
+    shown = shown.replace({r"^nan .*": "", r"\[nan.*": NO_INTERVAL}, regex=True)
     p = cells.pivot(index="number", columns="group", values="p").loc[list(shown["number"])]
     for group in [one for one in GROUPS if one in p]:
-        shown.insert(list(shown.columns).index(group) + 1, f"{group}: p", p[group].round(3).to_numpy())
+        shown.insert(list(shown.columns).index(group) + 1, f"{group}: p", [_p(one) for one in p[group]])
     return shown
+
+
+def _p(p: float) -> str:
+    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _every(behaviors: "pd.DataFrame") -> "pd.DataFrame":

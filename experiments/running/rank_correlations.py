@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FEWEST = 3  # behaviors
+SURELY = 0.95  # the share of draws in which a column has to vary, for an interval
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
@@ -36,7 +37,8 @@ def rank_correlations(
     """Each column's rank correlation with the effect: `number, n, behaviors, rho, low, high, p`.
 
     Rows in which a number is missing are left out, of all columns alike; of fewer than three behaviors all is NaN.
-    `low, high` are the 95 % interval; draws in which a column does not vary have no correlation and are left out of it.
+    `low, high` are the 95 % interval. In a draw a column may not vary, as when one behavior alone differs from the
+    others; where that is so in more than 5 % of draws, there is no interval (NaN).
     """
     import pandas as pd
 
@@ -79,7 +81,7 @@ def _interval(
         rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
         drawn[draw] = _correlations(_ranks(numbers[rows]), _ranks(effects[rows]))
     ends = np.full((2, numbers.shape[1]), np.nan)
-    known = np.isfinite(drawn).any(0)
+    known = np.isfinite(drawn).mean(0) >= SURELY
     ends[:, known] = np.nanquantile(drawn[:, known], [0.025, 0.975], axis=0)
     return ends
 
