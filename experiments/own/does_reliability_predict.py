@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 DEPTHS, MIDDLE = (0.3, 0.4, 0.5, 0.6, 0.7), 0.5
 SHARE_OF_STREAM = 0.1  # the norm of the control that all behaviors have alike
-NO_INTERVAL = "(no interval)"
 UNSTEERED = -1  # the layer of unsteered rows
 VERDICTS = ("nothing to steer with", "weak", "consistent")
 NUMBERS = ("split_half", "agreement", "against", "p", "d_prime", "shared", "cone", "verdict_rank")
@@ -282,6 +281,7 @@ def scatter(behaviors: "pd.DataFrame", ending: str, title: str) -> "go.Figure":
 
 def section(frames: Frames, config: "RunConfig") -> "Section":
     from caa_lens.report.page import Section
+    from experiments.running.rank_correlations import shown
 
     behaviors = behaviors_of(frames, config.seed)
     table = correlations(behaviors, seed=config.seed)
@@ -311,7 +311,7 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
         ],
         tables=[
             *(
-                (f"Rank correlation with the effect {what}", _shown(table[table["of"] == effect]))
+                (f"Rank correlation with the effect {what}", shown(table[table["of"] == effect], NAMES))
                 for effect, what in EFFECTS.items()
             ),
             ("Every behavior, the largest effect at the middle layer first", _every(behaviors)),
@@ -320,9 +320,11 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
 
 
 def _said(table: "pd.DataFrame", effect: str, number: str) -> str:
+    from experiments.running.rank_correlations import NO_INTERVAL, told_p
+
     parts = []
     for row in table[(table["of"] == effect) & (table["number"] == number)].to_dict("records"):
-        told = f"{row['rho']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}], p {_p(row['p'])}"
+        told = f"{row['rho']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}], p {told_p(row['p'])}"
         told = told.replace("[+nan, +nan]", NO_INTERVAL)
         parts.append(f"{row['group']} {'-' if math.isnan(row['rho']) else told}")
     return f"Rank correlation of {NAMES[number]} with the effect {EFFECTS[effect]}: {'; '.join(parts)}."
@@ -340,23 +342,6 @@ def _by_verdict(behaviors: "pd.DataFrame") -> list[str]:
                 f"above 0, {wrong} one below."
             )
     return lines
-
-
-def _shown(table: "pd.DataFrame") -> "pd.DataFrame":
-    """One row a number, one column a group."""
-    from experiments.running.comparison import grid
-
-    cells = table.rename(columns={"rho": "mean"}).assign(number=table["number"].map(NAMES))
-    shown = grid(cells, ["number"], "group", digits=2)
-    shown = shown.replace({r"^nan .*": "", r"\[nan.*": NO_INTERVAL}, regex=True)
-    p = cells.pivot(index="number", columns="group", values="p").loc[list(shown["number"])]
-    for group in [one for one in GROUPS if one in p]:
-        shown.insert(list(shown.columns).index(group) + 1, f"{group}: p", [_p(one) for one in p[group]])
-    return shown
-
-
-def _p(p: float) -> str:
-    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _every(behaviors: "pd.DataFrame") -> "pd.DataFrame":
