@@ -231,13 +231,22 @@ def correlations(behaviors: "pd.DataFrame", *, seed: int = 0, n_draws: int = 200
 
 
 def scatter(behaviors: "pd.DataFrame", ending: str, title: str) -> "go.Figure":
-    """Effect over split-half cosine, a point a behavior and form; colour by verdict, shape by form."""
+    """Effect over split-half cosine, a point a behavior and form; colour by verdict, shape by form.
+
+    Effects above three times the 90 % quantile would flatten all others: they are named at the upper edge.
+    """
     import plotly.graph_objects as go
 
     from caa_lens.plots.style import BLUE, GREY, ORANGE, escaped, styled
 
     colours = dict(zip(VERDICTS, (GREY, ORANGE, BLUE), strict=True))
     figure = go.Figure()
+    beyond = behaviors[f"effect{ending}"] > 3 * behaviors[f"effect{ending}"].quantile(0.9)
+    for row in behaviors[beyond].to_dict("records"):
+        told = f"{escaped(row['behavior'])} {row[f'effect{ending}']:.1f} \N{UPWARDS ARROW}"
+        at = {"x": 0.8, "xref": "paper", "xanchor": "right", "y": 1.0, "yref": "paper", "yanchor": "top"}
+        figure.add_annotation(**at, text=told, showarrow=False, yshift=-16 * len(figure.layout.annotations))
+    behaviors = behaviors[~beyond]
     for key, rows in behaviors.groupby(["form", f"verdict{ending}"], sort=True):
         form, verdict = str(key[0]), str(key[1])
         x, y = rows[f"split_half{ending}"], rows[f"effect{ending}"]
@@ -272,6 +281,7 @@ def scatter(behaviors: "pd.DataFrame", ending: str, title: str) -> "go.Figure":
 
 def section(frames: Frames, config: "RunConfig") -> "Section":
     from caa_lens.report.page import Section
+    from experiments.running.rank_correlations import shown
 
     behaviors = behaviors_of(frames, config.seed)
     table = correlations(behaviors, seed=config.seed)
@@ -301,7 +311,7 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
         ],
         tables=[
             *(
-                (f"Rank correlation with the effect {what}", _shown(table[table["of"] == effect]))
+                (f"Rank correlation with the effect {what}", shown(table[table["of"] == effect], NAMES))
                 for effect, what in EFFECTS.items()
             ),
             ("Every behavior, the largest effect at the middle layer first", _every(behaviors)),
@@ -310,9 +320,12 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
 
 
 def _said(table: "pd.DataFrame", effect: str, number: str) -> str:
+    from experiments.running.rank_correlations import NO_INTERVAL, told_p
+
     parts = []
     for row in table[(table["of"] == effect) & (table["number"] == number)].to_dict("records"):
-        told = f"{row['rho']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}], p {row['p']:.3f}"
+        told = f"{row['rho']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}], p {told_p(row['p'])}"
+        told = told.replace("[+nan, +nan]", NO_INTERVAL)
         parts.append(f"{row['group']} {'-' if math.isnan(row['rho']) else told}")
     return f"Rank correlation of {NAMES[number]} with the effect {EFFECTS[effect]}: {'; '.join(parts)}."
 
@@ -329,18 +342,6 @@ def _by_verdict(behaviors: "pd.DataFrame") -> list[str]:
                 f"above 0, {wrong} one below."
             )
     return lines
-
-
-def _shown(table: "pd.DataFrame") -> "pd.DataFrame":
-    """One row a number, one column a group."""
-    from experiments.running.comparison import grid
-
-    cells = table.rename(columns={"rho": "mean"}).assign(number=table["number"].map(NAMES))
-    shown = grid(cells, ["number"], "group", digits=2).replace(r"^nan .*", "", regex=True)
-    p = cells.pivot(index="number", columns="group", values="p").loc[list(shown["number"])]
-    for group in [one for one in GROUPS if one in p]:
-        shown.insert(list(shown.columns).index(group) + 1, f"{group}: p", p[group].round(3).to_numpy())
-    return shown
 
 
 def _every(behaviors: "pd.DataFrame") -> "pd.DataFrame":

@@ -7,7 +7,8 @@ A behavior in two forms gives two rows. So behaviors are resampled and exchanged
                with the same forms
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FEWEST = 3  # behaviors
+NO_INTERVAL = "(no interval)"
+SURELY = 0.95  # the share of draws in which a column has to vary, for an interval
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
@@ -36,7 +39,8 @@ def rank_correlations(
     """Each column's rank correlation with the effect: `number, n, behaviors, rho, low, high, p`.
 
     Rows in which a number is missing are left out, of all columns alike; of fewer than three behaviors all is NaN.
-    `low, high` are the 95 % interval; draws in which a column does not vary have no correlation and are left out of it.
+    `low, high` are the 95 % interval. In a draw a column may not vary, as when one behavior alone differs from the
+    others; where that is so in more than 5 % of draws, there is no interval (NaN).
     """
     import pandas as pd
 
@@ -55,6 +59,23 @@ def rank_correlations(
         p = np.where(np.isnan(rho), np.nan, (as_far + 1) / (n_draws + 1))
     about = {"number": list(columns), "n": len(rows), "behaviors": len(members)}
     return pd.DataFrame({**about, "rho": rho, "low": low, "high": high, "p": p})
+
+
+def shown(table: "pd.DataFrame", names: Mapping[str, str]) -> "pd.DataFrame":
+    """For reading: one row a number, by its name; for each `group` rho with its interval, and p."""
+    from experiments.running.comparison import grid
+
+    cells = table.rename(columns={"rho": "mean"}).assign(number=table["number"].map(names))
+    found = grid(cells, ["number"], "group", digits=2)
+    found = found.replace({r"^nan .*": "", r"\[nan.*": NO_INTERVAL}, regex=True)
+    p = cells.pivot(index="number", columns="group", values="p").loc[list(found["number"])]
+    for group in dict.fromkeys(cells["group"]):
+        found.insert(list(found.columns).index(group) + 1, f"{group}: p", [told_p(one) for one in p[group]])
+    return found
+
+
+def told_p(p: float) -> str:
+    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
@@ -79,7 +100,7 @@ def _interval(
         rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
         drawn[draw] = _correlations(_ranks(numbers[rows]), _ranks(effects[rows]))
     ends = np.full((2, numbers.shape[1]), np.nan)
-    known = np.isfinite(drawn).any(0)
+    known = np.isfinite(drawn).mean(0) >= SURELY
     ends[:, known] = np.nanquantile(drawn[:, known], [0.025, 0.975], axis=0)
     return ends
 

@@ -216,7 +216,7 @@ def test_a_verdict_that_foretells_is_said_to():
     said = predict.section(frames, RunConfig.of("demo")).found
     assert said[0].startswith("12 behaviors (12 written) in 18 rows, 6 of them A/B; middle layer 2. No evaluations")
     assert said[1].startswith(
-        "Rank correlation of split-half cosine with the effect at the middle layer: all +1.00 [+1.00, +1.00], p 0.000"
+        "Rank correlation of split-half cosine with the effect at the middle layer: all +1.00 [+1.00, +1.00], p < 0.001"
     )
     assert "consistent: 6 rows, median effect" in said[-3]
 
@@ -245,6 +245,24 @@ def test_the_section_shows_every_behavior_and_every_correlation():
     assert "middle layer" in middle.layout.title.text
     assert {trace.name for trace in middle.data} >= {"consistent, completions", "consistent, A/B"}
     assert chosen.layout.title.text != middle.layout.title.text
+
+
+def test_an_effect_far_beyond_the_others_is_named_at_the_edge_of_the_figure():
+    frames = planted_frames(True)
+    far = Unit.of(behavior="far", form=COMPLETIONS)
+    frames[far] = frame_of("far", COMPLETIONS, split_half=0.99, effect=40.0, verdict="consistent")
+    middle, _ = predict.section(frames, RunConfig.of("demo")).figures
+    assert sum(len(trace.x) for trace in middle.data) == 18
+    (annotation,) = middle.layout.annotations
+    assert annotation.text.startswith("far 40.0")
+
+
+def test_where_one_behavior_alone_differs_there_is_no_interval():
+    rows = rows_of(12).assign(one=[*[0] * 11, 1])
+    found = rank_correlations(rows, ["one", "good"], "effect", **QUICK).set_index("number")
+    assert np.isfinite(found.loc["one", "rho"])
+    assert found.loc["one", ["low", "high"]].isna().all()
+    assert found.loc["good", ["low", "high"]].notna().all()
 
 
 # ---- a cheap run -----------------------------------------------------------------------------------------------
