@@ -6,7 +6,7 @@ What a first day needs, in the order of the data::
     the model   load_model, PromptFormat
     vectors     extract, SteeringVector, SteeringVectors, read_vectors
     steering    steer, generate, generate_stream, Intervention
-    measures    reliability, sweep, side_effects, compare
+    measures    reliability, sweep, calibrate, side_effects, compare
     meaning     logit_lens, word_ranks, residual_lens, token_similarity, cosines
     transfers   transfer_layers, transfer_behaviors, transfer_prompts, transfer_models
 
