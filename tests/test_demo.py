@@ -15,7 +15,7 @@ from caa_lens.demo.main_job import DemoConfig, run_demo
 from caa_lens.measures.agreement.reliabilities import Reliability
 from caa_lens.measures.calibrating.calibrated import Calibration
 from caa_lens.measures.elsewhere.unwanted_changes import SideEffects
-from caa_lens.report.trust import agreement_told, side_effects_told, slopes_told, told_layers
+from caa_lens.report.trust import FLATTERED, agreement_told, side_effects_told, slopes_told, told_layers
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
 pytestmark = pytest.mark.one_kind
@@ -235,6 +235,15 @@ def test_where_nothing_is_within_the_budget_the_rest_is_told_of_the_best_layer(s
     found = Found.of("sentiment", "tiny", None, "why", calibration)
     assert (found.layer, found.multiplier) == (rows.idxmax(), 1.0)
     assert "Can you trust it?" in report.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("n_test", "said"), [(16, True), (32, False)])
+def test_questions_that_chose_the_layer_are_said_to_flatter_it(small_run, n_test, said):
+    _, run = small_run
+    report, shown = run(SMALL.model_copy(update={"n_test": n_test}))
+    html, on_screen = unescape(report.read_text(encoding="utf-8")), " ".join(shown.split())
+    assert (FLATTERED in html, FLATTERED in on_screen) == (said, said)
+    assert ("chosen on other questions and prompts than those reported" in html) == (not said)
 
 
 def test_pairs_of_which_nothing_can_be_said_are_said_so_and_the_run_goes_on(small_run, tmp_path):

@@ -163,9 +163,12 @@ def sweep(
     if result.paired_multipliers:
         typer.echo("by layer, +m against -m per question, with a 95 % interval; one that includes 0 may be chance")
         typer.echo(result.effect().round(4).to_string(index=False))
-        if result.frame["question"].nunique() >= MIN_QUESTIONS:
-            typer.echo(f"best {result.best}")
     write_result_and_figure(result, out)
+    if result.paired_multipliers and result.frame["question"].nunique() >= MIN_QUESTIONS:
+        try:
+            typer.echo(f"best {result.best}")
+        except ValueError as error:  # NaN somewhere, or no layer stands out
+            typer.echo(f"no best layer: {error}")
 
 
 app.command()(calibrate)

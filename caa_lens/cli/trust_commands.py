@@ -82,7 +82,7 @@ def calibrate(
     loaded = load_model(model, dtype=dtype, device=device, backend=backend)
     note_other_model(of_each, loaded)
     result = run_calibrate(loaded, of_each, pairs, budget, layers=chosen, multipliers=numbers)
-    typer.echo(f"{result!r}\n{result.text}")
+    typer.echo(repr(result))
     write_result_and_figure(result, out)
 
 

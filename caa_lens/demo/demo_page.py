@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from caa_lens.demo.found import Found
 from caa_lens.demo.on_screen import depth_told
 from caa_lens.report.page import Section, write_report
-from caa_lens.report.trust import trust_section
+from caa_lens.report.trust import chosen_on_told, trust_section
 
 if TYPE_CHECKING:
     from caa_lens.interpretation.lens_results import LogitLens, WordRanks
@@ -36,7 +36,8 @@ def write_page(
         sections=[
             Section(
                 title=f"Dose and response at layer {found.layer}",
-                text=f"The score of {n} held-out answers as the vector is added more or less strongly.",
+                text=f"The score of {n} held-out answers as the vector is added more or less strongly. "
+                f"{chosen_on_told(found.calibration)}",
                 figures=[found.sweep.plot_layer(found.layer)],
             ),
             Section(

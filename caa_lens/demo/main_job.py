@@ -252,15 +252,18 @@ def _words(model: Any, vectors: SteeringVectors, questions: list[str], behavior:
 
 
 def _side_effects(model: Any, vectors: SteeringVectors, found: Found, kept: KeptFiles) -> "SideEffects":
+    from caa_lens.measures.elsewhere.capability import easy_questions
     from caa_lens.measures.elsewhere.neutral import REPORTING
     from caa_lens.measures.elsewhere.unwanted_changes import SideEffects, side_effects
 
     settings: dict[str, Any] = {"n_tokens": NEUTRAL_TOKENS, "n_random": N_RANDOM}
-    neutral = REPORTING[:N_NEUTRAL]
+    neutral, easy = REPORTING[:N_NEUTRAL], easy_questions()
     made_from = {"vectors": kept.digest(VECTORS), "layer": found.layer, "multiplier": found.multiplier}
     return kept.result(
         SideEffects,
         "side_effects",
-        {**made_from, **settings, "neutral": neutral},
-        lambda: side_effects(model, vectors[found.layer], found.multiplier, neutral=neutral, **settings),
+        {**made_from, **settings, "neutral": neutral, "capability": easy.content_hash},
+        lambda: side_effects(
+            model, vectors[found.layer], found.multiplier, neutral=neutral, capability=easy, **settings
+        ),
     )

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from caa_lens.demo.found import Found
 from caa_lens.measures.answers import METRIC_LABEL
-from caa_lens.report.trust import agreement_told, side_effects_told, slopes_told, told_layers
+from caa_lens.report.trust import agreement_told, chosen_on_told, side_effects_told, slopes_told, told_layers
 
 if TYPE_CHECKING:
     from caa_lens.interpretation.lens_results import LogitLens, WordRanks
@@ -38,6 +38,7 @@ def show_calibration(found: Found, console: Console) -> None:
     console.print(table)
     console.print(plain(found.calibration.text))
     console.print(plain(slopes_told(found.slopes, found.layer)))
+    console.print(plain(chosen_on_told(found.calibration)))
 
 
 def show_texts(texts: dict[str, dict[str, str]], layer: int, console: Console) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from caa_lens.arguments import describe
 from caa_lens.models.checks import check_model
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
+from caa_lens.prompts.token_spans import find_special_tokens
+from caa_lens.prompts.users_words import warn_of_words
 
 TEMPLATE = "chat-template"
 
@@ -26,7 +28,10 @@ def encode_chat(
     Raises:
         TypeError: for what is no list of messages with a role and words.
         ValueError: for roles in another order, a format that has no place for earlier turns, or a template that
-            drops or changes what a message says.
+            drops or changes what a message says; special tokens in a conversation that the format would keep as text.
+
+    Warns:
+        TemplateInQuestionWarning, SpecialTokenWarning, StrippedQuestionWarning: as `PromptFormat.encode`, of any turn.
     """
     check_model(model)
     system, turns = _in_order(messages)
@@ -38,9 +43,20 @@ def encode_chat(
             f"got {len(turns)} turns, but the format {chosen.name!r} holds one question and no earlier turns: ask in "
             f"one message, or give prompt_format={TEMPLATE!r} to a model whose tokenizer has a chat template"
         )
+    if chosen.special_tokens_as_text and (found := _special_in(model.tokenizer, system, turns)):
+        raise ValueError(
+            f"the conversation holds {found[0]!r}, which the format would keep as text in one question, and cannot in "
+            "several turns: ask in one message, or leave special_tokens_as_text out"
+        )
+    warn_of_words(chosen, model.tokenizer, turns[::2], turns[1::2], system=system)
     text = _rendered(model.tokenizer, system, turns)
     # The format's own way to tokens and positions, of a text that is already rendered.
-    return replace(chosen, render=lambda question, system: text).encode(model.tokenizer, turns[-1], system=system)
+    of_last = replace(chosen, render=lambda question, system: text)
+    return of_last.encode(model.tokenizer, turns[-1], system=system, warn=False)
+
+
+def _special_in(tokenizer: Any, system: str | None, turns: Sequence[str]) -> list[str]:
+    return [token for words in (system or "", *turns) for token in find_special_tokens(tokenizer, words)]
 
 
 def _in_order(messages: Any) -> tuple[str | None, list[str]]:

@@ -2,6 +2,7 @@ from .agreement.reliabilities import reliability as reliability
 from .agreement.reliabilities import Reliability as Reliability
 from .sweeps import sweep as sweep
 from .sweeps import Sweep as Sweep
+from .sweeps import RepeatedQuestionsWarning as RepeatedQuestionsWarning
 from .best_layers import BestLayer as BestLayer
 from .calibrating.calibration import calibrate as calibrate
 from .calibrating.calibrated import Calibration as Calibration

@@ -97,11 +97,14 @@ class Steerability(Result):
         return int(means.index[int(means.to_numpy().argmax())])
 
     def plot(self, layer: int | None = None) -> go.Figure:
-        """Sorted slopes with their intervals at a layer, by default the steepest."""
+        """Sorted slopes with their intervals at a layer; by default the steepest, as the title says."""
+        chosen_here = layer is None and self.frame["layer"].nunique() > 1
         layer = self.steepest_layer if layer is None else layer
         unit = "log odds" if self.score == LOG_ODDS else METRIC_LABEL[self.score]
         of = self.provenance["vectors"].behavior
-        return sorted_slopes(self._at(layer).dropna(subset="slope"), behavior=of, layer=layer, unit=unit)
+        return sorted_slopes(
+            self._at(layer).dropna(subset="slope"), behavior=of, layer=layer, unit=unit, steepest=chosen_here
+        )
 
     def _at(self, layer: int) -> pd.DataFrame:
         own = self.frame[self.frame["layer"] == check_count("layer", layer, least=0)]
@@ -135,9 +138,11 @@ def steerability(sweep: Sweep, *, layers: Sequence[int] | None = None, score: st
     frame = sweep.frame
     if layers is not None:
         chosen = check_list("layers", layers, int)
+        if not chosen:
+            raise ValueError("no layers given: expected some of those that were swept")
         if missing := sorted(set(chosen) - set(frame["layer"])):
             swept = layer_ranges(sorted(set(frame["layer"])))
-            raise ValueError(f"layers {layer_ranges(missing)} were not swept: expected some of {swept}")
+            raise ValueError(f"not swept: layers {layer_ranges(missing)}, expected some of {swept}")
         frame = frame[frame["layer"].isin(chosen)]
     multipliers = np.sort(frame["multiplier"].unique()).astype(float)
     if len(multipliers) < 2:

@@ -3,6 +3,7 @@
 One row a layer, multiplier and question, in a tidy frame; intervals are 95 % bootstrap intervals over questions.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from jaxtyping import Float
 
 from caa_lens.arguments import check_count, check_list
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
@@ -34,6 +36,10 @@ from caa_lens.steering.interventions import Intervention, is_fitted
 from caa_lens.vectors.checks import check_vector_set
 
 
+class RepeatedQuestionsWarning(UserWarning):
+    """Questions stand twice in what is scored, so that intervals over questions are too narrow."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sweep(Result):
     """A finished sweep.
@@ -45,10 +51,13 @@ class Sweep(Result):
         provenance: of the `vectors`.
         metric: "p_matching" or "margin".
         validation: the effects on validation questions, if `sweep` was given some: they choose the best layer.
+        same_question: where some questions stand twice, as with their letters exchanged, the number of the first of
+            each; empty where all differ.
     """
 
     metric: str
     validation: ValidationEffects | None = None
+    same_question: tuple[int, ...] = ()
 
     def table(self) -> pd.DataFrame:
         """Mean score over questions: one row a layer, one column a multiplier."""
@@ -110,7 +119,7 @@ class Sweep(Result):
 
         With validation questions that is its plain effect on the swept ones. Without them, these choose and report in
         turn: five folds, dealt four times, each on the layer that the others choose, with an interval of that whole
-        procedure (see `measures.honest_choice`).
+        procedure (see `measures.honest_choice`). A question that stands twice counts as one, the mean of its effects.
 
         Raises:
             ValueError: as `best_layer`; or of several layers without validation, for fewer than 8 questions.
@@ -120,8 +129,15 @@ class Sweep(Result):
         layers = sorted(set(self.frame["layer"]))
         if len(layers) > 1 and self.validation is None:
             effects = np.stack([table[(one, m)] - table[(one, -m)] for one in layers], axis=1)
-            return effect_by_folds(layer, effects, m, seed=0)
-        return effect_of(layer, (table[(layer, m)] - table[(layer, -m)]).to_numpy(), m, n_resamples=2000, seed=0)
+            return effect_by_folds(layer, self._one_each(effects), m, seed=0)
+        own = self._one_each((table[(layer, m)] - table[(layer, -m)]).to_numpy()[:, None])[:, 0]
+        return effect_of(layer, own, m, n_resamples=2000, seed=0)
+
+    def _one_each(self, effects: Float[np.ndarray, "question layer"]) -> Float[np.ndarray, "different layer"]:
+        """The mean effects of each different question."""
+        if not self.same_question:
+            return effects
+        return pd.DataFrame(effects).groupby(list(self.same_question)).mean().to_numpy()
 
     @property
     def deciding_multiplier(self) -> float:
@@ -214,6 +230,7 @@ def sweep(
 
     Warns:
         NotFiniteWarning: of layers and multipliers under which scores are NaN, as half precision can give.
+        RepeatedQuestionsWarning: of questions that stand twice.
     """
     check_model(model)
     check_contrast_set(test)
@@ -278,7 +295,24 @@ def sweep(
         provenance={"vectors": vectors.provenance},
         metric=scores.metric,
         validation=chosen_on,
+        same_question=_repeated(test),
     )
+
+
+def _repeated(test: ContrastSet) -> tuple[int, ...]:
+    """The first number of each question, where one stands twice."""
+    first: dict[str, int] = {}
+    numbers = tuple(first.setdefault(digest, i) for i, digest in enumerate(test.pair_hashes))
+    if len(first) == len(numbers):
+        return ()
+    warnings.warn(
+        f"{len(numbers) - len(first)} of the {len(numbers)} questions of {test.name!r} stand twice (perhaps with "
+        "letters exchanged): intervals over questions take them for different ones and are too narrow, but for `best`, "
+        "where each counts once",
+        RepeatedQuestionsWarning,
+        stacklevel=3,
+    )
+    return numbers
 
 
 def _on_validation(

@@ -107,12 +107,13 @@ def learning_curves(frame: pd.DataFrame, *, of: str, layer: int, n_pairs: int) -
     return styled(figure, title=title, x="pairs of each vector", y="cosine")
 
 
-def sorted_slopes(frame: pd.DataFrame, *, behavior: str, layer: int, unit: str) -> go.Figure:
+def sorted_slopes(frame: pd.DataFrame, *, behavior: str, layer: int, unit: str, steepest: bool = False) -> go.Figure:
     """Each question's slope with its interval, sorted; those that move the wrong way in another colour.
 
     Args:
         frame: columns `question, slope, low, high`; no bars where the interval is NaN.
         unit: what a slope is the change of, by one multiplier.
+        steepest: whether these slopes chose the layer, which flatters them.
     """
     rows = frame.sort_values("slope", kind="stable")
     wrong = rows["slope"] < 0
@@ -135,5 +136,8 @@ def sorted_slopes(frame: pd.DataFrame, *, behavior: str, layer: int, unit: str) 
     )
     figure.add_hline(y=0, line={"color": GREY, "width": 1})
     figure.update_xaxes(type="category")
-    title = f"{escaped(behavior)} at layer {layer}: {int(wrong.sum())} of {len(rows)} questions move the wrong way"
+    chosen = ", the steepest of these questions" if steepest else ""
+    title = (
+        f"{escaped(behavior)} at layer {layer}{chosen}: {int(wrong.sum())} of {len(rows)} questions move the wrong way"
+    )
     return styled(figure, title=title, x="question (sorted)", y=f"slope: {unit}")

@@ -9,7 +9,10 @@ import pandas as pd
 
 from caa_lens.report.page import Section
 
-CHECKLIST = "docs/reliability.md"
+FLATTERED = (
+    "These questions are too few for a part of their own to choose on: they chose the layer, in folds, which flatters "
+    "all that is shown of it but the effect of the choice itself."
+)
 
 
 def reliability_section(result: Any, *, title: str = "Do the pairs agree?") -> Section:
@@ -36,11 +39,17 @@ def agreement_told(result: Any, layer: int) -> str:
     return f"Layer {layer}: {row['verdict']} ({row['because']})."
 
 
-def slopes_section(result: Any, layer: int, *, title: str = "Which questions move?") -> Section:
-    """A `caa_lens.measures.Steerability` at a layer: sorted slopes, and the questions that move the wrong way."""
+def slopes_section(
+    result: Any, layer: int, *, title: str = "Which questions move?", flattered: bool = False
+) -> Section:
+    """A `caa_lens.measures.Steerability` at a layer: sorted slopes, and the questions that move the wrong way.
+
+    Args:
+        flattered: whether these questions chose the layer, which is then said.
+    """
     return Section(
         title=title,
-        text="The slope of each question's score over the multiplier.",
+        text=f"The slope of each question's score over the multiplier.{f' {FLATTERED}' if flattered else ''}",
         found=[slopes_told(result, layer)],
         figures=[result.plot(layer)],
         tables=[("Questions that move the wrong way, by their number in the test set", result.wrong_way(layer))],
@@ -68,11 +77,18 @@ def calibration_section(result: Any, *, title: str = "Which layer, and how much?
     return Section(
         title=title,
         text=f"Effect against the mean divergence on neutral prompts, of which {result.budget:g} nats a token are "
-        "allowed. Layer and multiplier were chosen on other questions and prompts than those reported.",
+        f"allowed. {chosen_on_told(result)}",
         found=[result.text],
         figures=[result.plot()],
         tables=tables,
     )
+
+
+def chosen_on_told(calibration: Any) -> str:
+    """On what layer and multiplier were chosen, in a sentence."""
+    if calibration.cross_fitted:
+        return FLATTERED
+    return "Layer and multiplier were chosen on other questions and prompts than those reported."
 
 
 def side_effects_section(result: Any, *, title: str = "What does it cost elsewhere?") -> Section:
@@ -88,7 +104,7 @@ def side_effects_section(result: Any, *, title: str = "What does it cost elsewhe
 
 
 def side_effects_told(result: Any) -> list[str]:
-    """The divergence, and what changed beyond random directions, in sentences."""
+    """The divergence, and whatever has changed beyond its interval, in sentences."""
     table = result.summary().reset_index()
     kl = table[table["measure"] == "KL"]
     told = [
@@ -98,8 +114,8 @@ def side_effects_told(result: Any) -> list[str]:
     ]
     changed = table[table["reading"].str.startswith("changed")]
     names = [
-        f"{row['measure']} of {row['of']} {row['change']:+.3g} [{row['low']:+.3g}, {row['high']:+.3g}], random "
-        f"{row['random']:+.3g}"
+        f"{row['measure']} of {row['of']} {row['change']:+.3g} [{row['low']:+.3g}, {row['high']:+.3g}], "
+        f"{_random(result.n_random)} {row['random']:+.3g}"
         for row in changed.to_dict("records")
     ]
     return [*told, f"Changed: {'; '.join(names)}." if names else "No other measure has changed beyond its interval."]
@@ -141,8 +157,8 @@ def trust_section(
         figures.insert(0, reliability.plot())
     return Section(
         title="Can you trust it?",
-        text="Whether the pairs agree was asked before anything was steered; layer and multiplier were chosen on other "
-        "questions than those reported here. Intervals are of 95 %.",
+        text=f"Whether the pairs agree was asked before anything was steered. {chosen_on_told(calibration)} Intervals "
+        "are of 95 %.",
         found=[*found, *missing],
         figures=figures,
         tables=tables,

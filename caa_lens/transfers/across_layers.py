@@ -66,7 +66,10 @@ class LayerTransfer(Result):
         return effect_summary(self.frame, n_resamples, seed)
 
     def best_targets(self) -> pd.DataFrame:
-        """For each source layer the target with the largest mean effect: `source, target, effect, own_effect`."""
+        """For each source layer the target with the largest mean effect: `source, target, effect, own_effect`.
+
+        The target is chosen on the questions that its effect is of, which flatters it beside the source's own.
+        """
         table = self.table()
         own = [table.loc[layer, layer] if layer in table.columns else np.nan for layer in table.index]
         return pd.DataFrame(

@@ -66,7 +66,8 @@ def main() -> None:
         apart = pair_separability(letters)
         best = apart.frame.loc[apart.frame["accuracy"].idxmax()]
         emerges = f"emerges at layer {apart.emergence}" if apart.emergence is not None else "never emerges"
-        print(f"\n{behavior}: {emerges}; best accuracy {best['accuracy']:.2f} at layer {best['layer']:.0f}")
+        accuracy = f"best accuracy, of these pairs, {best['accuracy']:.2f} at layer {best['layer']:.0f}"
+        print(f"\n{behavior}: {emerges}; {accuracy}")
 
     questions = [(f"{p.question} In one word:", "Good", "Bad") for p in test][:10]
     fmt = default_format(model)

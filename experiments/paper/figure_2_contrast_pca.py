@@ -76,8 +76,8 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
         deepest = max(1, frame.attrs["n_layers"] - 1)
         where = "at no layer" if emergence is None else f"at layer {emergence} ({emergence / deepest:.0%} of the depth)"
         found.append(
-            f"{unit['behavior']}: the sides become separable {where}; best held-out accuracy {best['accuracy']:.2f} "
-            f"[{best['low']:.2f}, {best['high']:.2f}] at layer {best['layer']:.0f}, chance {chance:.2f}."
+            f"{unit['behavior']}: the sides become separable {where}; held-out accuracy is largest at layer "
+            f"{best['layer']:.0f}, {best['accuracy']:.2f}, which was chosen on these pairs; chance {chance:.2f}."
         )
         rows.append({"behavior": unit["behavior"], "emerges at": "" if emergence is None else emergence, **best})
     table = pd.DataFrame(rows).drop(columns=["explained", "silhouette"]).astype({"layer": int})
@@ -88,7 +88,7 @@ def section(frames: Frames, config: "RunConfig") -> "Section":
         "cluster everywhere, the behavior separates suddenly at about a third of the depth (layer 10 of 7B).",
         found=found,
         figures=figures,
-        tables=[("A probe on held-out pairs, at its best layer", table)],
+        tables=[("A probe on held-out pairs, at the layer where it is best on these pairs", table)],
     )
 
 

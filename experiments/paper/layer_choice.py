@@ -51,9 +51,23 @@ def needs_layer(config: "RunConfig") -> tuple[str, ...]:
 
 
 def best_layer(frames: Frames) -> int:
-    """The layer with the largest effect, in standard deviations of the unsteered scores, averaged over behaviors."""
+    """The layer with the largest effect, in standard deviations of the unsteered scores, averaged over behaviors.
+
+    Raises:
+        ValueError: if a score is NaN, or all unsteered scores of a behavior are the same.
+    """
     rows = together(frames)
     spread = rows[rows["layer"] == UNSTEERED].groupby("behavior")["score"].std()
+    if unknown := sorted({str(one) for one in rows["behavior"][rows["score"].isna()]}):
+        raise ValueError(
+            f"some scores of {', '.join(unknown)} are NaN, so that layers cannot be compared: name a layer with "
+            "--layer, or take --dtype float32"
+        )
+    if still := sorted(str(one) for one in spread.index[~(spread > 0)]):
+        raise ValueError(
+            f"all unsteered scores of {', '.join(still)} are the same, so that effects have no measure: give more "
+            "validation pairs with --n-validation, or name a layer with --layer"
+        )
     effect = effects(frames, ["layer"]).groupby(["behavior", "layer"])["effect"].mean()
     return int(effect.div(spread, level="behavior").groupby("layer").mean().idxmax())
 

@@ -47,6 +47,8 @@ def run_identity(config: RunConfig) -> dict[str, dict[str, Any]]:
         sets = behavior_sets(config, behavior)
         hashes[f"{behavior}/generate"] = sets.generate.content_hash
         hashes[f"{behavior}/test"] = sets.test.content_hash
+        if sets.validation is not None:
+            hashes[f"{behavior}/validation"] = sets.validation.content_hash
     return {
         "config": config.model_dump(mode="json", exclude={*OF_SOME, *OF_NONE}),
         "data": hashes,

@@ -112,7 +112,7 @@ def best_layers(frames: Frames) -> "pd.DataFrame":
 
     One row a behavior: `behavior, metric, layer, effect, low, high, folds that agree`. The questions choose and report
     in turn, by folds, with an interval of that whole procedure (`caa_lens.measures.honest_choice`); of fewer than 8
-    questions the effect is NaN.
+    questions the effect is NaN. Layers at which some score is NaN take no part.
     """
     import pandas as pd
 
@@ -121,6 +121,9 @@ def best_layers(frames: Frames) -> "pd.DataFrame":
     rows = []
     for (behavior, metric), own in effects(frames, ["layer"]).groupby(["behavior", "metric"], sort=False):
         table = own.pivot(index="question", columns="layer", values="effect")
+        table = table.dropna(axis="columns")  # layers at which a score is NaN are not compared
+        if table.empty:
+            continue
         row = {"behavior": behavior, "metric": metric, "layer": int(table.mean().idxmax())}
         if len(table) >= MIN_QUESTIONS:
             found = choose_honestly(table.to_numpy())

@@ -92,6 +92,17 @@ def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
     assert done.output.rstrip("\n") == text.rstrip("\n")
 
 
+def test_a_sweep_in_which_nothing_moves_is_written_all_the_same(small_model, tmp_path):
+    file, table = tmp_path / "v.safetensors", tmp_path / "s.parquet"
+    runner.invoke(cli.app, ["extract", "sentiment", str(file), "--test", "8", "--layers", "1,3"])
+    vectors = SteeringVectors.load(file)
+    (0 * vectors).save(file)
+    done = runner.invoke(cli.app, ["sweep", "sentiment", str(file), "--out", str(table), "--test", "8"])
+    assert done.exit_code == 0, done.output
+    assert "no best layer: " in done.output
+    assert table.exists()
+
+
 def test_the_questions_of_trust_are_answered_as_by_the_library(small_model, tmp_path):
     file, pairs = tmp_path / "v.safetensors", ContrastSet.load("sentiment")
     train, held_out = pairs.split(test=16, seed=0)

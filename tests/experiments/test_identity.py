@@ -223,6 +223,16 @@ def test_held_out_pairs_that_vectors_are_extracted_from_are_told(monkeypatch):
     behavior_sets.cache_clear()
 
 
+def test_another_validation_pair_is_another_run(monkeypatch):
+    config = RunConfig.of("demo", behaviors=("sentiment",))
+    monkeypatch.setattr("experiments.running.identity.model_fingerprint", lambda name: "")
+    before, sets = run_identity(config), behavior_sets(config, "sentiment")
+    changed = replace(sets.validation[0], positive="Quite another answer.")
+    other = replace(sets.validation, pairs=(changed, *sets.validation.pairs[1:]))
+    monkeypatch.setattr("experiments.running.identity.behavior_sets", lambda *_: replace(sets, validation=other))
+    assert run_identity(config)["data"] != before["data"]
+
+
 def test_vectors_of_another_run_in_the_place_of_ours_are_refused(folder):
     mine, other = (SteeringVectors.from_vectors([SteeringVector(direction=torch.ones(4) * n, layer=0)]) for n in (1, 2))
     file = mine.save(folder.vectors_file("sentiment"))

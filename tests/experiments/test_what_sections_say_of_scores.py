@@ -104,6 +104,20 @@ def test_the_layer_sweep_names_each_behaviors_best_layer_and_its_effect_on_quest
     assert len(section.figures) == 4  # effects and levels, of margins and of probabilities
 
 
+def test_a_layer_is_not_chosen_on_scores_that_cannot_be_compared():
+    broken = made_up({3: 1.0, 9: 2.0}, n=20)
+    broken.loc[(broken["layer"] == 9) & (broken["question"] == 4), "score"] = np.nan
+    frames = {Unit.of(behavior="a"): made_up({3: 1.0, 9: 2.0}, n=20), Unit.of(behavior="b"): broken}
+    with pytest.raises(ValueError, match="some scores of b are NaN, so that layers cannot be compared: name a layer"):
+        layer_choice.best_layer(frames)
+    (_, row) = scoring.best_layers(frames).itertuples()
+    assert (row.behavior, row.layer) == ("b", 3)
+    still = made_up({3: 1.0, 9: 2.0}, n=20)
+    still.loc[still["layer"] == -1, "score"] = 0.5
+    with pytest.raises(ValueError, match="all unsteered scores of c are the same, so that effects have no measure"):
+        layer_choice.best_layer({Unit.of(behavior="c"): still})
+
+
 def test_of_few_questions_a_best_layer_has_no_worth():
     few = swept(3).query("question < 7")
     (row,) = scoring.best_layers({Unit.of(behavior="z"): few}).itertuples()

@@ -62,7 +62,7 @@ def test_separation_is_told_by_layer_and_depth():
         told.attrs |= {"n_layers": 5, "activations": asdict(about), "emergence": emergence, "chance": 0.55}
         frames |= {Unit.of(behavior=behavior, what="pca"): drawn, Unit.of(behavior=behavior, what="separability"): told}
     section = section_of("contrast_pca", frames, CONFIG)
-    best = "best held-out accuracy 0.90 [0.70, 1.00] at layer 1, chance 0.55."
+    best = "held-out accuracy is largest at layer 1, 0.90, which was chosen on these pairs; chance 0.55."
     assert section.found == [
         f"z: the sides become separable at layer 1 (25% of the depth); {best}",
         f"a: the sides become separable at no layer; {best}",

@@ -108,7 +108,9 @@ def test_the_plot_sorts_slopes_and_takes_the_steepest_layer_unless_one_is_named(
     assert found.steepest_layer == 8
     figure = found.plot()
     assert list(figure.data[0].x) == ["1", "0", "2"]
-    assert "at layer 8: 1 of 3 questions move the wrong way" in figure.layout.title.text
+    assert (
+        "at layer 8, the steepest of these questions: 1 of 3 questions move the wrong way" in figure.layout.title.text
+    )
 
 
 def test_the_result_is_saved_and_says_its_summary(tmp_path):
@@ -134,7 +136,7 @@ def test_a_sweep_of_a_model_is_taken_and_stays_as_it_is(tiny_chat):
 
 def test_mistakes_are_told_of():
     given = made_up([0.2, -0.1])
-    with pytest.raises(ValueError, match=r"layers 3 were not swept: expected some of 7-8"):
+    with pytest.raises(ValueError, match=r"not swept: layers 3, expected some of 7-8"):
         steerability(given, layers=[3])
     with pytest.raises(ValueError, match="unknown score 'logit': expected 'metric' or 'log_odds'"):
         steerability(given, score="logit")

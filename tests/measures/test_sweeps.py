@@ -15,7 +15,7 @@ from caa_lens.contrast.sets import ContrastSet
 from caa_lens.measures.answers import score_answers
 from caa_lens.measures.honest_choice import choose_honestly
 from caa_lens.measures.intervals import bootstrap_interval
-from caa_lens.measures.sweeps import Sweep, sweep
+from caa_lens.measures.sweeps import RepeatedQuestionsWarning, Sweep, sweep
 from caa_lens.measures.training_pairs import TrainingPairsWarning, count_training_pairs
 from caa_lens.methods import instruction
 from caa_lens.provenance import Provenance
@@ -124,6 +124,21 @@ def test_the_best_layers_effect_is_of_questions_that_did_not_choose_it():
         ValueError, match="got 7 questions and 2 cells: of fewer than 8 questions nothing can be chosen"
     ):
         _ = made_up({3: 0.0, 7: 0.0}, noise=1.0, n_questions=7).best
+
+
+def test_a_question_in_both_letter_orders_counts_once_in_the_best_and_is_told_of(tiny_chat):
+    asked = ContrastSet.from_pairs(OTHERS_AB, name="odd")
+    both = replace(asked, pairs=(*asked.pairs, *(pair.swapped() for pair in asked)))
+    vectors = random_vectors(tiny_chat, layers=(1, 2, 4))
+    with pytest.warns(RepeatedQuestionsWarning, match="9 of the 18 questions of 'odd' stand twice"):
+        found = sweep(tiny_chat, both, vectors, progress=False)
+    assert found.same_question == (*range(9), *range(9))
+    table = found.frame.pivot(index="question", columns=["layer", "multiplier"], values="p_matching")
+    effects = np.stack([table[layer, 1.0] - table[layer, -1.0] for layer in (1, 2, 4)], axis=1)
+    honest = choose_honestly((effects[:9] + effects[9:]) / 2)
+    assert (found.best.effect, found.best.low) == pytest.approx((honest.effect, honest.low), abs=1e-12)
+    alone = sweep(tiny_chat, asked, vectors, progress=False)  # warnings are errors here
+    assert alone.same_question == ()
 
 
 def test_validation_questions_choose_and_are_not_reported(tiny_chat):

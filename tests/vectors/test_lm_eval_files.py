@@ -9,7 +9,7 @@ from helpers.vectors import random_set
 
 from caa_lens.file_kinds import VectorFileError
 from caa_lens.vectors.formats import lm_eval_files
-from caa_lens.vectors.formats.lm_eval_files import AllPositionsWarning, read_lm_eval, write_lm_eval
+from caa_lens.vectors.formats.lm_eval_files import AllPositionsWarning, is_lm_eval, read_lm_eval, write_lm_eval
 from caa_lens.vectors.interchange import read_vectors, write_vectors
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -180,3 +180,17 @@ def test_every_family_has_its_blocks_where_the_list_says(blocks, model_type):
     names = dict(model.base_model.named_modules())
     assert f"{blocks}.1" in names
     assert f"{blocks}.2" not in names
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("interaction_steering_vectors.pt", {14: torch.arange(8.0)}),
+        ("vec_layer_3_interaction_steering_vector.pt", torch.arange(8.0)),
+    ],
+)
+def test_a_file_is_not_taken_for_lm_evals_by_its_name(tmp_path, name, content):
+    torch.save(content, tmp_path / name)
+    assert not is_lm_eval(tmp_path / name)
+    found = read_vectors(tmp_path / name)
+    assert torch.equal(found.directions[0], torch.arange(8.0))

@@ -177,7 +177,7 @@ class Calibration(Result):
             f"{numbers}, and the interval holds 0.",
         }[self.verdict]
         low, high = one.range
-        worst = max((cost for cost in self.costs if abs(cost.multiplier) == one.multiplier), key=_kl)
+        worst = max((cost for cost in self.costs if cost.multiplier), key=_kl)
         over = "" if _kl(worst) <= self.budget else ", which is over it"
         most = max(self.multipliers)
         largest = " (nothing larger was tried)" if most in (-low, high) else ""

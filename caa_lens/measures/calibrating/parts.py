@@ -12,11 +12,14 @@ MIN_PART = 16
 
 def magnitudes_of(multipliers: Sequence[float | int]) -> list[float]:
     """Those above 0, ascending, once each has its negative."""
-    given = set(check_list("multipliers", multipliers, float)) - {0.0}
+    every = check_list("multipliers", multipliers, float)
+    if len(set(every)) != len(every):
+        raise ValueError(f"multipliers must differ, got {every}")
+    given = set(every) - {0.0}
     if not given or any(-m not in given for m in given):
         alone = sorted(m for m in given if -m not in given)
         raise ValueError(
-            f"each multiplier must come with its negative, got {sorted(given)}"
+            f"each multiplier must come with its negative, got {sorted(every)}"
             + (f" without {-alone[0]:g}" if alone else "")
             + ": give e.g. [-2, -1, 1, 2]"
         )

@@ -103,6 +103,8 @@ def neutral_questions(
         TypeError: for anything but two lists of texts.
         ValueError: for none of a kind, one that is there twice or in both, or that is a question of the pairs.
     """
+    if isinstance(neutral, str) or not isinstance(neutral, Sequence) or len(neutral) != 2:
+        raise TypeError(f"neutral must be two lists of questions, to choose on and to report, got {describe(neutral)}")
     choosing, reporting = (_texts(some) for some in neutral)
     for what, some in (("to choose on", choosing), ("to report", reporting)):
         if not some:

@@ -11,8 +11,11 @@ block) is not adding a vector to the residual stream and is refused.
 Source: `lm_eval/models/hf_steered.py` of lm-eval 0.4.13.
 """
 
+import io
 import re
 import warnings
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,8 +53,18 @@ class AllPositionsWarning(UserWarning):
 
 
 def is_lm_eval(path: Path) -> bool:
-    """Whether a file of `torch.save`, which packs nothing, holds the words of lm-eval's entries."""
+    """Whether what `torch.save` pickled, of which nothing is packed, holds the words of lm-eval's entries.
+
+    Not the whole file: its own name stands in the archive's.
+    """
     data = contents(path)
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                pickled = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+                data = b"".join(map(archive.read, pickled))
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error):
+            return False  # damaged, which whoever reads it tells
     return b"steering_vector" in data and b"action" in data
 
 
