@@ -14,6 +14,7 @@ from caa_lens.demo.found import Found
 from caa_lens.demo.main_job import DemoConfig, run_demo
 from caa_lens.measures.agreement.reliabilities import Reliability
 from caa_lens.measures.calibrating.calibrated import Calibration
+from caa_lens.measures.elsewhere.capability import easy_questions
 from caa_lens.measures.elsewhere.unwanted_changes import SideEffects
 from caa_lens.report.trust import FLATTERED, agreement_told, side_effects_told, slopes_told, told_layers
 from caa_lens.vectors.steering_vectors import SteeringVectors
@@ -27,6 +28,10 @@ SMALL = DemoConfig(n_test=8, layers=(1, 3), prompts=("Describe a walk in the par
 def small_run(tmp_path, tiny_chat, monkeypatch):
     """Run the demo with the small random model in place of the real one; returns (folder, run)."""
     load_in_its_place(monkeypatch, lambda *args, **kwargs: tiny_chat)
+    for name, few in {"N_NEUTRAL": 8, "N_RANDOM": 1, "NEUTRAL_TOKENS": 3, "LENS_QUESTIONS": 2}.items():
+        monkeypatch.setattr(f"caa_lens.demo.main_job.{name}", few)
+    easy = easy_questions()[:8]
+    monkeypatch.setattr("caa_lens.measures.elsewhere.capability.easy_questions", lambda: easy)
 
     def run(config=SMALL):
         console = Console(record=True, width=400)

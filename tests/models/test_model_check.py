@@ -20,6 +20,8 @@ from caa_lens.vectors.steering_vectors import SteeringVector
 
 PAIRS = cl.ContrastSet.from_pairs([("How are you?", "Well.", "Ill."), ("Is it late?", "Yes.", "No.")])
 OTHERS = cl.ContrastSet.from_pairs([("Where are you?", "Here.", "There."), ("Is it cold?", "Yes.", "No.")])
+MANY = cl.ContrastSet.from_pairs([(f"Is {n} late?", "Yes.", "No.") for n in range(8)])
+ELSEWHERE = {"neutral": ["Why?"], "requests": [], "capability": {}, "n_tokens": 2, "n_random": 1}
 COMPARED = {"words": ("Up.", "Down."), "layers": [1], "neutral": (["Why?"], ["How?"]), "n_tokens": 2}
 PROMPT = cl.prompts.Prompt.from_tokens([1, 2, 3])
 # As of `tiny_model()`.
@@ -36,8 +38,10 @@ def open_and_close(model):
 CALLS = {
     "attribute_logits": lambda model: cl.interpretation.attribute_logits(model, [(PROMPT, 1, 2)], VECTORS[1], **QUIET),
     "answered": lambda model: cl.measures.answered(model, [PROMPT], **QUIET),
+    "calibrate": lambda model: cl.calibrate(model, VECTORS, MANY, layers=[1], multipliers=[-1, 1], **QUIET),
     "compare": lambda model: cl.compare(model, PAIRS, OTHERS[:1], ["CAA"], validation=OTHERS[1:], **COMPARED, **QUIET),
     "token_kl": lambda model: cl.measures.token_kl(model, [replace(PROMPT, answer_start=2)], [()], **QUIET),
+    "encode_chat": lambda model: cl.evaluation.encode_chat(model, [{"role": "user", "content": "How are you?"}]),
     "extract": lambda model: cl.extract(model, PAIRS, **QUIET),
     "generate": lambda model: cl.generate(model, PROMPT, max_new_tokens=2),
     "generate_stream": lambda model: list(cl.generate_stream(model, PROMPT, max_new_tokens=2)),
@@ -48,6 +52,7 @@ CALLS = {
     "read_residuals": lambda model: list(cl.engine.read_residuals(model, [PROMPT])),
     "residual_lens": lambda model: cl.residual_lens(model, PROMPT),
     "score_answers": lambda model: cl.measures.score_answers(model, PAIRS, [()], **QUIET),
+    "side_effects": lambda model: cl.side_effects(model, VECTORS[1], **ELSEWHERE, **QUIET),
     "steer": open_and_close,
     "sweep": lambda model: cl.sweep(model, PAIRS, VECTORS, **QUIET),
     "token_similarity": lambda model: cl.token_similarity(model, PROMPT, VECTORS),
