@@ -24,6 +24,7 @@ from caa_lens.measures.elsewhere.answer_texts import answered_under
 from caa_lens.measures.elsewhere.capability import capability_sets, easy_questions
 from caa_lens.measures.elsewhere.changes import paired_share_interval, resampled
 from caa_lens.measures.elsewhere.neutral import CHOOSING, REPORTING
+from caa_lens.measures.elsewhere.neutral_text import distinct_questions, neutral_questions
 from caa_lens.measures.elsewhere.refusals import HARMLESS, refuses
 from caa_lens.measures.elsewhere.unwanted_changes import SideEffects, _random_vectors, side_effects
 from caa_lens.measures.intervals import bootstrap_interval
@@ -573,3 +574,17 @@ def test_tests_that_the_vector_came_from_are_told(tiny_chat, vectors):
     vector = replace(vectors[LAYER], provenance=replace(vectors.provenance, details=trained))
     with pytest.warns(TrainingPairsWarning, match="10 of the 10 pairs"):
         side_effects(tiny_chat, vector, other_tests={"own": EASY}, **{**QUICK, "capability": {}, "requests": []})
+
+
+def test_of_the_bundled_neutral_questions_those_of_the_pairs_are_left_out_and_of_others_refused():
+    pairs = ContrastSet.load("formality")
+    asked = {pair.question for pair in pairs}
+    assert "Why is the sky blue?" in {*CHOOSING} & asked
+    choosing, reporting = neutral_questions((CHOOSING, REPORTING), [pairs])
+    assert (len(choosing), len(reporting)) == (len(CHOOSING) - 1, len(REPORTING) - 1)
+    assert not {*choosing, *reporting} & asked
+    assert distinct_questions("neutral questions", REPORTING, [pairs]) == reporting
+    with pytest.raises(ValueError, match="1 neutral questions are questions of the pairs"):
+        neutral_questions((list(CHOOSING), ["Why?"]), [pairs])
+    with pytest.raises(ValueError, match="1 of the neutral questions are questions of the pairs"):
+        distinct_questions("neutral questions", list(REPORTING), [pairs])

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from caa_lens.arguments import describe
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.measures.divergence import answered, token_kl
+from caa_lens.measures.elsewhere.neutral import CHOOSING, REPORTING
 from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.measures.open_ended.text_measures import answer_logp, distinct
 from caa_lens.measures.placed_conditions import Condition
@@ -99,13 +100,15 @@ def neutral_questions(
 ) -> tuple[list[str], list[str]]:
     """The questions to choose on and to report, once it is certain that they are no others'.
 
+    Of the lists of `elsewhere.neutral` those that are questions of the pairs are left out; of other lists, refused.
+
     Raises:
         TypeError: for anything but two lists of texts.
         ValueError: for none of a kind, one that is there twice or in both, or that is a question of the pairs.
     """
     if isinstance(neutral, str) or not isinstance(neutral, Sequence) or len(neutral) != 2:
         raise TypeError(f"neutral must be two lists of questions, to choose on and to report, got {describe(neutral)}")
-    choosing, reporting = (_texts(some) for some in neutral)
+    choosing, reporting = (_without_those_of(_texts(some), some, seen) for some in neutral)
     for what, some in (("to choose on", choosing), ("to report", reporting)):
         if not some:
             raise ValueError(f"no neutral questions {what} given: expected some to choose on, and others to report")
@@ -127,19 +130,29 @@ def neutral_questions(
 def distinct_questions(what: str, given: Sequence[str], seen: Sequence[ContrastSet]) -> list[str]:
     """Questions, once it is certain that each is there once and that none is a question of the pairs.
 
+    Of the lists of `elsewhere.neutral` those that are questions of the pairs are left out; of other lists, refused.
+
     Raises:
         TypeError: for anything but a list of texts.
         ValueError: for one that is there twice, or that is a question of the pairs.
     """
     if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(one, str) for one in given):
         raise TypeError(f"{what} must be a list of texts, got {describe(given)}")
+    given = _without_those_of(list(given), given, seen)
     if len(given) != len(set(map(_plain, given))):
         raise ValueError(f"one of the {what} is there twice: give each once")
     if shared := _questions_of(seen) & set(map(_plain, given)):
         raise ValueError(
             f"{len(shared)} of the {what} are questions of the pairs, {sorted(shared)[0]!r} among them: give others"
         )
-    return list(given)
+    return given
+
+
+def _without_those_of(questions: list[str], given: Sequence[str], seen: Sequence[ContrastSet]) -> list[str]:
+    if given is not CHOOSING and given is not REPORTING:
+        return questions
+    taken = _questions_of(seen)
+    return [one for one in questions if _plain(one) not in taken]
 
 
 def _questions_of(seen: Sequence[ContrastSet]) -> set[str]:
