@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 import test_docs
@@ -16,6 +17,9 @@ from test_docs import stand_ins  # noqa: F401 (a fixture)
 import caa_lens as cl
 
 inspect_ai = needs("inspect_ai")
+# Inspect asks the first distribution of our name on the path whether it is installed, which the checkout's metadata do
+# not say: so the checkout goes behind the environment.
+sys.path.sort(key=lambda place: Path(place or ".").resolve() == ROOT)
 
 from inspect_ai.dataset import MemoryDataset, Sample  # noqa: E402
 from inspect_ai.model import (  # noqa: E402
@@ -242,7 +246,8 @@ def test_inspect_finds_the_provider_and_the_task_by_the_entry_point(tmp_path):
     vectors = cl.SteeringVectors.from_vectors([cl.SteeringVector.from_direction(torch.ones(576), 14)])
     steered = ["-M", f"vectors={vectors.save(tmp_path / 'v.safetensors')}", "-M", "layer=14", "-M", "multiplier=0.5"]
     options = ["--limit", "1", "--max-tokens", "2", "--log-dir", str(tmp_path), "--log-format", "json"]
-    done = subprocess.run([*command, *steered, *options, "--display", "none"], capture_output=True, text=True)
+    command += [*steered, *options, "--display", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)  # not in the checkout, see above
     assert done.returncode == 0, done.stdout + done.stderr
     (log,) = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert log["status"] == "success"
