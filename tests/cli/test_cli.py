@@ -229,15 +229,16 @@ def test_files_of_other_tools_are_read_wherever_vectors_are(tmp_path):
     assert "1: 5.66" in shown.output  # the norm of 32 ones at layer 1
 
 
-@pytest.mark.parametrize(("held_out", "scored"), [(20, 20), (20, 40), (20, 0), (0, 0), (0, 12), (40, 20)])
+@pytest.mark.parametrize(("held_out", "scored"), [(4, 4), (4, 8), (4, 0), (0, 0), (0, 3), (8, 4)])
 def test_pairs_that_the_vectors_were_extracted_from_are_told_of(small_model, tmp_path, held_out, scored):
-    file = tmp_path / "v.safetensors"
-    runner.invoke(cli.app, ["extract", "sentiment", str(file), "--test", str(held_out), "--layers", "1"])
-    pairs = ContrastSet.load("sentiment")
+    file, data = tmp_path / "v.safetensors", str(tmp_path / "pairs.jsonl")
+    ContrastSet.load("sentiment").sample(24, seed=0).save(data)
+    runner.invoke(cli.app, ["extract", data, str(file), "--test", str(held_out), "--layers", "1"])
+    pairs = ContrastSet.load(data)
     train = pairs.split(test=held_out, seed=0)[0] if held_out else pairs
     test = pairs.split(test=scored, seed=0)[1] if scored else pairs
     expected = len(set(train) & set(test))
-    words = ["sweep", "sentiment", str(file), "--out", str(tmp_path / "s.parquet"), "--test", str(scored)]
+    words = ["sweep", data, str(file), "--out", str(tmp_path / "s.parquet"), "--test", str(scored)]
     said = runner.invoke(cli.app, words).stderr
     note = f"note: {expected} of the {len(test)} pairs scored are among those that the vectors were extracted from"
     assert (note in said) == bool(expected)
