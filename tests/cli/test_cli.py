@@ -48,12 +48,20 @@ def test_every_command_has_help_with_an_example(command):
     assert "Example: caa-lens" in " ".join(result.output.split())
 
 
-def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
+@pytest.fixture
+def few(tmp_path):
+    """A file of 24 pairs."""
+    file = tmp_path / "few.jsonl"
+    ContrastSet.load("sentiment").sample(24, seed=0).save(file)
+    return str(file)
+
+
+def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path, few):
     file = tmp_path / "v.safetensors"
-    done = runner.invoke(cli.app, ["extract", "sentiment", str(file)])
+    done = runner.invoke(cli.app, ["extract", few, str(file)])
     assert done.exit_code == 0, done.output
     vectors = SteeringVectors.load(file)
-    expected = extract(small_model, ContrastSet.load("sentiment"), progress=False)
+    expected = extract(small_model, ContrastSet.load(few), progress=False)
     assert vectors.directions.equal(expected.directions)
 
     shown = runner.invoke(cli.app, ["vectors", "show", str(file)]).output
@@ -61,15 +69,13 @@ def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
     assert "0-based blocks" in shown
 
     table = tmp_path / "s.parquet"
-    done = runner.invoke(
-        cli.app, ["sweep", "sentiment", str(file), "--out", str(table), "--layers", "1,3-4", "--test", "5"]
-    )
+    done = runner.invoke(cli.app, ["sweep", few, str(file), "--out", str(table), "--layers", "1,3-4", "--test", "5"])
     assert done.exit_code == 0, done.output
     assert sorted(set(pd.read_parquet(table)["layer"])) == [1, 3, 4]
     assert "log-probability margin" in table.with_suffix(".html").read_text(encoding="utf-8")
 
     table = tmp_path / "t.parquet"
-    words = ["transfer", "sentiment", str(file), "--out", str(table), "--layers", "1,3", "--test", "5", "--size", "0.1"]
+    words = ["transfer", few, str(file), "--out", str(table), "--layers", "1,3", "--test", "5", "--size", "0.1"]
     done = runner.invoke(cli.app, words)
     assert done.exit_code == 0, done.output
     assert "change of log-probability margin (nats per token) against the unsteered model" in done.output
@@ -92,25 +98,25 @@ def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path):
     assert done.output.rstrip("\n") == text.rstrip("\n")
 
 
-def test_a_sweep_in_which_nothing_moves_is_written_all_the_same(small_model, tmp_path):
+def test_a_sweep_in_which_nothing_moves_is_written_all_the_same(small_model, tmp_path, few):
     file, table = tmp_path / "v.safetensors", tmp_path / "s.parquet"
-    runner.invoke(cli.app, ["extract", "sentiment", str(file), "--test", "8", "--layers", "1,3"])
+    runner.invoke(cli.app, ["extract", few, str(file), "--test", "8", "--layers", "1,3"])
     vectors = SteeringVectors.load(file)
     (0 * vectors).save(file)
-    done = runner.invoke(cli.app, ["sweep", "sentiment", str(file), "--out", str(table), "--test", "8"])
+    done = runner.invoke(cli.app, ["sweep", few, str(file), "--out", str(table), "--test", "8"])
     assert done.exit_code == 0, done.output
     assert "no best layer: " in done.output
     assert table.exists()
 
 
-def test_the_questions_of_trust_are_answered_as_by_the_library(small_model, tmp_path):
-    file, pairs = tmp_path / "v.safetensors", ContrastSet.load("sentiment")
-    train, held_out = pairs.split(test=16, seed=0)
-    runner.invoke(cli.app, ["extract", "sentiment", str(file), "--test", "16", "--layers", "1,3"])
+def test_the_questions_of_trust_are_answered_as_by_the_library(small_model, tmp_path, few):
+    file, pairs = tmp_path / "v.safetensors", ContrastSet.load(few)
+    train, held_out = pairs.split(test=12, seed=0)
+    runner.invoke(cli.app, ["extract", few, str(file), "--test", "12", "--layers", "1,3"])
     vectors = SteeringVectors.load(file)
 
     table = tmp_path / "r.parquet"
-    words = ["reliability", "sentiment", "--out", str(table), "--test", "16", "--layers", "1,3"]
+    words = ["reliability", few, "--out", str(table), "--test", "12", "--layers", "1,3"]
     done = runner.invoke(cli.app, words)
     assert done.exit_code == 0, done.output
     activations = caa_lens.engine.pair_activations(small_model, train, layers=[1, 3], progress=False)
@@ -120,7 +126,7 @@ def test_the_questions_of_trust_are_answered_as_by_the_library(small_model, tmp_
     assert "split-half" in table.with_suffix(".html").read_text(encoding="utf-8")
 
     table = tmp_path / "c.parquet"
-    words = ["calibrate", "sentiment", str(file), "--out", str(table), "--test", "16", "--budget", "0.2"]
+    words = ["calibrate", few, str(file), "--out", str(table), "--test", "12", "--budget", "0.2"]
     done = runner.invoke(cli.app, [*words, "--multipliers=-1,1"])
     assert done.exit_code == 0, done.output
     expected = caa_lens.calibrate(small_model, vectors, held_out, 0.2, multipliers=[-1, 1], progress=False)
@@ -230,15 +236,14 @@ def test_files_of_other_tools_are_read_wherever_vectors_are(tmp_path):
 
 
 @pytest.mark.parametrize(("held_out", "scored"), [(4, 4), (4, 8), (4, 0), (0, 0), (0, 3), (8, 4)])
-def test_pairs_that_the_vectors_were_extracted_from_are_told_of(small_model, tmp_path, held_out, scored):
-    file, data = tmp_path / "v.safetensors", str(tmp_path / "pairs.jsonl")
-    ContrastSet.load("sentiment").sample(24, seed=0).save(data)
-    runner.invoke(cli.app, ["extract", data, str(file), "--test", str(held_out), "--layers", "1"])
-    pairs = ContrastSet.load(data)
+def test_pairs_that_the_vectors_were_extracted_from_are_told_of(small_model, tmp_path, few, held_out, scored):
+    file = tmp_path / "v.safetensors"
+    runner.invoke(cli.app, ["extract", few, str(file), "--test", str(held_out), "--layers", "1"])
+    pairs = ContrastSet.load(few)
     train = pairs.split(test=held_out, seed=0)[0] if held_out else pairs
     test = pairs.split(test=scored, seed=0)[1] if scored else pairs
     expected = len(set(train) & set(test))
-    words = ["sweep", data, str(file), "--out", str(tmp_path / "s.parquet"), "--test", str(scored)]
+    words = ["sweep", few, str(file), "--out", str(tmp_path / "s.parquet"), "--test", str(scored)]
     said = runner.invoke(cli.app, words).stderr
     note = f"note: {expected} of the {len(test)} pairs scored are among those that the vectors were extracted from"
     assert (note in said) == bool(expected)
