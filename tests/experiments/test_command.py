@@ -164,7 +164,7 @@ def test_the_command_runs_one_experiment_with_what_it_needs_and_refuses_other_se
     assert "0 of 3 experiments failed" in done.stdout
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["config"]["n_test"] == 3
-    assert set(about["data"]) == {"sentiment/generate", "sentiment/test"}
+    assert set(about["data"]) == {"sentiment/generate", "sentiment/validation", "sentiment/test"}
     (first,) = json.loads((tmp_path / "run" / "starts.json").read_text())  # once, not once a worker
     assert first["settings"]["n_test"] == 3
     assert first["versions"]["torch"] == torch.__version__
