@@ -75,9 +75,8 @@ class Sweep(Result):
         """
         _ = self.deciding_multiplier  # refuses a sweep that has no effects
         paired = self.paired_multipliers
-        table = self.frame.pivot(index="question", columns=["layer", "multiplier"], values=self.metric)
         keys = [(layer, m) for layer in sorted(set(self.frame["layer"])) for m in paired]
-        differences = np.stack([table[(layer, m)] - table[(layer, -m)] for layer, m in keys], axis=1)
+        differences = self._differences(keys)
         low, high = bootstrap_interval(differences, n_resamples=n_resamples, seed=seed)
         layers, ms = zip(*keys, strict=True)
         return pd.DataFrame(
@@ -125,13 +124,17 @@ class Sweep(Result):
             ValueError: as `best_layer`; or of several layers without validation, for fewer than 8 questions.
         """
         layer, m = self.best_layer, self.deciding_multiplier
-        table = self.frame.pivot(index="question", columns=["layer", "multiplier"], values=self.metric)
         layers = sorted(set(self.frame["layer"]))
         if len(layers) > 1 and self.validation is None:
-            effects = np.stack([table[(one, m)] - table[(one, -m)] for one in layers], axis=1)
-            return effect_by_folds(layer, self._one_each(effects), m, seed=0)
-        own = self._one_each((table[(layer, m)] - table[(layer, -m)]).to_numpy()[:, None])[:, 0]
+            effects = self._one_each(self._differences([(one, m) for one in layers]))
+            return effect_by_folds(layer, effects, m, seed=0)
+        own = self._one_each(self._differences([(layer, m)]))[:, 0]
         return effect_of(layer, own, m, n_resamples=2000, seed=0)
+
+    def _differences(self, cells: Sequence[tuple[int, float]]) -> Float[np.ndarray, "question cell"]:
+        """score(+m) - score(-m) of every question, at each layer and m."""
+        table = self.frame.pivot(index="question", columns=["layer", "multiplier"], values=self.metric)
+        return np.stack([table[(layer, m)] - table[(layer, -m)] for layer, m in cells], axis=1)
 
     def _one_each(self, effects: Float[np.ndarray, "question layer"]) -> Float[np.ndarray, "different layer"]:
         """The mean effects of each different question."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.running.costs import Cost, reading_cost, scoring_cost
 from experiments.running.experiment import Experiment
 from experiments.running.many_behaviors import LETTERS, Source, evals_folder, forms, parts, sources
-from experiments.running.scores import scored, steered
+from experiments.running.scores import UNSTEERED, scored, steered
 from experiments.running.units import Frames, Unit, together
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 DEPTHS, MIDDLE = (0.3, 0.4, 0.5, 0.6, 0.7), 0.5
 SHARE_OF_STREAM = 0.1  # the norm of the control that all behaviors have alike
-UNSTEERED = -1  # the layer of unsteered rows
 VERDICTS = ("nothing to steer with", "weak", "consistent")
 NUMBERS = ("split_half", "agreement", "against", "p", "d_prime", "shared", "cone", "verdict_rank")
 CONTROLS = ("norm", "norm_of_stream")

@@ -115,8 +115,6 @@ def calibrate(
     magnitudes = magnitudes_of(multipliers)
     signed = sorted(s * m for m in magnitudes for s in (-1, 1))
     layers = check_layers(model, vectors.layers if layers is None else layers)
-    if not layers:
-        raise ValueError("no layers given: expected some of those of the vectors")
     every, n_choosing, tested = parts_of(pairs, test, seed)
     asked = neutral_questions(neutral, (every,))
     chosen_format = resolve_format(model, prompt_format)
