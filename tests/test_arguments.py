@@ -50,15 +50,15 @@ MISTAKES = {
     "vectors['2']": "no vector for layer '2': this set has layers 0-3",
     "cl.ContrastSet.load('sentimnt')": "did you mean 'sentiment'?",
     "cl.ContrastSet.load('hallucination')": "load_paper_set('hallucination')",
-    "cl.ContrastSet.load('pairs.csv')": "read_csv(...).to_json('pairs.jsonl'",
+    "cl.ContrastSet.load('pairs.xlsx')": "ContrastSet.from_pairs(pandas.read_excel(...))",
     "cl.SteeringVectors.load('pairs.csv')": "it is text that begins with 'question,",
     "cl.ContrastSet.load([('q', 'a', 'b')])": "got a list, expected the name of a bundled set or a file",
-    "cl.ContrastSet.from_pairs([dict(prompt='q', positive='a', negative='b')])": "mappings with these three keys",
+    "cl.ContrastSet.from_pairs([dict(ask='q', positive='a', negative='b')])": "found whole texts that begin",
+    "cl.ContrastSet.from_pairs(dict(question=['q'], positive=['a'], negative=['b']))": "of columns, pandas.DataFrame(",
     "cl.ContrastSet.from_pairs(['abc'])": "pair 1: got 'abc', expected a list of (question,",
     "cl.ContrastSet.from_pairs(('a question', 'yes', 'no'))": "pair 1: got 'a question', expected",
     "cl.ContrastSet.from_pairs([('a', 'b')])": "pair 1: got ('a', 'b'), expected",
     "cl.ContrastSet.from_pairs([('a', 'b', float('nan'))])": "pair 1: got ('a', 'b', nan), expected",
-    "cl.ContrastSet.from_pairs(pairs.frame)": "got a DataFrame, expected a list of (question, positive, negative)",
     "cl.load_model(model)": "got a HookedTransformer, expected a hub id, a folder, a .gguf file or 'demo'",
     "cl.generate(model, torch.tensor([[1, 2]]))": "or a Prompt as Prompt.of makes it, got a tensor",
     "cl.generate(model, prompt, vectors=(vectors[1], 1))": "got the int 1; a multiplier stands in a pair",
@@ -79,7 +79,7 @@ MISTAKES = {
     "cl.generate(halved, prompt)": "weights are float16, but its cfg.dtype says float32: load it with dtype='float16'",
     "list(cl.engine.read_residuals(model, ['a text']))": "expected Prompts, got the str 'a text' among them",
     "cl.ContrastSet([('q', 'a', 'b')])": "make a set with ContrastSet.from_pairs([(question, positive, negative)",
-    "cl.ContrastSet.load('v.pt')": "found a file of vectors, expected contrast pairs, a .json or .jsonl file",
+    "cl.ContrastSet.load('v.pt')": "found a file of vectors, expected contrast pairs in a .json, .jsonl, .csv",
     "cl.read_vectors('pairs.jsonl')": "pairs.jsonl is a file of contrast pairs, expected steering vectors",
     "cl.SteeringVectors.load('pairs.jsonl')": "expected steering vectors: pairs are loaded with ContrastSet.load",
     "cl.SteeringVectors.load('v.pt')": "it is a file of torch.save, which caa_lens.read_vectors may read",
@@ -126,6 +126,9 @@ ACCEPTED = [
     "vectors[1].to('bfloat16')",
     "cl.ContrastSet.from_pairs(np.array([('q', 'a', 'b')]))",
     "cl.ContrastSet.from_pairs([dict(question='q', positive='a', negative='b', id=3)])",
+    "cl.ContrastSet.from_pairs([dict(prompt='q', positive='a', negative='b')])",
+    "cl.ContrastSet.from_pairs(pairs.frame)",
+    "cl.ContrastSet.load('pairs.csv')",
     "cl.logit_lens(model, [vectors[1], vectors[2]])",
     "cl.steer(model, [vectors[1], 2.0], start=0).__enter__()",
 ]
@@ -144,7 +147,8 @@ prompt = cl.prompts.Prompt(text="", answer_start=3, tokens=(1, 2, 3), steer_star
 pairs.save("pairs.jsonl")
 torch.save(vectors, "v.pt")
 halved = tiny_model(n_layers=4).half()
-open("pairs.csv", "w").write("question,positive,negative\\n")
+open("pairs.csv", "w").write("question,positive,negative\\nHow?,Well.,Badly.\\n")
+open("pairs.xlsx", "wb").write(b"PK")
 said = {}
 for mistake in json.loads(sys.argv[2]):
     try:

@@ -7,7 +7,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from caa_lens.contrast.files import LETTER, FieldError
+from caa_lens.contrast.errors import FieldError
+from caa_lens.contrast.rows import LETTER
 
 _OPTION = re.compile(r"^[ \t]*(\([A-Z]\))", re.MULTILINE)
 _RESTART = re.compile(r"^[ \t]*\([A-Z]\).*\n\s*\(A\)", re.MULTILINE)

@@ -17,12 +17,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from caa_lens.arguments import as_seed, describe, is_unicode
 from caa_lens.contrast import files as contrast_files
-from caa_lens.contrast.files import FieldError, bundled_names
+from caa_lens.contrast.errors import FieldError, OnBad, check_columns, check_on_bad
+from caa_lens.contrast.files import bundled_names
 from caa_lens.contrast.pair import ContrastPair
+from caa_lens.contrast.rows import OURS, pairs_of
+from caa_lens.contrast.tables import EXPECTED, source_of
 
 if TYPE_CHECKING:
     import pandas
@@ -48,6 +51,8 @@ class ContrastSet(Sequence[ContrastPair]):
     pairs: tuple[ContrastPair, ...]
     source: str = field(default="memory", compare=False)
     """Where the pairs come from: `bundled:<name>`, a path, or `memory`."""
+    dropped: int = field(default=0, compare=False)
+    """How many rows of the source were left out as no pairs, with `on_bad="drop"`."""
 
     def __new__(cls, *given: object, **_fields: object) -> "ContrastSet":
         if given:
@@ -72,57 +77,89 @@ class ContrastSet(Sequence[ContrastPair]):
             )
 
     @classmethod
-    def load(cls, name_or_path: str | Path, *, name: str | None = None) -> "ContrastSet":
-        """A bundled set by its name, or a file in any format of `caa_lens.contrast.files`.
+    def load(
+        cls,
+        name_or_path: str | Path,
+        *,
+        name: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        on_bad: OnBad = "raise",
+    ) -> "ContrastSet":
+        """A bundled set by its name, or a file in any form of `caa_lens.contrast.files`: JSON, CSV, TSV, parquet.
 
-        A bundled name wins over a file that is called the same: pass a `Path` for the file. `name` is the
-        behavior, by default the bundled name or the file's stem.
+        A bundled name wins over a file that is called the same: pass a `Path` for the file.
+
+        Args:
+            name: the behavior, by default the bundled name or the file's stem.
+            columns: what the file calls `question`, `positive` and `negative`, where it is none of the known names.
+            on_bad: "raise", or "drop" to leave out rows that are no pairs, with a warning that says which and why.
 
         Raises:
             ContrastFileError: a `ValueError` that says what in the file does not fit, and where.
+
+        Warns:
+            DroppedRowsWarning: rows were left out.
+            LetterBalanceWarning: as `warn_if_unbalanced`.
         """
         if not isinstance(name_or_path, str | Path):
             raise TypeError(
                 f"got a {type(name_or_path).__name__}, expected the name of a bundled set or a file: pairs in memory "
                 "become a set with ContrastSet.from_pairs"
             )
+        check_columns(columns)
+        check_on_bad(on_bad)
         file = contrast_files.locate(name_or_path)
-        pairs = tuple(contrast_files.read_pairs(file, ContrastPair))
+        reading = contrast_files.read(file, ContrastPair, columns=columns, on_bad=on_bad)
+        pairs = reading.settled(on_bad, stacklevel=3)
         if isinstance(name_or_path, str) and name_or_path in bundled_names():
             stem, source = name_or_path, f"bundled:{name_or_path}"
         else:
             path = Path(name_or_path)
-            stem, source = path.stem, str(path)
+            stem, source = contrast_files.stem(path), str(path)
             if stem in _SAME_IN_EVERY_FOLDER:
                 stem = path.absolute().parent.name
-        loaded = cls(name=stem if name is None else name, pairs=pairs, source=source)
+        n_dropped = len(reading.problems)
+        loaded = cls(name=stem if name is None else name, pairs=pairs, source=source, dropped=n_dropped)
         loaded.warn_if_unbalanced(stacklevel=3)
         return loaded
 
     @classmethod
     def from_pairs(
-        cls, pairs: Iterable[ContrastPair | Mapping[str, str] | Sequence[str]], *, name: str = "pairs"
+        cls,
+        pairs: Any,
+        *,
+        name: str = "pairs",
+        columns: Mapping[str, str] | None = None,
+        on_bad: OnBad = "raise",
     ) -> "ContrastSet":
-        """A set of pairs, each a `ContrastPair`, (question, positive, negative), or a mapping with these keys.
+        """A set of what is in memory: a list of pairs, a data frame (pandas, polars, Arrow), a `datasets.Dataset`.
+
+        A pair in a list is a `ContrastPair`, (question, positive, negative), or a mapping. What columns and keys mean,
+        `caa_lens.contrast.rows` says, for data in memory as for files.
+
+        Args:
+            name: the behavior.
+            columns: what the data call `question`, `positive` and `negative`, where it is none of the known names.
+            on_bad: "raise", or "drop" to leave out rows that are no pairs, with a warning that says which and why.
 
         Raises:
             TypeError: for anything else.
-            ValueError: for a pair that cannot be one, with its number, counted from 1.
+            ContrastFileError: a `ValueError` for what cannot be a pair, with its number, counted from 1.
+
+        Warns:
+            DroppedRowsWarning: rows were left out.
+            LetterBalanceWarning: as `warn_if_unbalanced`.
         """
-        if (
-            isinstance(pairs, str | Mapping | ContrastPair)
-            or hasattr(pairs, "columns")
-            or getattr(pairs, "ndim", 1) == 0
-        ):
-            load = "; a file is read by ContrastSet.load" if isinstance(pairs, str) else ""
-            raise TypeError(f"got a {type(pairs).__name__}, {_EXPECTED_PAIRS}{load}")
-        made = []
-        for n, pair in enumerate(pairs, start=1):
-            try:
-                made.append(pair if isinstance(pair, ContrastPair) else _pair(pair, n))
-            except FieldError as error:
-                raise FieldError(f"pair {n}, {error.field or 'whole'}", error.found, error.expected) from None
-        found = cls(name=name, pairs=tuple(made))
+        check_columns(columns)
+        check_on_bad(on_bad)
+        if isinstance(pairs, ContrastPair):
+            raise TypeError(f"got a ContrastPair, {EXPECTED}")
+        source = source_of(pairs)
+        if source.columns is None:
+            source = replace(source, rows=[(n, _row(pair, int(n or 0), on_bad)) for n, pair in source.rows])
+        kinds: Literal["most", "any"] = "most" if on_bad == "drop" else "any"
+        reading = pairs_of(source, ContrastPair, columns=columns, on_bad=on_bad, kinds=kinds)
+        found = cls(name=name, pairs=reading.settled(on_bad, stacklevel=3), dropped=len(reading.problems))
         found.warn_if_unbalanced(stacklevel=3)
         return found
 
@@ -242,7 +279,7 @@ class ContrastSet(Sequence[ContrastPair]):
     def save(self, path: str | Path) -> None:
         """Writes JSON lines (`question`, `positive`, `negative`), or raises and leaves what `path` held."""
         path = Path(path).expanduser()
-        if path.suffix.lower() in contrast_files.TABLES:
+        if path.suffix.lower() in contrast_files.TABLES | contrast_files.SHEETS:
             raise ValueError(f"pairs are saved as .jsonl or .json, got {path.name!r}; a table is written of .frame")
         contrast_files.write_rows(path, self._rows())
 
@@ -286,27 +323,26 @@ class ContrastSet(Sequence[ContrastPair]):
 _OF_INIT = inspect.signature(ContrastSet.__init__)
 ContrastSet.__signature__ = _OF_INIT.replace(parameters=[*_OF_INIT.parameters.values()][1:])  # type: ignore[attr-defined]
 
-_EXPECTED_PAIRS = (
-    "expected a list of (question, positive, negative), each a text, or of mappings with these three keys; of a "
-    'data frame, .to_dict("records")'
-)
 
-
-def _pair(given: object, n: int) -> ContrastPair:
-    keys = ("question", "positive", "negative")
+def _row(given: object, n: int, on_bad: OnBad) -> object:
+    """One of a list of pairs as `pairs_of` takes it."""
+    if isinstance(given, ContrastPair):
+        return dict(zip(OURS, (given.question, given.positive, given.negative), strict=True))
     if isinstance(given, Mapping):
-        texts = tuple(given[key] for key in keys) if set(given) >= set(keys) else ()
-    else:
-        is_one = isinstance(given, str) or getattr(given, "ndim", 1) == 0
-        texts = tuple(given) if isinstance(given, Iterable) and not is_one else ()
-    if len(texts) != 3 or not all(isinstance(text, str) for text in texts):
-        shown = repr(given)
-        raise TypeError(f"pair {n}: got {shown if len(shown) <= 80 else shown[:77] + '...'}, {_EXPECTED_PAIRS}")
-    return ContrastPair(**dict(zip(keys, texts, strict=True)))
+        return given
+    is_one = isinstance(given, str) or getattr(given, "ndim", 1) == 0
+    texts = tuple(given) if isinstance(given, Iterable) and not is_one else ()
+    if len(texts) == 3 and all(isinstance(text, str) for text in texts):
+        return dict(zip(OURS, texts, strict=True))
+    shown = repr(given)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    if on_bad == "drop":
+        return FieldError(None, shown, "(question, positive, negative), each a text")
+    raise TypeError(f"pair {n}: got {shown}, {EXPECTED}")
 
 
 def load_open_ended(name_or_path: str | Path) -> list[str]:
-    """Open-ended prompts: those of a bundled name, or the `question` of every row of a .json or .jsonl file.
+    """Open-ended prompts: those of a bundled name; the lines of a .txt; the texts, or questions, of any other file.
 
     Raises:
         ContrastFileError: a `ValueError` that says what in the file does not fit, and where.

@@ -254,26 +254,29 @@ def test_completions_first_and_letters_later_are_a_mixture_too(tmp_path):
 def test_five_problems_are_told_at_once_and_all_are_kept(tmp_path):
     rows = [ours(), *(ours(positive=f"({letter})") for letter in "CDEFGHI")]
     error = error_of(write(tmp_path / "bad.jsonl", *rows))
-    assert "bad.jsonl: 7 problems (the first 5 are shown)\n  line 2, positive: found '(C)'" in str(error)
+    told = "bad.jsonl: 7 problems in 8 rows (the first 5 are shown); on_bad='drop' leaves such rows out\n  line 2,"
+    assert f"{told} positive: found '(C)'" in str(error)
     assert "  line 6, positive: found '(G)'" in str(error)
     assert "line 7" not in str(error)
     assert [line for line, _ in error.problems] == [2, 3, 4, 5, 6, 7, 8]
     error = error_of(write(tmp_path / "bad.jsonl", *rows[:3]))
-    assert "bad.jsonl: 2 problems\n  line 2" in str(error)
+    assert "bad.jsonl: 2 problems in 3 rows; on_bad='drop' leaves such rows out\n  line 2" in str(error)
 
 
 @pytest.mark.parametrize("content", ["", "\n \r\n", "\ufeff", "[]"])
 def test_an_empty_file_is_refused(tmp_path, content):
     error = error_of(write(tmp_path / "empty.jsonl", content))
-    assert str(error).endswith("empty.jsonl: found no rows, expected at least one JSON object")
+    assert str(error).endswith("empty.jsonl: found no rows, expected one pair at least")
 
 
 def test_an_unknown_schema_is_answered_with_the_known_ones_once(tmp_path):
-    error = error_of(write(tmp_path / "bad.jsonl", *[{"prompt": "q", "chosen": "x"}] * 9))
-    assert "line 1: found the keys prompt, chosen, expected one of the schemas" in str(error)
-    assert "caa-lens: question, positive, negative" in str(error)
-    assert "question, answer_matching_behavior, answer_not_matching_behavior" in str(error)
-    assert "TruthfulQA: question, correct, incorrect" in str(error)
+    error = error_of(write(tmp_path / "bad.jsonl", *[{"prompt": "q", "better": "x", "worse": "y"}] * 9))
+    assert "line 1: found the columns prompt, better, worse, expected a question (question, prompt, " in str(error)
+    assert "caa-lens: positive, negative" in str(error)
+    assert "answer_matching_behavior, answer_not_matching_behavior" in str(error)
+    assert "preferences: chosen, rejected" in str(error)
+    assert "Others are named with columns={'question': ..., 'positive': ..., 'negative': ...}" in str(error)
+    assert "prompts without answers are read by load_open_ended" in str(error)
     assert len(error.problems) == 1
 
 
@@ -294,14 +297,14 @@ def test_bytes_that_are_not_utf8_are_told_with_their_place(tmp_path):
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        ('{"question": "q", "positive": "x", "negative": "y"}'.encode("utf-16"), "text in UTF-16: save it as UTF-8"),
         ('{"question": "q", "positive": "x", "negative": "y"}'.encode("utf-16-le"), "text in UTF-16: save it as UTF-8"),
         ('{"question": "q", "positive": "x", "negative": "y"}'.encode("utf-16-be"), "text in UTF-16: save it as UTF-8"),
         ('{"question": "q"}'.encode("utf-32"), "text in UTF-32: save it as UTF-8"),
         (bytes(100), "100 zero bytes, damaged when it was written"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a git-lfs pointer"),
         (b"<!doctype html><title>Sign in</title>", "an HTML page called 'Sign in', saved in the place of a file"),
-        (b"\x1f\x8b\x08\0\0", "packed by gzip: unpack it first"),
+        (b"\x1f\x8b\x08\0\0", "a damaged gzip file ("),
+        (b"BZh91AY&SY", "packed by bzip2: unpack it first"),
         (b"PK\x05\x06" + bytes(18), "a zip archive of 0 files"),
         (b"GGUF" + bytes(20), "a GGUF file"),
     ],
@@ -311,7 +314,10 @@ def test_a_file_that_is_no_text_is_told_what_it_is(tmp_path, content, found, loa
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(content)
     assert f"found {found}" in str(error_of(path, load))
-    assert "expected contrast pairs, a .json or .jsonl file in UTF-8" in str(error_of(path, load))
+    if not content.startswith(b"\x1f\x8b"):
+        assert "expected contrast pairs in a .json, .jsonl, .csv, .tsv or .parquet file, in UTF-8" in str(
+            error_of(path, load)
+        )
 
 
 @pytest.mark.parametrize("half", ["\\ud800", "\\udfff text", "text \\ud83d", "\\ude00\\ud83d"])
@@ -344,12 +350,12 @@ def test_brackets_without_end_are_told(tmp_path, opening, line):
 
 
 def test_a_device_is_not_read_to_its_end():
-    assert "found a device, expected a .json or .jsonl file" in str(error_of(Path("/dev/zero")))
+    assert "found a device, expected contrast pairs in a .json" in str(error_of(Path("/dev/zero")))
 
 
 def test_found_keys_and_values_are_shown_without_codes_for_the_terminal(tmp_path):
     told = str(error_of(write(tmp_path / "a.jsonl", '{"\\u001b[2J\\ud800": 1}')))
-    assert r"found the keys \x1b[2J\ud800, expected" in told
+    assert r"found the columns \x1b[2J\ud800, expected" in told
     assert told.encode("utf-8")
     told = str(error_of(write(tmp_path / "b.jsonl", '{"question": ["\\ud800"], "positive": "x", "negative": "y"}')))
     assert told.encode("utf-8")
@@ -357,10 +363,8 @@ def test_found_keys_and_values_are_shown_without_codes_for_the_terminal(tmp_path
 
 @pytest.mark.parametrize("load", [ContrastSet.load, load_open_ended])
 def test_a_folder_and_a_missing_file_are_refused(tmp_path, load):
-    assert "found a folder, expected a .json or .jsonl file" in str(error_of(tmp_path, load))
-    assert "found no such file, expected a .json or .jsonl file, or a bundled name: " in str(
-        error_of(tmp_path / "missing.jsonl", load)
-    )
+    assert "found a folder, expected contrast pairs in a .json" in str(error_of(tmp_path, load))
+    assert "found no such file, expected a file, or a bundled name: " in str(error_of(tmp_path / "missing.jsonl", load))
 
 
 def test_open_ended_prompts_are_read_from_lists_and_lines(tmp_path):

@@ -286,7 +286,7 @@ def test_uneven_letters_are_warned_about_where_the_set_comes_in(tmp_path):
 
 
 def test_editors_show_the_fields_of_a_set():
-    assert list(signature(ContrastSet).parameters) == ["name", "pairs", "source"]
+    assert list(signature(ContrastSet).parameters) == ["name", "pairs", "source", "dropped"]
 
 
 def test_a_pair_is_found_again_with_its_letters_exchanged_and_no_other_is():

@@ -1,0 +1,244 @@
+"""What the columns of a row mean, whoever made the data: a question and two answers.
+
+| answers | whose |
+|---|---|
+| `positive`, `negative` | ours: A/B letters or completions, read as they are |
+| `answer_matching_behavior`, `answer_not_matching_behavior` | CAA authors, model-written evals |
+| `correct`, `incorrect` | two-option questions (TruthfulQA, MMLU): the correct answer is positive |
+| `chosen`, `rejected` | preference data: texts, lists of messages, or transcripts |
+
+The question is the column `question`, `prompt` or `instruction`. `positive` and `negative`, and `chosen` and
+`rejected`, may also be whole texts that share their beginning, without such a column: see `conversations`. Other
+columns are ignored. A mapping of columns names those that are called something else.
+
+Rows that are not ours are tidied, because the prompt format adds its own marks: blanks around the texts go, and so do
+a leading `Question:` and a closing `Answer:`. Of an answer that is a list (`["(A)", " (C)"]`) the first entry is used
+and the others are dropped.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from caa_lens.contrast.conversations import Turn, answers_to, question_of
+from caa_lens.contrast.errors import FieldError, OnBad, Problem, Reading, SchemaError, Source, shown
+from caa_lens.file_kinds import printable
+
+OURS = ("question", "positive", "negative")
+QUESTIONS = ("question", "prompt", "instruction")
+ANSWERS = {  # whose: the columns of the positive and of the negative answer
+    "caa-lens": ("positive", "negative"),
+    "CAA or model-written evals": ("answer_matching_behavior", "answer_not_matching_behavior"),
+    "two options": ("correct", "incorrect"),
+    "preferences": ("chosen", "rejected"),
+}
+WITH_WHOLE_TEXTS = ("caa-lens", "preferences")
+KINDS = ("an option letter", "a full completion")
+LETTER = re.compile(r"\([A-Z]\)")
+_QUESTION_MARK = re.compile(r"\AQuestion:\s*")
+_ANSWER_MARK = re.compile(r"\s*^[ \t]*Answer:\Z", re.MULTILINE)
+_HALF = re.compile("[\ud800-\udfff]")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schema:
+    """Which columns of some data hold what."""
+
+    question: str | None
+    """None: both answers are whole texts, which share their beginning."""
+    positive: str
+    negative: str
+    system: str | None = None
+    whose: str = ""
+
+    def texts(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """`question`, `positive` and `negative` of a row.
+
+        Raises:
+            FieldError: what does not fit, in the words of the data.
+        """
+        ours = self.whose == "caa-lens" and self.question is not None
+        asked = None if self.question is None else _given(row, self.question)
+        given = [_given(row, key) for key in (self.positive, self.negative)]
+        if self.whose not in WITH_WHOLE_TEXTS:
+            given = [value[0] if isinstance(value, list) and value else value for value in given]
+        fields = (self.question, self.positive, self.negative)
+        if self.question is not None and asked is None:
+            raise FieldError(self.question, shown(None), "text")
+        texts: tuple[object, ...] = (asked, *given)
+        if self.question is None or self.whose == "preferences" or any(isinstance(one, list) for one in texts):
+            texts = answers_to(asked, given[0], given[1], fields)
+        question, *answers = (text_of(key or self.positive, text) for key, text in zip(fields, texts, strict=True))
+        if self.system and isinstance(system := row.get(self.system), str) and system.strip():
+            question_of([Turn("system", system), Turn("user", question)], self.system)
+        if not ours:
+            question = _ANSWER_MARK.sub("", _QUESTION_MARK.sub("", question.strip()))
+        answers = [a.strip() if not ours or LETTER.fullmatch(a.strip()) else a for a in answers]
+        return dict(zip(OURS, (question, *answers), strict=True))
+
+
+def schema_of(names: Sequence[str], columns: Mapping[str, str] | None = None) -> Schema:
+    """Which of these columns hold what; `columns` says it for those that are called otherwise.
+
+    Raises:
+        SchemaError: they belong to no known form, to two, or one of them stands twice.
+    """
+    columns = columns or {}
+    for ours, theirs in columns.items():
+        if find_column(names, theirs) is None:
+            raise SchemaError(None, _found(names), f"a column {theirs!r}, which columns= names for the {ours}")
+    asked = [columns["question"]] if "question" in columns else QUESTIONS
+    question: str | None = next((found for one in asked if (found := find_column(names, one)) is not None), None)
+    system = find_column(names, "system") or find_column(names, "system_prompt")
+    if "positive" in columns:
+        sides = [str(find_column(names, columns[side])) for side in ("positive", "negative")]
+        return Schema(question=question, positive=sides[0], negative=sides[1], system=system, whose="preferences")
+    there = {whose: keys for whose, keys in ANSWERS.items() if any(find_column(names, key) is not None for key in keys)}
+    whole = {whose: keys for whose, keys in there.items() if all(find_column(names, key) for key in keys)}
+    if len(whole) > 1:
+        raise SchemaError(None, f"answers of two forms: {_found(names)}", f"one of them: {_USE_COLUMNS}")
+    if not there:
+        known = "; ".join(f"{whose}: {', '.join(keys)}" for whose, keys in ANSWERS.items())
+        open_ended = question and "; prompts without answers are read by load_open_ended"
+        expected = f"a question ({', '.join(QUESTIONS)}) and the answers of one of the schemas {known}"
+        raise SchemaError(None, _found(names), f"{expected}. Others are named with {_USE_COLUMNS}{open_ended or ''}")
+    whose, keys = next(iter((whole or there).items()))
+    if question is None and whose not in WITH_WHOLE_TEXTS:
+        question = QUESTIONS[0]  # whose absence every row tells
+    positive, negative = (find_column(names, key) or key for key in keys)
+    return Schema(
+        question=question,
+        positive=positive,
+        negative=negative,
+        system=system if whose == "preferences" else None,
+        whose=whose,
+    )
+
+
+_USE_COLUMNS = "columns={'question': ..., 'positive': ..., 'negative': ...}"
+
+
+def find_column(names: Sequence[str], wanted: str) -> str | None:
+    """A column by its name; if none is called exactly so, by its letters, whatever their case and blanks.
+
+    Raises:
+        SchemaError: two columns are called so.
+    """
+    for alike in (str, _plain):
+        found = [name for name in names if alike(name) == alike(wanted)]
+        if len(found) > 1:
+            shown = " and ".join(map(repr, found[:3]))
+            raise SchemaError(
+                wanted, f"{len(found)} columns of that name ({shown})", "one: give the others other names"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def pairs_of(
+    source: Source,
+    make: Callable[..., T],
+    *,
+    columns: Mapping[str, str] | None = None,
+    on_bad: OnBad = "raise",
+    kinds: Literal["first", "most", "any"] = "first",
+) -> Reading[T]:
+    """Every row as `make(question=..., positive=..., negative=...)`, which may raise `FieldError`.
+
+    A value that is no row and no error is taken for what `make` would give. With `kinds`, answers are all letters or
+    all completions: as those of the first row are, or of most.
+    """
+    schema: Schema | None = None
+    made: list[tuple[int | None, bool, str, T]] = []
+    problems: list[Problem] = []
+    for line, value in source.rows:
+        try:
+            if isinstance(value, FieldError):
+                raise value
+            if not isinstance(value, Mapping):
+                raise FieldError(None, shown(value), "a JSON object")
+            schema = schema or schema_of(source.columns or list(value), columns)
+            texts = schema.texts(value)
+            is_letter = LETTER.fullmatch(texts["positive"]) is not None
+            made.append((line, is_letter, schema.positive, _make(make, texts, schema)))
+        except FieldError as error:
+            problems.append((line, error))
+            if isinstance(error, SchemaError) and (source.columns is not None or on_bad == "raise"):
+                return Reading(source=source, kept=(), problems=tuple(problems))  # all others would say the same
+    letters = sum(is_letter for _, is_letter, _, _ in made)
+    as_letters = bool(made) and (made[0][1] if kinds == "first" else 2 * letters >= len(made))
+    kept = []
+    for line, is_letter, field, one in made:
+        if kinds != "any" and is_letter != as_letters:
+            found, expected = KINDS if is_letter else KINDS[::-1]
+            others = "the first row" if kinds == "first" else "most rows"
+            problems.append((line, FieldError(field, found, f"{expected}, as in {others}: make a file of each kind")))
+        else:
+            kept.append(one)
+    problems.sort(key=lambda problem: problem[0] or 0)
+    return Reading(source=source, kept=tuple(kept), problems=tuple(problems))
+
+
+def questions_of(source: Source) -> Reading[str]:
+    """The question of every row, or the row itself where it is a text; answers, if there are any, are not read."""
+    key: str | None = None
+    kept: list[str] = []
+    problems: list[Problem] = []
+    for line, value in source.rows:
+        try:
+            if isinstance(value, FieldError):
+                raise value
+            if isinstance(value, str):
+                kept.append(text_of(None, value))
+                continue
+            if not isinstance(value, Mapping):
+                raise FieldError(None, shown(value), "a text, or a JSON object with a question")
+            names = source.columns or list(value)
+            key = key or next((found for one in QUESTIONS if (found := find_column(names, one))), QUESTIONS[0])
+            kept.append(text_of(key, _given(value, key)))
+        except FieldError as error:
+            problems.append((line, error))
+    return Reading(source=source, kept=tuple(kept), problems=tuple(problems))
+
+
+def text_of(key: str | None, value: object) -> str:
+    """A value of a row if it is a text.
+
+    Raises:
+        FieldError: it is not.
+    """
+    if not isinstance(value, str) or not value.strip():
+        numeric = isinstance(value, int | float) and value == value and not isinstance(value, bool)
+        raise FieldError(key, shown(value), "text (numbers are written as texts)" if numeric else "text")
+    if half := _HALF.search(value):
+        found = f"half a character, \\u{ord(half[0]):04x} at character {half.start()}, which no text has"
+        raise FieldError(key, found, "text that can be written as UTF-8")
+    return str(value)
+
+
+def _make(make: Callable[..., T], texts: dict[str, str], schema: Schema) -> T:
+    try:
+        return make(**texts)
+    except FieldError as error:  # told in the data's own words
+        keys = {"question": schema.question or schema.positive, **{k: getattr(schema, k) for k in OURS[1:]}}
+        raise FieldError(keys.get(error.field or "", error.field), error.found, error.expected) from None
+
+
+def _given(row: Mapping[str, Any], key: str) -> Any:
+    if key in row:
+        return row[key]
+    if (found := find_column(list(row), key)) is None:
+        raise FieldError(key, "no such field", "text")
+    return row[found]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", str(name).strip().casefold())
+
+
+def _found(names: Sequence[str]) -> str:
+    return f"the columns {printable(', '.join(map(str, names)), 200) or '(none)'}"

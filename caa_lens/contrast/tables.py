@@ -1,0 +1,132 @@
+"""Tables, and other data in memory, to rows: CSV, TSV, parquet, frames, data sets, lists.
+
+A cell of a CSV is the text that stands there: `NA`, `None` and `1` are texts, an empty cell is an empty text. Rows of a
+CSV are called by the line on which they begin, other rows by their number, counted from 1.
+"""
+
+import csv
+import io
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from caa_lens.contrast.errors import FieldError, SchemaError, Source
+from caa_lens.contrast.rows import schema_of
+
+COMMA, TAB, SEMICOLON = ",", "\t", ";"
+
+
+def csv_source(of: str, text: str, *, tabs: bool, columns: Mapping[str, str] | None = None) -> Source:
+    """The rows of a text of comma-, semicolon- or tab-separated values, whose first line names the columns.
+
+    Raises:
+        FieldError: the quotes do not fit, so that no row can be told from the next.
+    """
+    separators = (TAB, COMMA, SEMICOLON) if tabs else (COMMA, SEMICOLON, TAB)
+    header = {one: next(iter(_lines(text, one)), (1, []))[1] for one in separators}
+    chosen = next((one for one in separators if _are_known(header[one], columns)), None)
+    chosen = chosen or max(separators, key=lambda one: len(header[one]))
+    names: list[str] | None = None
+    rows: list[tuple[int | None, object]] = []
+    for line, cells in _lines(text, chosen):
+        if names is None:
+            names = [name.strip() for name in cells]
+            continue
+        extra = cells[len(names) :]
+        if len(cells) < len(names) or any(cell.strip() for cell in extra):
+            found, expected = f"{len(cells)} cells", f"{len(names)}, as in the first line: quote what holds a separator"
+            rows.append((line, FieldError(None, found, expected)))
+        else:
+            rows.append((line, dict(zip(names, cells, strict=False))))
+    return Source(of=of, unit="line", rows=rows, columns=tuple(names or ()))
+
+
+def _lines(text: str, separator: str) -> Iterable[tuple[int, list[str]]]:
+    """Every row that is not blank, with the line on which it begins."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        line = 1
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        found = f"quotes that do not fit ({error}) in the row from line {line} on"
+        raise FieldError(None, found, 'a quoted cell with its quotes doubled, "like ""this"""') from None
+    finally:
+        csv.field_size_limit(before)
+
+
+def _are_known(names: Sequence[str], columns: Mapping[str, str] | None) -> bool:
+    try:
+        schema_of(names, columns)
+    except SchemaError:
+        return False
+    return True
+
+
+def parquet_source(of: str, data: bytes) -> Source:
+    """The rows of a parquet file.
+
+    Raises:
+        FieldError: it is damaged.
+    """
+    import pyarrow.parquet
+
+    try:
+        return source_of(pyarrow.parquet.read_table(io.BytesIO(data)), of=of)
+    except (OSError, ValueError) as error:  # of which pyarrow's own are
+        raise FieldError(None, f"a parquet table that cannot be read ({error})", "a whole one") from None
+
+
+def source_of(data: Any, *, of: str | None = None) -> Source:
+    """The rows of a frame (pandas, polars), a table of Arrow, a `datasets.Dataset`, or a list; `of` is its name.
+
+    Raises:
+        TypeError: for what holds no rows, with what to write instead.
+    """
+    of = of or type(data).__name__
+    if isinstance(data, Mapping):
+        if any(hasattr(part, "column_names") for part in data.values()):
+            parts = ", ".join(map(repr, data))
+            raise TypeError(f"got a {of} of the splits {parts}: choose one, as in data[{next(iter(data))!r}]")
+        raise TypeError(f"got a {of}, {EXPECTED}; of columns, pandas.DataFrame(...)")
+    if hasattr(data, "to_pylist") and hasattr(data, "column_names"):  # pyarrow
+        return _table(of, data.column_names, zip(*(column.to_pylist() for column in data.columns), strict=True))
+    if hasattr(data, "columns") and hasattr(data, "rows"):  # polars
+        return _table(of, data.columns, data.rows())
+    if hasattr(data, "columns") and hasattr(data, "itertuples"):  # pandas
+        return _table(of, [str(name) for name in data.columns], data.itertuples(index=False, name=None))
+    if hasattr(data, "features") and hasattr(data, "column_names"):  # datasets, also streamed
+        rows = list(data)
+        names = data.column_names or (list(rows[0]) if rows else [])
+        return _table(of, names, ([row.get(name) for name in names] for row in rows))
+    if isinstance(data, str) or not isinstance(data, Iterable) or getattr(data, "ndim", 1) == 0:
+        load = "; a file is read by ContrastSet.load" if isinstance(data, str) else ""
+        raise TypeError(f"got a {of}, {EXPECTED}{load}")
+    return Source(of="pairs", unit="pair", rows=list(enumerate(data, start=1)))
+
+
+def _table(of: str, names: Iterable[str], rows: Iterable[Sequence[Any]]) -> Source:
+    names = tuple(names)
+    first = {name: names.index(name) for name in names}  # of a name that stands twice, which is an error if it is used
+    return Source(
+        of=of,
+        unit="row",
+        rows=[(n, {name: _plain(row[i]) for name, i in first.items()}) for n, row in enumerate(rows, start=1)],
+        columns=names,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Arrays of numpy, as pandas has lists, as lists; everything else as it is."""
+    if hasattr(value, "tolist") and getattr(value, "ndim", 0) > 0:
+        value = value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+EXPECTED = (
+    "expected a list of (question, positive, negative), each a text, or of mappings with these three keys; or a data "
+    "frame or a data set with such columns"
+)
