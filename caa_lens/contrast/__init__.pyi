@@ -3,6 +3,8 @@ from .sets import ContrastSet as ContrastSet
 from .sets import load_open_ended as load_open_ended
 from .files import bundled_names as bundled_names
 from .sets import LetterBalanceWarning as LetterBalanceWarning
+from .checking.set_check import ContrastCheck as ContrastCheck
+from .checking.set_check import ContrastCheckWarning as ContrastCheckWarning
 from .errors import DroppedRowsWarning as DroppedRowsWarning
 from .errors import ContrastFileError as ContrastFileError
 from .errors import FieldError as FieldError

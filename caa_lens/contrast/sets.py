@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from caa_lens.arguments import as_seed, describe, is_unicode
 from caa_lens.contrast import files as contrast_files
+from caa_lens.contrast.checking.letters import uneven
 from caa_lens.contrast.errors import FieldError, OnBad, check_columns, check_on_bad
 from caa_lens.contrast.files import bundled_names
 from caa_lens.contrast.pair import ContrastPair
@@ -29,6 +30,8 @@ from caa_lens.contrast.tables import EXPECTED, source_of
 
 if TYPE_CHECKING:
     import pandas
+
+    from caa_lens.contrast.checking.set_check import ContrastCheck
 
 # The CAA authors' files have these names in every behavior's folder: there the folder names the behavior.
 _SAME_IN_EVERY_FOLDER = {"generate_dataset", "test_dataset_ab", "test_dataset_open_ended"}
@@ -180,22 +183,35 @@ class ContrastSet(Sequence[ContrastPair]):
 
     def warn_if_unbalanced(self, *, stacklevel: int = 2) -> None:
         """Warns where one letter is over 0.6 of the positive, or negative, answers; of 4 to 9 pairs, if it is all."""
-        if self.kind != "ab" or len(self) < 4:
-            return
-        most = 0.6 * len(self) if len(self) >= 10 else len(self) - 1
-        for side in ("positive", "negative"):
-            # Beyond two options one side can be even while the other is not.
-            counts = Counter(getattr(pair, side) for pair in self.pairs)
-            if max(counts.values()) > most:
-                split = ", ".join(f"{letter} {n}" for letter, n in sorted(counts.items()))
-                warnings.warn(
-                    f"{self.name!r} has uneven letters: its {side} answers are {split}. A vector from it "
-                    "would be mostly the letter, not the behavior: use .balance_letters() first, or --balance on the "
-                    "command line",
-                    LetterBalanceWarning,
-                    stacklevel=stacklevel,
-                )
-                return
+        if found := uneven(self.pairs):
+            split = ", ".join(f"{letter} {n}" for letter, n in sorted(found[1].items()))
+            warnings.warn(
+                f"{self.name!r} has uneven letters: its {found[0]} answers are {split}. A vector from it would be "
+                "mostly the letter, not the behavior: use .balance_letters() first, or --balance on the command line",
+                LetterBalanceWarning,
+                stacklevel=stacklevel,
+            )
+
+    def check(self, *, test: "ContrastSet | None" = None, model: Any = None) -> "ContrastCheck":
+        """What in these pairs is not the behavior and may be in their vector: a linter, one line a finding.
+
+        Duplicates, near duplicates and mirrored pairs; answers of one side that are longer; words of one side only;
+        letters that are uneven or can be guessed from their place; `(1)` or `b.` taken for completions; special tokens.
+        `caa_lens.contrast.checking` says from where on each counts. Each finding has its pairs' numbers.
+
+        Args:
+            test: another set, in which no pair of this one should be.
+            model: a model or its tokenizer, to look for its special tokens and for answers that begin in the middle of
+                a token.
+
+        Raises:
+            TypeError: for anything else.
+        """
+        from caa_lens.contrast.checking.set_check import checked
+
+        if test is not None:
+            check_contrast_set(test)
+        return checked(self, test=test, model=model)
 
     def balance_letters(self, seed: int | None = 0) -> "ContrastSet":
         """The set with as few pairs swapped as make the letters even, drawn with `seed`; the order stays.
@@ -294,6 +310,11 @@ class ContrastSet(Sequence[ContrastPair]):
     def content_hash(self) -> str:
         """SHA-256 of the pairs, in their order; name and source do not count."""
         return hashlib.sha256(json.dumps(self._rows()).encode()).hexdigest()
+
+    @property
+    def provenance_details(self) -> dict[str, str]:
+        """What a result's provenance says of where the pairs come from: how many rows were left out."""
+        return {"dropped_rows": str(self.dropped)} if self.dropped else {}
 
     @property
     def pair_hashes(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from caa_lens.arguments import check_count, describe
+from caa_lens.contrast.checking.set_check import warn_of_findings
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine.activations import read_pairs
 from caa_lens.models.checks import check_layers, check_model
@@ -110,6 +111,7 @@ def extract(
         TypeError: for an estimator that returns no numbers.
 
     Warns:
+        ContrastCheckWarning: if `pairs.check()` finds something that vectors would show.
         ZeroVectorWarning: if the pairs cancel, so that a layer's vector is zero or no more than rounding.
         SpecialTokenWarning, TemplateInQuestionWarning, StrippedQuestionWarning: once for all pairs, see
             `prompts.warn_of_words`.
@@ -119,6 +121,7 @@ def extract(
     batch_size = check_count("batch_size", batch_size)
     estimate = _estimator(estimator)
     pairs.warn_if_unbalanced(stacklevel=3)
+    warn_of_findings(pairs, stacklevel=3)
     layers = check_layers(model, layers)
     prompt_format = resolve_format(model, prompt_format)
     prompts = encode_pairs(model, pairs, prompt_format, system=system)
@@ -149,6 +152,7 @@ def extract(
             expression=pairs.behavior,
             details={
                 PAIR_HASHES: " ".join(pairs.pair_hashes),
+                **pairs.provenance_details,
                 "model_dtype": dtype_name(model),
                 **({"system": system} if system else {}),
                 "caa_lens": importlib.metadata.version("caa-lens"),
