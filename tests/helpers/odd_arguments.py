@@ -283,8 +283,15 @@ def make_calls(model, folder):
         "ContrastSet.split": (texts.split, {"test": 2, "seed": 0}),
         "ContrastSet.sample": (texts.sample, {"n": 2, "seed": 0}),
         "ContrastSet.balance_letters": (ab.balance_letters, {"seed": 0}),
-        "ContrastSet.from_pairs": (cl.ContrastSet.from_pairs, {"pairs": [("q", "a", "b")], "name": "n"}),
-        "ContrastSet.load": (cl.ContrastSet.load, {"name_or_path": "sentiment", "name": None}),
+        "ContrastSet.from_pairs": (
+            cl.ContrastSet.from_pairs,
+            {"pairs": [("q", "a", "b")], "name": "n", "columns": None, "on_bad": "raise"},
+        ),
+        "ContrastSet.load": (
+            cl.ContrastSet.load,
+            {"name_or_path": "sentiment", "name": None, "columns": None, "on_bad": "raise"},
+        ),
+        "ContrastSet.check": (texts.check, {"test": None, "model": None}),
         "load_open_ended": (cl.contrast.load_open_ended, {"name_or_path": "sentiment"}),
         "load_model": (cl.load_model, {"name_or_path": "nowhere", "dtype": None, "device": None}),
         "SteeringVector": (cl.SteeringVector, {"direction": torch.ones(32), "layer": 1}),

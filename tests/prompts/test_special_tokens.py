@@ -8,6 +8,7 @@ import torch
 from helpers.models import random_vectors
 
 from caa_lens import extract, generate, sweep
+from caa_lens.contrast.pair import ContrastPair
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.measures.answers import score_answers
 from caa_lens.prompts.pair_prompts import encode_pairs
@@ -171,5 +172,6 @@ def test_half_a_surrogate_pair_is_no_text(words, tiny_chat, demo_tokenizer):
         Prompt.of(tiny_chat, "Why?", system=words)
     with pytest.raises(ValueError, match="the question holds"):
         generate(tiny_chat, words, max_new_tokens=1)
+    pair = ContrastPair(question="Why?", positive="So" + words, negative="No")
     with pytest.raises(ValueError, match="the answer holds"):
-        extract(tiny_chat, ContrastSet.from_pairs([("Why?", "So" + words, "No")]), progress=False)
+        extract(tiny_chat, ContrastSet(name="halved", pairs=(pair,)), progress=False)

@@ -30,9 +30,7 @@ def marks(pairs: Sequence[ContrastPair], tokenizer: Any = None) -> list[Finding]
     if not rows:
         return []
     told = ", ".join(f"{mark!r} in {n}" for mark, n in counts.most_common(3))
-    message = (
-        f"{len(rows)} pairs hold marks of tokenizers or chat templates ({told}): take them out, formats write them"
-    )
+    message = f"{len(rows)} of {len(pairs)}: marks of tokenizers or chat templates ({told}); take them out"
     return [Finding(finding="special tokens", message=message, rows=tuple(rows), examples=examples(pairs, rows))]
 
 
@@ -65,7 +63,7 @@ def within_tokens(pairs: Sequence[ContrastPair], tokenizer: Any) -> list[Finding
                 break
     if not rows:
         return []
-    message = f"{len(rows)} of {len(pairs)}: answers that begin in the middle of a token; take off what is before them"
+    message = f"{len(rows)} of {len(pairs)}: answers that begin in the middle of a token; take the blanks off their beginnings"
     return [Finding(finding="tokens", message=message, rows=tuple(rows), examples=tuple(told[:3]))]
 
 

@@ -101,7 +101,7 @@ def checked(pairs: Any, *, test: Any = None, model: Any = None) -> ContrastCheck
             for one in found
         ],
         columns=["finding", "count", "of", "message", "examples", "rows"],
-    ).astype({"count": int, "of": int, **dict.fromkeys(["finding", "message", "examples", "rows"], object)})
+    ).astype({"count": int, "of": int, **dict.fromkeys(["finding", "message", "examples", "rows"], "str")})
     return ContrastCheck(
         frame=frame,
         settings={
