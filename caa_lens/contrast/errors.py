@@ -96,9 +96,12 @@ class Reading(Generic[T]):
         for problem in self.problems:
             groups[problem[1].field, problem[1].expected].append(problem)
         told = sorted(groups.values(), key=len, reverse=True)
-        why = [f"{len(some)}: {numbered(source.unit, [n for n, _ in some])}: {some[0][1]}" for some in told[:SHOWN]]
+        why = [
+            numbered(source.unit, [n for n, _ in some]) + (", " if some[0][1].field else ": ") + str(some[0][1])
+            for some in told[:SHOWN]
+        ]
         if told[SHOWN:]:
-            why.append(f"{sum(map(len, told[SHOWN:]))}: for {len(told) - SHOWN} other reasons")
+            why.append(f"and {sum(map(len, told[SHOWN:]))} for {len(told) - SHOWN} other reasons")
         head = f"{source.of}: {len(self.problems)} of {n_rows} rows are no pairs and were left out"
         warnings.warn("\n  ".join([head, *why]), DroppedRowsWarning, stacklevel=stacklevel)
         return self.kept

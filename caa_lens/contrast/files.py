@@ -82,20 +82,13 @@ def stem(path: Path) -> str:
     return path.stem if path.suffix.lower() != ".gz" else Path(path.stem).stem
 
 
-def read_pairs(
-    file: Traversable,
-    make: Callable[..., T],
-    *,
-    columns: Mapping[str, str] | None = None,
-    on_bad: OnBad = "raise",
-    stacklevel: int = 2,
-) -> list[T]:
+def read_pairs(file: Traversable, make: Callable[..., T]) -> list[T]:
     """Every row of a file as `make(question=..., positive=..., negative=...)`, which may raise `FieldError`.
 
     Raises:
         ContrastFileError: what in the file does not fit, where, and what was expected instead.
     """
-    return list(read(file, make, columns=columns, on_bad=on_bad).settled(on_bad, stacklevel=stacklevel + 1))
+    return list(read(file, make).settled())
 
 
 def read(

@@ -166,6 +166,8 @@ def pairs_of(
             is_letter = LETTER.fullmatch(texts["positive"]) is not None
             made.append((line, is_letter, schema.positive, _make(make, texts, schema)))
         except FieldError as error:
+            if isinstance(error, SchemaError) and source.columns is not None and source.unit == "line":
+                error = SchemaError(error.field, f"{error.found} in its first line", error.expected)
             problems.append((line, error))
             if isinstance(error, SchemaError) and (source.columns is not None or on_bad == "raise"):
                 return Reading(source=source, kept=(), problems=tuple(problems))  # all others would say the same

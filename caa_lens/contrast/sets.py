@@ -19,14 +19,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from caa_lens.arguments import as_seed, describe, is_unicode
+from caa_lens.arguments import as_seed, check_count, check_list, describe, is_unicode
 from caa_lens.contrast import files as contrast_files
 from caa_lens.contrast.checking.letters import uneven
-from caa_lens.contrast.errors import FieldError, OnBad, check_columns, check_on_bad
+from caa_lens.contrast.errors import check_columns, check_on_bad
 from caa_lens.contrast.files import bundled_names
 from caa_lens.contrast.pair import ContrastPair
-from caa_lens.contrast.rows import OURS, pairs_of
-from caa_lens.contrast.tables import EXPECTED, source_of
+from caa_lens.contrast.rows import pairs_of
+from caa_lens.contrast.tables import source_of
 
 if TYPE_CHECKING:
     import pandas
@@ -86,7 +86,7 @@ class ContrastSet(Sequence[ContrastPair]):
         *,
         name: str | None = None,
         columns: Mapping[str, str] | None = None,
-        on_bad: OnBad = "raise",
+        on_bad: Literal["raise", "drop"] = "raise",
     ) -> "ContrastSet":
         """A bundled set by its name, or a file in any form of `caa_lens.contrast.files`: JSON, CSV, TSV, parquet.
 
@@ -133,7 +133,7 @@ class ContrastSet(Sequence[ContrastPair]):
         *,
         name: str = "pairs",
         columns: Mapping[str, str] | None = None,
-        on_bad: OnBad = "raise",
+        on_bad: Literal["raise", "drop"] = "raise",
     ) -> "ContrastSet":
         """A set of what is in memory: a list of pairs, a data frame (pandas, polars, Arrow), a `datasets.Dataset`.
 
@@ -155,11 +155,7 @@ class ContrastSet(Sequence[ContrastPair]):
         """
         check_columns(columns)
         check_on_bad(on_bad)
-        if isinstance(pairs, ContrastPair):
-            raise TypeError(f"got a ContrastPair, {EXPECTED}")
-        source = source_of(pairs)
-        if source.columns is None:
-            source = replace(source, rows=[(n, _row(pair, int(n or 0), on_bad)) for n, pair in source.rows])
+        source = source_of(pairs, on_bad=on_bad)
         kinds: Literal["most", "any"] = "most" if on_bad == "drop" else "any"
         reading = pairs_of(source, ContrastPair, columns=columns, on_bad=on_bad, kinds=kinds)
         found = cls(name=name, pairs=reading.settled(on_bad, stacklevel=3), dropped=len(reading.problems))
@@ -279,6 +275,17 @@ class ContrastSet(Sequence[ContrastPair]):
         chosen = sorted(random.Random(seed).sample(range(len(self)), int(n)))
         return replace(self, pairs=tuple(self.pairs[i] for i in chosen))
 
+    def without(self, rows: Iterable[int]) -> "ContrastSet":
+        """The set without pairs of these numbers, counted from 1, as `check` gives them in `rows`.
+
+        Raises:
+            ValueError: there is no pair of such a number, or none would be left.
+        """
+        out = {check_count("rows", n) for n in check_list("rows", list(rows), int)}
+        if out and max(out) > len(self):
+            raise ValueError(f"got the row {max(out)}, expected 1 to {len(self)}, the number of pairs of {self.name!r}")
+        return replace(self, pairs=tuple(pair for n, pair in enumerate(self.pairs, start=1) if n not in out))
+
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -343,23 +350,6 @@ class ContrastSet(Sequence[ContrastPair]):
 # Editors would show the signature of `__new__`, which takes anything in order to say what is wrong with it.
 _OF_INIT = inspect.signature(ContrastSet.__init__)
 ContrastSet.__signature__ = _OF_INIT.replace(parameters=[*_OF_INIT.parameters.values()][1:])  # type: ignore[attr-defined]
-
-
-def _row(given: object, n: int, on_bad: OnBad) -> object:
-    """One of a list of pairs as `pairs_of` takes it."""
-    if isinstance(given, ContrastPair):
-        return dict(zip(OURS, (given.question, given.positive, given.negative), strict=True))
-    if isinstance(given, Mapping):
-        return given
-    is_one = isinstance(given, str) or getattr(given, "ndim", 1) == 0
-    texts = tuple(given) if isinstance(given, Iterable) and not is_one else ()
-    if len(texts) == 3 and all(isinstance(text, str) for text in texts):
-        return dict(zip(OURS, texts, strict=True))
-    shown = repr(given)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    if on_bad == "drop":
-        return FieldError(None, shown, "(question, positive, negative), each a text")
-    raise TypeError(f"pair {n}: got {shown}, {EXPECTED}")
 
 
 def load_open_ended(name_or_path: str | Path) -> list[str]:

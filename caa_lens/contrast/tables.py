@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from caa_lens.contrast.errors import FieldError, SchemaError, Source
-from caa_lens.contrast.rows import schema_of
+from caa_lens.contrast.errors import FieldError, OnBad, SchemaError, Source
+from caa_lens.contrast.pair import ContrastPair
+from caa_lens.contrast.rows import OURS, schema_of
 
 COMMA, TAB, SEMICOLON = ",", "\t", ";"
 
@@ -80,8 +81,12 @@ def parquet_source(of: str, data: bytes) -> Source:
         raise FieldError(None, f"a parquet table that cannot be read ({error})", "a whole one") from None
 
 
-def source_of(data: Any, *, of: str | None = None) -> Source:
-    """The rows of a frame (pandas, polars), a table of Arrow, a `datasets.Dataset`, or a list; `of` is its name.
+def source_of(data: Any, *, of: str | None = None, on_bad: OnBad = "raise") -> Source:
+    """The rows of a frame (pandas, polars), a table of Arrow, a `datasets.Dataset`, or a list of pairs.
+
+    Args:
+        of: what messages call it, by default its type.
+        on_bad: whether what is no pair in a list is an error here, or a row like others.
 
     Raises:
         TypeError: for what holds no rows, with what to write instead.
@@ -102,10 +107,27 @@ def source_of(data: Any, *, of: str | None = None) -> Source:
         rows = list(data)
         names = data.column_names or (list(rows[0]) if rows else [])
         return _table(of, names, ([row.get(name) for name in names] for row in rows))
-    if isinstance(data, str) or not isinstance(data, Iterable) or getattr(data, "ndim", 1) == 0:
+    if isinstance(data, str | ContrastPair) or not isinstance(data, Iterable) or getattr(data, "ndim", 1) == 0:
         load = "; a file is read by ContrastSet.load" if isinstance(data, str) else ""
         raise TypeError(f"got a {of}, {EXPECTED}{load}")
-    return Source(of="pairs", unit="pair", rows=list(enumerate(data, start=1)))
+    return Source(of="pairs", unit="pair", rows=[(n, _pair(given, n, on_bad)) for n, given in enumerate(data, start=1)])
+
+
+def _pair(given: object, n: int, on_bad: OnBad) -> object:
+    """One of a list of pairs as a row."""
+    if isinstance(given, ContrastPair):
+        return dict(zip(OURS, (given.question, given.positive, given.negative), strict=True))
+    if isinstance(given, Mapping):
+        return given
+    is_one = isinstance(given, str) or getattr(given, "ndim", 1) == 0
+    texts = tuple(given) if isinstance(given, Iterable) and not is_one else ()
+    if len(texts) == 3 and all(isinstance(text, str) for text in texts):
+        return dict(zip(OURS, texts, strict=True))
+    shown = repr(given)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    if on_bad == "drop":
+        return FieldError(None, shown, "(question, positive, negative), each a text")
+    raise TypeError(f"pair {n}: got {shown}, {EXPECTED}")
 
 
 def _table(of: str, names: Iterable[str], rows: Iterable[Sequence[Any]]) -> Source:

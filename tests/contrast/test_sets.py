@@ -255,6 +255,15 @@ def test_a_sample_has_distinct_pairs_in_order():
         pairs.sample(31)
 
 
+def test_pairs_are_left_out_by_number():
+    pairs = completion_set(5)
+    assert pairs.without([]) == pairs
+    assert pairs.without((1, 4, 4)).pairs == (pairs[1], pairs[2], pairs[4])
+    for rows, message in (([6], "got the row 6, expected 1 to 5"), ([0], "at least 1"), (range(1, 6), "has no pairs")):
+        with pytest.raises(ValueError, match=message):
+            pairs.without(rows)
+
+
 def test_a_set_is_a_sequence_of_pairs():
     pairs = completion_set(5)
     assert [pairs[i] for i in range(5)] == list(pairs) == [*pairs.pairs]

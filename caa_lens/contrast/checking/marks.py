@@ -63,7 +63,9 @@ def within_tokens(pairs: Sequence[ContrastPair], tokenizer: Any) -> list[Finding
                 break
     if not rows:
         return []
-    message = f"{len(rows)} of {len(pairs)}: answers that begin in the middle of a token; take off the blanks before them"
+    message = (
+        f"{len(rows)} of {len(pairs)}: answers that begin in the middle of a token; take off the blanks before them"
+    )
     return [Finding(finding="tokens", message=message, rows=tuple(rows), examples=tuple(told[:3]))]
 
 
