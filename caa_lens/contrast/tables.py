@@ -24,7 +24,7 @@ def csv_source(of: str, text: str, *, tabs: bool, columns: Mapping[str, str] | N
         FieldError: the quotes do not fit, so that no row can be told from the next.
     """
     separators = (TAB, COMMA, SEMICOLON) if tabs else (COMMA, SEMICOLON, TAB)
-    header = {one: next(iter(_lines(text, one)), (1, []))[1] for one in separators}
+    header = {one: _header(text, one) for one in separators}
     chosen = next((one for one in separators if _are_known(header[one], columns)), None)
     chosen = chosen or max(separators, key=lambda one: len(header[one]))
     names: list[str] | None = None
@@ -57,6 +57,14 @@ def _lines(text: str, separator: str) -> Iterable[tuple[int, list[str]]]:
         raise FieldError(None, found, 'a quoted cell with its quotes doubled, "like ""this"""') from None
     finally:
         csv.field_size_limit(before)
+
+
+def _header(text: str, separator: str) -> list[str]:
+    """The first row, as it would be with a separator; none where that cannot be the separator."""
+    try:
+        return next(iter(_lines(text, separator)), (1, []))[1]
+    except FieldError:
+        return []
 
 
 def _are_known(names: Sequence[str], columns: Mapping[str, str] | None) -> bool:

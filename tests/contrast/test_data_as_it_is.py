@@ -1,5 +1,6 @@
 """Data as people have them become the same pairs: tables, frames, data sets, preferences, whole prompts."""
 
+import csv
 import gzip
 import json
 import warnings
@@ -11,10 +12,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from caa_lens.contrast.errors import ContrastFileError, DroppedRowsWarning
 from caa_lens.contrast.pair import ContrastPair
 from caa_lens.contrast.sets import ContrastSet, LetterBalanceWarning, load_open_ended
+from caa_lens.contrast.tables import csv_source
 from caa_lens.results import Result
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -66,6 +70,33 @@ def test_tables_of_text_give_the_very_texts_whatever_their_separator_and_encodin
     assert loaded.name == "mine"
 
 
+# Whatever could be taken for structure of a table: separators, quotes, ends of lines, blanks at the ends.
+cells = st.text(alphabet="ab1é ,;\t\"'\n\u2028#", min_size=1, max_size=14).filter(str.strip)
+triples = st.lists(
+    st.tuples(cells, cells, cells).filter(lambda t: t[1].strip() != t[2].strip()), min_size=1, max_size=6
+)
+
+
+@given(triples, st.sampled_from([",", ";", "\t"]), st.sampled_from(["\n", "\r\n"]), st.booleans())
+def test_any_texts_come_out_of_a_table_as_they_went_in(texts, separator, ends, quote_all):
+    if quote_all:  # pandas does not quote a cell for a bare "\r" in it
+        texts = [tuple(text.replace("é", "\r") + "." for text in three) for three in texts]
+    quoting = csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
+    text = pd.DataFrame(texts, columns=COLUMNS).to_csv(index=False, sep=separator, lineterminator=ends, quoting=quoting)
+    source = csv_source("a table", text, tabs=separator == "\t")
+    assert [tuple(row.values()) for _, row in source.rows] == texts
+    assert source.columns == COLUMNS
+    if not quote_all:
+        broken = [sum(cell.count("\n") for cell in three) for three in texts]
+        assert [line for line, _ in source.rows] == [2 + n + sum(broken[:n]) for n in range(len(texts))]
+
+
+def test_a_table_without_a_line_of_names_is_told_what_its_first_line_is_taken_for(tmp_path):
+    path = write(tmp_path / "a.csv", "How was it?,Marvellous.,Dreadful.\n")
+    message = told(ContrastSet.load, write(path, path.read_text() * 2))
+    assert "found the columns How was it?, Marvellous., Dreadful. in its first line, expected a question" in message
+
+
 def test_a_cell_that_pandas_would_take_for_a_missing_value_or_a_number_is_the_text_it_is(tmp_path):
     path = write(tmp_path / "a.csv", "question,positive,negative\nWhich?,null,NaN\nHow many?,1.0,1.00\n")
     assert [(p.positive, p.negative) for p in ContrastSet.load(path)] == [("null", "NaN"), ("1.0", "1.00")]
@@ -83,7 +114,7 @@ def test_every_other_form_of_a_file_gives_the_same_pairs(tmp_path, form):
 
 
 @pytest.mark.parametrize(
-    "given",
+    "data",
     [
         TEXTS,
         np.array(TEXTS),
@@ -96,10 +127,10 @@ def test_every_other_form_of_a_file_gives_the_same_pairs(tmp_path, form):
         datasets.Dataset.from_list(rows(id=3)),
         datasets.Dataset.from_list(rows()).to_iterable_dataset(),
     ],
-    ids=lambda given: type(given).__name__,
+    ids=lambda data: type(data).__name__,
 )
-def test_whatever_holds_rows_in_memory_gives_the_same_pairs(given):
-    assert ContrastSet.from_pairs(given).pairs == PAIRS
+def test_whatever_holds_rows_in_memory_gives_the_same_pairs(data):
+    assert ContrastSet.from_pairs(data).pairs == PAIRS
 
 
 def test_what_was_saved_is_read_back_exactly_even_where_it_looks_like_a_conversation(tmp_path):
