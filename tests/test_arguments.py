@@ -64,7 +64,7 @@ MISTAKES = {
     "cl.ContrastSet.load('pairs.csv', columns='question')": "expected columns={'question': ..., 'positive': ...,",
     "cl.ContrastSet.load('pairs.csv', columns={'question': 3})": "each the name of a column of yours",
     "pairs.check(model='demo')": "expected a model with a tokenizer that gives character offsets",
-    "pairs.check(test='sentiment')": "make one with ContrastSet.load('sentiment')",
+    "pairs.check(other='sentiment')": "make one with ContrastSet.load('sentiment')",
     "cl.load_model(model)": "got a HookedTransformer, expected a hub id, a folder, a .gguf file or 'demo'",
     "cl.generate(model, torch.tensor([[1, 2]]))": "or a Prompt as Prompt.of makes it, got a tensor",
     "cl.generate(model, prompt, vectors=(vectors[1], 1))": "got the int 1; a multiplier stands in a pair",

@@ -19,6 +19,7 @@ _MARKS = (("role", "content"), ("from", "value"))
 # As in HH-RLHF: "\n\nHuman: ...\n\nAssistant: ...".
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):[ ]?")
 _TRANSCRIPT = re.compile(r"\A\s*\n\nHuman:|\A(?:\s*\n\n)?Human:.*\n\nAssistant:", re.DOTALL)
+_JSON_LIST = re.compile(r"\s*\[\s*\{")
 _PYTHON_LIST = re.compile(r"\s*(array\()?\[\s*\{\s*'(role|content|from|value)'")
 _REPEATED = 3  # words: an answer that begins with a prompt of so many holds the prompt
 
@@ -142,16 +143,20 @@ def _text(value: object, field: str | None) -> str:
 def _turns(value: object, field: str | None) -> list[Turn] | None:
     """The turns of a conversation; None for anything else."""
     if isinstance(value, str):
-        if value.lstrip()[:2] in ("[{", "[\n"):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
-                return None
-            return _turns(value, field) if isinstance(value, list) else None
-        return _transcript(value) if _TRANSCRIPT.match(value) else None
+        return _messages_of_json(value) or (_transcript(value) if _TRANSCRIPT.match(value) else None)
     if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
         return [_message(one, field) for one in value]
     return None
+
+
+def _messages_of_json(text: str) -> list[Turn] | None:
+    """Messages that a table holds as JSON; other JSON is an answer like any."""
+    if not _JSON_LIST.match(text):
+        return None
+    try:
+        return [_message(one, None) for one in json.loads(text)]
+    except (ValueError, RecursionError, AttributeError):
+        return None
 
 
 def _message(message: Mapping[str, object], field: str | None) -> Turn:

@@ -238,7 +238,7 @@ def _refuse_wrapped(whole: dict[str, Any]) -> None:
     except FieldError:
         one_row = False
     inside = [(key, value) for key, value in whole.items() if isinstance(value, list) and value]
-    if not one_row and inside and all(isinstance(row, dict) for row in inside[0][1]):
+    if not one_row and inside and all(isinstance(row, dict | str) for row in inside[0][1]):
         key, rows = inside[0]
         read = f"ContrastSet.from_pairs(json.loads(Path(...).read_text('utf-8'))[{key!r}])"
         raise FieldError(None, f"one object with {len(rows)} rows under {key!r}", f"the rows themselves: write {read}")

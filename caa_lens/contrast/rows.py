@@ -159,6 +159,8 @@ def pairs_of(
         try:
             if isinstance(value, FieldError):
                 raise value
+            if isinstance(value, list) and len(value) == 3 and all(isinstance(text, str) for text in value):
+                value = dict(zip(OURS, value, strict=True))
             if not isinstance(value, Mapping):
                 raise FieldError(None, shown(value), "a JSON object")
             schema = schema or schema_of(source.columns or list(value), columns)

@@ -188,7 +188,7 @@ class ContrastSet(Sequence[ContrastPair]):
                 stacklevel=stacklevel,
             )
 
-    def check(self, *, test: "ContrastSet | None" = None, model: Any = None) -> "ContrastCheck":
+    def check(self, *, other: "ContrastSet | None" = None, model: Any = None) -> "ContrastCheck":
         """What in these pairs is not the behavior and may be in their vector: a linter, one line a finding.
 
         Duplicates, near duplicates and mirrored pairs; answers of one side that are longer; words of one side only;
@@ -196,7 +196,7 @@ class ContrastSet(Sequence[ContrastPair]):
         `caa_lens.contrast.checking` says from where on each counts. Each finding has its pairs' numbers.
 
         Args:
-            test: another set, in which no pair of this one should be.
+            other: another set, in which no pair of this one should be, as in train.check(other=test).
             model: a model or its tokenizer, to look for its special tokens and for answers that begin in the middle of
                 a token.
 
@@ -205,9 +205,9 @@ class ContrastSet(Sequence[ContrastPair]):
         """
         from caa_lens.contrast.checking.set_check import checked
 
-        if test is not None:
-            check_contrast_set(test)
-        return checked(self, test=test, model=model)
+        if other is not None:
+            check_contrast_set(other)
+        return checked(self, other=other, model=model)
 
     def balance_letters(self, seed: int | None = 0) -> "ContrastSet":
         """The set with as few pairs swapped as make the letters even, drawn with `seed`; the order stays.

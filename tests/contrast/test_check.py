@@ -162,7 +162,7 @@ def test_nothing_is_found_in_the_bundled_sets_nor_in_parts_of_them(name, demo_to
     pairs = bundled(name)
     train, test = pairs.split(test=0.3)
     assert pairs.check(model=demo_tokenizer).findings == ()
-    assert train.check(test=test).findings == ()
+    assert train.check(other=test).findings == ()
     for seed in range(10):
         for n in (10, 20, 60):
             part = pairs.sample(n, seed=seed)
@@ -191,11 +191,11 @@ def test_twelve_kinds_of_faults_are_planted():
 def test_pairs_in_both_parts_are_found_as_they_are_exchanged_or_nearly():
     train, test = bundled("refusal").split(test=20)
     leaky = replace(test, pairs=(*test.pairs, train[3], train[5].swapped(), one_word_more(train[9])))
-    found = train.check(test=leaky)
+    found = train.check(other=leaky)
     assert found.findings == ("in both",)
     assert found.rows("in both") == (4, 6, 10)
     assert "3 of 100: in 'refusal', too, 1 of them nearly" in repr(found)
-    assert found.settings["test_hash"] == leaky.content_hash
+    assert found.settings["other_hash"] == leaky.content_hash
 
 
 def one_word_more(pair):

@@ -264,6 +264,11 @@ def test_what_to_write_for_rows_below_a_key_works(tmp_path):
     assert ContrastSet.from_pairs(json.loads(path.read_text("utf-8"))["data"]).pairs == PAIRS
 
 
+def test_a_json_list_of_triples_is_a_list_of_pairs(tmp_path):
+    assert ContrastSet.load(write(tmp_path / "a.json", json.dumps(TEXTS))).pairs == PAIRS
+    assert "item 2: found" in told(ContrastSet.load, write(tmp_path / "b.json", json.dumps([TEXTS[0], TEXTS[1][:2]])))
+
+
 def test_one_pair_over_many_lines_is_one_row(tmp_path):
     assert ContrastSet.load(write(tmp_path / "a.json", json.dumps(rows()[0], indent=2))).pairs == PAIRS[:1]
 
@@ -366,6 +371,11 @@ def test_transcripts_are_cut_between_turns_though_the_answers_begin_alike():
 def test_what_is_no_question_with_two_answers_is_told(row, message):
     with pytest.raises(ContrastFileError, match=message):
         ContrastSet.from_pairs([row])
+
+
+def test_an_answer_that_is_json_and_no_conversation_is_an_answer():
+    row = {"prompt": "Call it", "chosen": '[{"name": "a"}]', "rejected": '[{"name": "b"}]'}
+    assert ContrastSet.from_pairs([row])[0].positive == row["chosen"]
 
 
 def test_an_empty_system_message_is_none():

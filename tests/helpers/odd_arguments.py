@@ -291,7 +291,7 @@ def make_calls(model, folder):
             cl.ContrastSet.load,
             {"name_or_path": "sentiment", "name": None, "columns": None, "on_bad": "raise"},
         ),
-        "ContrastSet.check": (texts.check, {"test": None, "model": None}),
+        "ContrastSet.check": (texts.check, {"other": None, "model": None}),
         "load_open_ended": (cl.contrast.load_open_ended, {"name_or_path": "sentiment"}),
         "load_model": (cl.load_model, {"name_or_path": "nowhere", "dtype": None, "device": None}),
         "SteeringVector": (cl.SteeringVector, {"direction": torch.ones(32), "layer": 1}),

@@ -67,25 +67,25 @@ class ContrastCheck(Result):
 
 
 def check_pairs(
-    pairs: Sequence[ContrastPair], *, test: Sequence[ContrastPair] = (), test_name: str = "", tokenizer: Any = None
+    pairs: Sequence[ContrastPair], *, other: Sequence[ContrastPair] = (), other_name: str = "", tokenizer: Any = None
 ) -> list[Finding]:
     """Every finding, the gravest first."""
     found = [*repeated(pairs), *lengths(pairs), *one_sided_words(pairs), *letters(pairs), *labels_as_completions(pairs)]
     found += [*marks(pairs, tokenizer), *without_question(pairs)]
-    if test:
-        found += in_both(pairs, test, test_name)
+    if other:
+        found += in_both(pairs, other, other_name)
     if tokenizer is not None:
         found += within_tokens(pairs, tokenizer)
     return found
 
 
-def checked(pairs: Any, *, test: Any = None, model: Any = None) -> ContrastCheck:
+def checked(pairs: Any, *, other: Any = None, model: Any = None) -> ContrastCheck:
     """`ContrastSet.check`."""
     tokenizer = None if model is None else tokenizer_of(model)
     found = check_pairs(
         pairs.pairs,
-        test=() if test is None else test.pairs,
-        test_name="" if test is None else test.name,
+        other=() if other is None else other.pairs,
+        other_name="" if other is None else other.name,
         tokenizer=tokenizer,
     )
     frame = pd.DataFrame(
@@ -108,8 +108,8 @@ def checked(pairs: Any, *, test: Any = None, model: Any = None) -> ContrastCheck
             "pairs": pairs.name,
             "n_pairs": str(len(pairs)),
             "pairs_hash": pairs.content_hash,
-            "test": "" if test is None else test.name,
-            "test_hash": "" if test is None else test.content_hash,
+            "other": "" if other is None else other.name,
+            "other_hash": "" if other is None else other.content_hash,
             "tokenizer": "" if tokenizer is None else str(getattr(tokenizer, "name_or_path", "")),
         },
         provenance={
