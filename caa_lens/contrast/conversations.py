@@ -127,7 +127,7 @@ def _cut_words(positive: str, negative: str, fields: tuple[str | None, str, str]
         raise FieldError(
             fields[1],
             f"whole texts that begin differently ({shown(positive)}, {shown(negative)})",
-            "texts that share their beginning, which is the question, or a column of questions beside them",
+            "texts that share their beginning, which is the question, or a column of it (columns={'question': ...})",
         )
     return positive[:n], positive[n:], negative[n:]
 
@@ -144,6 +144,8 @@ def _turns(value: object, field: str | None) -> list[Turn] | None:
     """The turns of a conversation; None for anything else."""
     if isinstance(value, str):
         return _messages_of_json(value) or (_transcript(value) if _TRANSCRIPT.match(value) else None)
+    if isinstance(value, Mapping):
+        return [_message(value, field)]
     if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
         return [_message(one, field) for one in value]
     return None

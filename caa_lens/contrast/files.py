@@ -234,7 +234,7 @@ def _refuse_wrapped(whole: dict[str, Any]) -> None:
     """One JSON object that holds all rows is told what to write for it."""
     try:
         schema_of(list(whole))
-        one_row = not any(isinstance(value, dict) for value in whole.values())
+        one_row = not all(isinstance(value, dict) for value in whole.values())
     except FieldError:
         one_row = False
     inside = [(key, value) for key, value in whole.items() if isinstance(value, list) and value]

@@ -7,9 +7,11 @@
 | `correct`, `incorrect` | two-option questions (TruthfulQA, MMLU): the correct answer is positive |
 | `chosen`, `rejected` | preference data: texts, lists of messages, or transcripts |
 
-The question is the column `question`, `prompt` or `instruction`. `positive` and `negative`, and `chosen` and
-`rejected`, may also be whole texts that share their beginning, without such a column: see `conversations`. Other
-columns are ignored. A mapping of columns names those that are called something else.
+The question is the first column there is of `question`, `prompt`, `instruction` (with what `input` adds to it, on a
+line of its own), `input` and `conversations`. `positive` and `negative`, and `chosen` and `rejected`, may also be whole
+texts that share their beginning, without such a column: see `conversations`. Of preference data, a system prompt or a
+history that is not empty is refused. Other columns are ignored. A mapping of columns names those that are called
+something else.
 
 Rows that are not ours are tidied, because the prompt format adds its own marks: blanks around the texts go, and so do
 a leading `Question:` and a closing `Answer:`. Of an answer that is a list (`["(A)", " (C)"]`) the first entry is used
@@ -26,7 +28,8 @@ from caa_lens.contrast.errors import FieldError, OnBad, Problem, Reading, Schema
 from caa_lens.file_kinds import printable
 
 OURS = ("question", "positive", "negative")
-QUESTIONS = ("question", "prompt", "instruction")
+QUESTIONS = ("question", "prompt", "instruction", "input", "conversations")
+BEFORE = ("system", "system_prompt", "history")
 ANSWERS = {  # whose: the columns of the positive and of the negative answer
     "caa-lens": ("positive", "negative"),
     "CAA or model-written evals": ("answer_matching_behavior", "answer_not_matching_behavior"),
@@ -51,7 +54,10 @@ class Schema:
     """None: both answers are whole texts, which share their beginning."""
     positive: str
     negative: str
-    system: str | None = None
+    before: tuple[str, ...] = ()
+    """Columns of what was said before the question: a system prompt, earlier turns."""
+    context: str | None = None
+    """A column that goes on with the question."""
     whose: str = ""
 
     def texts(self, row: Mapping[str, Any]) -> dict[str, str]:
@@ -72,8 +78,11 @@ class Schema:
         if self.question is None or self.whose == "preferences" or any(isinstance(one, list) for one in texts):
             texts = answers_to(asked, given[0], given[1], fields)
         question, *answers = (text_of(key or self.positive, text) for key, text in zip(fields, texts, strict=True))
-        if self.system and isinstance(system := row.get(self.system), str) and system.strip():
-            question_of([Turn("system", system), Turn("user", question)], self.system)
+        for key in self.before:
+            if isinstance(said := row.get(key), str | list) and (said.strip() if isinstance(said, str) else said):
+                turns = [Turn("system" if "system" in _plain(key) else "earlier", str(said)), Turn("user", question)]
+                question_of(turns, key)
+        question = _with_context(question, row, self.context)
         if not ours:
             question = _ANSWER_MARK.sub("", _QUESTION_MARK.sub("", question.strip()))
         answers = [a.strip() if not ours or LETTER.fullmatch(a.strip()) else a for a in answers]
@@ -92,10 +101,14 @@ def schema_of(names: Sequence[str], columns: Mapping[str, str] | None = None) ->
             raise SchemaError(None, _found(names), f"a column {theirs!r}, which columns= names for the {ours}")
     asked = [columns["question"]] if "question" in columns else QUESTIONS
     question: str | None = next((found for one in asked if (found := find_column(names, one)) is not None), None)
-    system = find_column(names, "system") or find_column(names, "system_prompt")
+    before = tuple(find_column(names, one) or one for one in BEFORE)
+    context = None if "question" in columns else _context_of(question, names)
     if "positive" in columns:
-        sides = [str(find_column(names, columns[side])) for side in ("positive", "negative")]
-        return Schema(question=question, positive=sides[0], negative=sides[1], system=system, whose="preferences")
+        positive, negative = (str(find_column(names, columns[side])) for side in ("positive", "negative"))
+        whose = "preferences"
+        return Schema(
+            question=question, positive=positive, negative=negative, before=before, context=context, whose=whose
+        )
     there = {whose: keys for whose, keys in ANSWERS.items() if any(find_column(names, key) is not None for key in keys)}
     whole = {whose: keys for whose, keys in there.items() if all(find_column(names, key) for key in keys)}
     if len(whole) > 1:
@@ -113,7 +126,8 @@ def schema_of(names: Sequence[str], columns: Mapping[str, str] | None = None) ->
         question=question,
         positive=positive,
         negative=negative,
-        system=system if whose == "preferences" else None,
+        before=before if whose == "preferences" else (),
+        context=context,
         whose=whose,
     )
 
@@ -203,7 +217,7 @@ def questions_of(source: Source) -> Reading[str]:
                 raise FieldError(None, shown(value), "a text, or a JSON object with a question")
             names = source.columns or list(value)
             key = key or next((found for one in QUESTIONS if (found := find_column(names, one))), QUESTIONS[0])
-            kept.append(text_of(key, _given(value, key)))
+            kept.append(_with_context(text_of(key, _given(value, key)), value, _context_of(key, names)))
         except FieldError as error:
             problems.append((line, error))
     return Reading(source=source, kept=tuple(kept), problems=tuple(problems))
@@ -222,6 +236,18 @@ def text_of(key: str | None, value: object) -> str:
         found = f"half a character, \\u{ord(half[0]):04x} at character {half.start()}, which no text has"
         raise FieldError(key, found, "text that can be written as UTF-8")
     return str(value)
+
+
+def _context_of(question: str | None, names: Sequence[str]) -> str | None:
+    """The column that goes on with an instruction."""
+    if question is None or _plain(question) != "instruction":
+        return None
+    return find_column(names, "input") or "input"
+
+
+def _with_context(question: str, row: Mapping[str, Any], column: str | None) -> str:
+    context = row.get(column) if column else None
+    return f"{question}\n{context}" if isinstance(context, str) and context.strip() else question
 
 
 def _make(make: Callable[..., T], texts: dict[str, str], schema: Schema) -> T:

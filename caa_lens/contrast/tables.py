@@ -85,7 +85,7 @@ def parquet_source(of: str, data: bytes) -> Source:
 
     try:
         return source_of(pyarrow.parquet.read_table(io.BytesIO(data)), of=of)
-    except (OSError, ValueError) as error:  # of which pyarrow's own are
+    except Exception as error:  # pyarrow has errors of its own for every way in which a file can be broken
         raise FieldError(None, f"a parquet table that cannot be read ({error})", "a whole one") from None
 
 

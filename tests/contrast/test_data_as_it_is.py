@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import random
 import warnings
 from pathlib import Path
 
@@ -167,7 +168,9 @@ def test_columns_that_are_called_otherwise_are_named(tmp_path):
     frame.to_csv(tmp_path / "a.csv", index=False)
     for load, data in ((ContrastSet.from_pairs, frame), (ContrastSet.load, tmp_path / "a.csv")):
         assert load(data, columns=names).pairs == PAIRS
-        assert "expected a question (question, prompt, instruction) and the answers of" in told(load, data)
+        assert "expected a question (question, prompt, instruction, input, conversations) and the answers of" in told(
+            load, data
+        )
         where = " in its first line" * (load == ContrastSet.load)
         assert f"found the columns ask, good, bad one{where}, expected" in told(load, data)
         assert "named with columns={'question': ..., 'positive': ..., 'negative': ...}" in told(load, data)
@@ -259,6 +262,36 @@ def test_a_file_of_another_kind_is_told_with_what_to_write(tmp_path, name, conte
     assert expected in told(ContrastSet.load, write(tmp_path / name, content))
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet", "a.csv.gz", "a.jsonl", "a.json"])
+def test_a_damaged_file_is_read_or_refused_in_our_words(tmp_path, name):
+    path, generator = tmp_path / name, random.Random(name)
+    data = {
+        "csv": FRAME.to_csv(index=False).encode(),
+        "tsv": FRAME.to_csv(index=False, sep="\t").encode("utf-16"),
+        "parquet": FRAME.to_parquet(),
+        "jsonl": "\n".join(map(json.dumps, rows())).encode(),
+        "json": json.dumps(rows(("prompt", "chosen", "rejected"))).encode(),
+    }[name.split(".")[1]]
+    data = gzip.compress(data) if name.endswith("gz") else data
+    refused = []
+    for _ in range(60):
+        damaged = bytearray(data)
+        for _ in range(generator.choice((1, 1, 2, 5))):
+            start = generator.randrange(len(damaged))
+            change = generator.choice(("flip", "cut", "insert"))
+            damaged[start : start + (change != "insert") * generator.choice((1, 4, 30))] = (
+                b"" if change == "cut" else generator.randbytes(generator.choice((1, 3)))
+            )
+            damaged = damaged or bytearray(b"x")
+        path.write_bytes(damaged)
+        try:
+            assert len(ContrastSet.load(path)) > 0
+        except ContrastFileError as error:
+            refused.append(str(error))
+    assert len(refused) > 8
+    assert all(str(path) in message and len(message) < 3000 and message.encode() for message in refused)
+
+
 def test_what_to_write_for_rows_below_a_key_works(tmp_path):
     path = write(tmp_path / "a.json", json.dumps({"data": rows()}))
     assert ContrastSet.from_pairs(json.loads(path.read_text("utf-8"))["data"]).pairs == PAIRS
@@ -306,6 +339,13 @@ def test_messages_in_all_three_forms_give_question_and_answers(tmp_path):
         {"prompt": f"\n\nHuman: {asked}\n\nAssistant:", "chosen": f" {good}", "rejected": f" {bad}"},
         {"positive": f"{asked} {good}", "negative": f"{asked} {bad}"},
         {"prompt": asked, "chosen": f"{asked} {good}", "rejected": f"{asked}\n{bad}"},
+        {"input": asked, "chosen": good, "rejected": bad, "system": " "},
+        {"instruction": asked, "input": "", "chosen": good, "rejected": bad, "history": []},
+        {
+            "conversations": [{"from": "human", "value": asked}],
+            "chosen": {"from": "gpt", "value": good},
+            "rejected": {"from": "gpt", "value": bad},
+        },
     ]
     for n, form in enumerate(forms):
         assert ContrastSet.from_pairs([form]).pairs == PAIRS[:1], form
@@ -353,6 +393,10 @@ def test_transcripts_are_cut_between_turns_though_the_answers_begin_alike():
             r'found a system message \("Be kind."\) before the question, expected .* extract\(..., system=...\)',
         ),
         ({"system": "Be kind.", "prompt": "q", "chosen": "a", "rejected": "b"}, "system: found a system message"),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": "b", "history": [["p", "x"]]},
+            r"history: found a conversation of 2 messages \(earlier, user\)",
+        ),
         ({"chosen": talk("q", "a"), "rejected": talk("q", "a")}, "found the same conversation twice"),
         ({"chosen": talk("q", "a"), "rejected": talk("p", "b")}, r"differ in more than the last answer \(behind 0"),
         ({"chosen": talk("q", "a", "c"), "rejected": talk("q", "b")}, "differ in more than the last answer"),
@@ -371,6 +415,13 @@ def test_transcripts_are_cut_between_turns_though_the_answers_begin_alike():
 def test_what_is_no_question_with_two_answers_is_told(row, message):
     with pytest.raises(ContrastFileError, match=message):
         ContrastSet.from_pairs([row])
+
+
+def test_what_an_input_adds_to_an_instruction_is_in_the_question():
+    row = {"instruction": "Translate.", "input": "Wie geht's?", "chosen": "How are you?", "rejected": "How goes it?"}
+    assert ContrastSet.from_pairs([row])[0].question == "Translate.\nWie geht's?"
+    (only,) = ContrastSet.from_pairs([row], columns={"question": "instruction"})
+    assert only.question == "Translate."
 
 
 def test_an_answer_that_is_json_and_no_conversation_is_an_answer():
@@ -478,6 +529,7 @@ def test_a_public_file_is_the_same_pairs_in_every_form(tmp_path):
         ("a.jsonl", '"How are you?"\n"And now?"\n'),
         ("a.csv", "prompt,id\nHow are you?,1\nAnd now?,2\n"),
         ("a.json", '[{"prompt": "How are you?"}, {"prompt": "And now?"}]'),
+        ("a.csv", 'Instruction,input\nHow are you?,\n"And now?",  \n'),
     ],
 )
 def test_open_ended_prompts_are_lines_texts_or_questions(tmp_path, name, content):
