@@ -1,5 +1,6 @@
 """The linter of pairs finds every fault that is planted in a bundled set, and nothing in the bundled sets."""
 
+import copy
 import random
 import re
 import warnings
@@ -129,6 +130,16 @@ PLANTED = {  # the finding, and the set with the numbers of the pairs that it is
         changed("sentiment", lambda p: asked_with(p, "\na. This\nb. That", "a", "b"), ROWS),
         ROWS,
     ),
+    "options in a line, and their numbers": (
+        "labels",
+        changed("sentiment", lambda p: asked_with(p, " 1) This, or 2) that?", "1", "2"), ROWS),
+        ROWS,
+    ),
+    "numbers in brackets": (
+        "labels",
+        changed("sentiment", lambda p: replace(p, positive="(ii)", negative="(iii)"), ROWS),
+        ROWS,
+    ),
     "marks of Llama 2": (
         "special tokens",
         changed("sentiment", lambda p: replace(p, question=f"[INST] {p.question} [/INST]"), ROWS),
@@ -179,6 +190,13 @@ def test_a_planted_fault_is_found_and_nothing_else(planted):
     assert re.search(r"\d+ of \d+|\d+ words stand|one word stands|answers are \(A\)", line)
 
 
+def test_numbers_and_names_that_are_answers_are_no_labels_of_options():
+    sums = ContrastSet.from_pairs([(f"What is {n} + {n}?", str(2 * n), str(2 * n + 1)) for n in range(20, 40)])
+    assert "labels" not in sums.check().findings
+    lists = ContrastSet.from_pairs([("Which of these?\n1. tea\n2. rum", "tea, I think", "rum, I think")])
+    assert lists.check().findings == ()
+
+
 def test_twelve_kinds_of_faults_are_planted():
     kinds = {finding for finding, _, _ in PLANTED.values()} | {"in both", "tokens"}
     assert len(kinds) == 13
@@ -210,18 +228,51 @@ def test_answers_that_begin_within_a_token_are_found_with_a_tokenizer(demo_token
     assert "[pair 5: 'We were blessed with glorio...' begins within the token '\\n\\n']" in repr(found)
 
 
-def test_the_boundary_of_a_token_is_where_the_prompts_of_the_model_have_it(demo_tokenizer):
-    """The same question asked of the format that extraction uses: does a token begin where the answer begins?"""
-    from caa_lens.prompts.prompt_formats import chat_template_format
+BOUNDARIES = {  # a chat template, or none
+    "its own": "",
+    "with words at its end": "{% for m in messages %}USER: {{ m.content }} {% endfor %}ASSISTANT:",
+    "Llama 2's": "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}",
+    "none": None,
+}
 
-    chat = chat_template_format(demo_tokenizer)
-    answers = ["Yes.", " Yes.", "\nYes.", "\n\nYes.", "'s it", "\tYes", "\u0301a", "…", "ing it"]
-    for answer in answers:
+
+@pytest.mark.parametrize("template", BOUNDARIES)
+def test_the_boundary_of_a_token_is_where_the_prompts_of_the_model_have_it(demo_tokenizer, template, recwarn):
+    """The same question asked of the format that extraction uses: does a token begin where the answer begins?"""
+    from types import SimpleNamespace
+
+    from caa_lens.prompts.prompt_formats import LLAMA2_CHAT, default_format
+
+    tokenizer = copy.deepcopy(demo_tokenizer)
+    if template != "its own":
+        tokenizer.chat_template = BOUNDARIES[template]
+    model = SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(model_name="some", tokenizer_name=None))
+    chosen = replace(LLAMA2_CHAT, prepend_bos=False) if template == "Llama 2's" else default_format(model)
+    found = set()
+    for answer in [
+        "Yes.",
+        " Yes.",
+        "\nYes.",
+        "\n\nYes.",
+        "'s it",
+        ":) Yes",
+        "\tYes",
+        "  Yes",
+        "\u0301a",
+        "…",
+        ")",
+        "::",
+    ]:
         pairs = ContrastSet.from_pairs([("How is it?", answer, "Not at all, I say.")])
-        prompt = chat.encode(demo_tokenizer, "How is it?", answer)
-        question = chat.encode(demo_tokenizer, "How is it?")
+        prompt = chosen.encode(tokenizer, "How is it?", answer)
+        question = chosen.encode(tokenizer, "How is it?")
         apart = prompt.tokens[: len(question.tokens)] == question.tokens
-        assert ("tokens" in pairs.check(model=demo_tokenizer).findings) == (not apart), answer
+        gap_only = prompt.text[len(question.text) :] == " " + answer
+        if gap_only and answer[0].isspace():
+            continue  # which of the two blanks is the gap's, no token tells
+        assert ("tokens" in pairs.check(model=tokenizer).findings) == (not apart), answer
+        found.add(apart)
+    assert found == {True, False} or template in ("none", "Llama 2's")
 
 
 def test_special_tokens_of_the_tokenizer_itself_are_found(demo_tokenizer):

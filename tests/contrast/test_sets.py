@@ -8,7 +8,7 @@ from inspect import signature
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caa_lens.contrast.pair import ContrastPair
@@ -59,12 +59,14 @@ def ab_rows(draw):
     return {"question": question, "positive": f"({positive})", "negative": f"({negative})"}
 
 
+@settings(deadline=None)
 @given(ab_rows())
 def test_swapping_twice_gives_the_pair_itself(row):
     pair = ContrastPair(**row)
     assert pair.swapped().swapped() == pair
 
 
+@settings(deadline=None)
 @given(ab_rows())
 def test_swapping_exchanges_two_texts_and_keeps_what_each_answer_says(row):
     pair = ContrastPair(**row)
@@ -168,6 +170,7 @@ def test_pairs_and_sets_cannot_be_changed_in_place():
         pairs[0].positive = "(B)"
 
 
+@settings(deadline=None)
 @given(st.text("AB", min_size=1, max_size=40), st.integers(0, 5))
 def test_balancing_makes_two_letters_even_with_the_fewest_swaps_in_place(positives, seed):
     pairs = ab_set(positives)
@@ -180,6 +183,7 @@ def test_balancing_makes_two_letters_even_with_the_fewest_swaps_in_place(positiv
     assert balanced.balance_letters(seed + 1) == balanced
 
 
+@settings(deadline=None)
 @given(st.lists(st.permutations("ABCD").map(lambda p: (p[0], p[1])), min_size=1, max_size=40))
 def test_balancing_many_options_makes_each_two_letters_even(letters):
     pairs = ContrastSet(
@@ -204,6 +208,7 @@ def test_completions_have_no_letters_to_balance():
         completion_set(3, name="mood").balance_letters()
 
 
+@settings(deadline=None)
 @given(st.integers(2, 30), st.integers(0, 5), st.data())
 def test_splitting_is_disjoint_complete_and_repeatable(n, seed, data):
     pairs = completion_set(n)

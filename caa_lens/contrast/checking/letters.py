@@ -72,5 +72,7 @@ def _is_label(pair: ContrastPair, side: str) -> bool:
     label = _LABEL.fullmatch(str(getattr(pair, side)).strip())
     if label is None:
         return False
-    line = rf"^[ \t]*[(\[]?{re.escape(label[2])}[)\].:]"  # bare numbers may be answers; of options a line tells
-    return re.search(line, pair.question, re.MULTILINE | re.IGNORECASE) is not None
+    if label[1] and label[3]:
+        return True
+    mark = rf"(?:\A|\s)[(\[]?{re.escape(label[2])}[)\].:]"  # a bare number may be an answer, unless it marks an option
+    return re.search(mark, pair.question, re.IGNORECASE) is not None

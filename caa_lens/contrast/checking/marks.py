@@ -44,14 +44,13 @@ def without_question(pairs: Sequence[ContrastPair]) -> list[Finding]:
 def within_tokens(pairs: Sequence[ContrastPair], tokenizer: Any) -> list[Finding]:
     """Answers whose first character lies inside of a token that begins before them, or is a blank joined to it.
 
-    The answer stands behind the tokenizer's own chat template, or else behind the question, after one blank unless
-    white space is there; a token that begins with just this blank is the answer's.
+    The answer stands where prompts have it: right behind the tokenizer's own chat template; one blank behind Llama 2's,
+    or behind `Response:` where there is no template. A token that begins with just this blank is the answer's.
     """
     rows: list[int] = []
     told: list[str] = []
     for n, pair in enumerate(pairs, start=1):
-        before = _rendered(tokenizer, pair.question)
-        gap = "" if before[-1:].isspace() or not before else " "
+        before, gap = _rendered(tokenizer, pair.question)
         for answer in (pair.positive, pair.negative):
             start = len(before) + len(gap)
             text = before + gap + answer
@@ -84,8 +83,12 @@ def tokenizer_of(given: Any) -> Any:
     return found
 
 
-def _rendered(tokenizer: Any, question: str) -> str:
+def _rendered(tokenizer: Any, question: str) -> tuple[str, str]:
+    """What stands before an answer, and what is between the two."""
     if not getattr(tokenizer, "chat_template", None):
-        return question
+        return f"Input: {question}\nResponse:", " "
     messages = [{"role": "user", "content": question}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    before = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    # Llama 2's mark is no token of its own, and its format has a blank behind it; other models' marks are tokens.
+    is_llama2 = before.endswith("[/INST]") and len(tokenizer.tokenize("[/INST]")) > 1
+    return before, " " if is_llama2 else ""
