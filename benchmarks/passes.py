@@ -44,11 +44,11 @@ def passes(model, n_prompt: int, n_suffix: int, n_multipliers: int) -> float:
     tokens = [1] * n_prompt
 
     def sweep():
-        stairs = Staircase(conditions, "card")
+        stairs = Staircase(conditions, "cuda")
         prefix = shared_prefix.prefill(model, [tokens[:-n_suffix]])
         shared_prefix.run_suffixes(model, prefix, [[tokens[-n_suffix:]]], stairs)
 
-    plain = flops(lambda: model(torch.tensor([tokens], device="card"), stop_at_layer=n_layers))
+    plain = flops(lambda: model(torch.tensor([tokens], device="cuda"), stop_at_layer=n_layers))
     return flops(sweep) / plain
 
 
