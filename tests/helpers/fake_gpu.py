@@ -26,16 +26,17 @@ import ctypes
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch._subclasses import FakeTensor, FakeTensorMode, fake_tensor
+from torch._subclasses import FakeTensor, FakeTensorMode, fake_impls, fake_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 TORCH = ("2.13",)
@@ -44,6 +45,11 @@ TORCH = ("2.13",)
 aten = torch.ops.aten
 PACKAGE = str(Path(__file__).resolve().parents[2] / "caa_lens") + "/"
 INDEXING = (aten.index, aten.index_put, aten.index_put_)
+MASKS = (torch.bool, torch.uint8)
+PLAIN = (  # where sizes are numbers
+    *(aten.view.default, aten._unsafe_view.default, aten.select.int, aten.slice.Tensor),
+    *(aten.index.Tensor, aten.copy_.default, aten.embedding.default),
+)
 CARDS = ("cuda", "card")
 WHOLE = (aten.scaled_dot_product_attention.default,)  # its parts ask for a kernel
 GB = 10**9
@@ -87,11 +93,13 @@ class FakeGpu(TorchDispatchMode):
         emptied: how often the allocator was asked to return what it does not use.
     """
 
-    def __init__(self, answers: Mapping[str, bool], memory: float) -> None:
+    def __init__(self, answers: Mapping[str, bool], memory: float, spread: float) -> None:
         super().__init__()
         self.answers = answers
         self.memory = memory
         self.emptied = 0
+        self._spread = spread
+        self._draw = torch.Generator().manual_seed(0)
         self.places: Counter[tuple[str, str]] = Counter()
         self._shapes = _Shapes(allow_non_fake_inputs=True)
 
@@ -115,6 +123,8 @@ class FakeGpu(TorchDispatchMode):
         HELD.peak = HELD.now.copy()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
         kwargs = kwargs or {}
         fake, real, wanted = [], [], False
         stack = [*args, *kwargs.values()]
@@ -145,16 +155,16 @@ class FakeGpu(TorchDispatchMode):
             raise RuntimeError("a tensor on the CPU is indexed by one on the GPU, or gets its values")
         if func is aten.copy_.default and not isinstance(args[0], FakeTensor):
             self._count("wait")
-            return args[0]
+            return args[0].copy_(self._real(args[0]))
         if func is aten.masked_select.default or func is aten.nonzero.default:
             raise RuntimeError("a size that depends on values: the program waits for the GPU to know it")
-        with self._shapes:
-            result = func(*args, **kwargs)
+        if real or wanted or (result := self._quickly(func, args, kwargs, fake)) is NotImplemented:
+            with self._shapes:
+                result = func(*args, **kwargs)
         if func is aten._to_copy.default and fake and result.device.type == "cpu":
             self._count("wait")
             known = getattr(args[0], "uploaded", None)
-            # Real from here on: what was copied up, or else ones, which are finite and a token of any model.
-            return torch.ones(result.shape, dtype=result.dtype) if known is None else known.to(result.dtype)
+            return self._real(result) if known is None else known.to(result.dtype)
         for one in result if isinstance(result, list | tuple) else (result,):
             if isinstance(one, FakeTensor):
                 HELD.hold(one, self.memory)
@@ -168,8 +178,52 @@ class FakeGpu(TorchDispatchMode):
                 result.uploaded = real[0].clone()  # positions and lengths read back decide about shapes
         return result
 
+    def _real(self, fake: torch.Tensor) -> torch.Tensor:
+        """Numbers from here on, see `fake_gpu`."""
+        if fake.is_floating_point():
+            return (1 + self._spread * (2 * torch.rand(fake.shape, generator=self._draw) - 1)).to(fake.dtype)
+        return torch.ones(fake.shape, dtype=fake.dtype)
+
+    def _quickly(self, func: Any, args: tuple, kwargs: dict, fake: list[FakeTensor]) -> Any:
+        """What `FakeTensorMode` does with most operations, in a tenth of its time: run their kernel for shapes alone."""
+        device = fake[0].fake_device
+        if not _is_quick(func) or any(tensor.fake_device != device for tensor in fake):
+            return NotImplemented
+        if func.overloadpacket in INDEXING and any(tensor.dtype in MASKS for tensor in fake[1:]):
+            return NotImplemented  # its size depends on values
+        if func in WHOLE:  # a fused kernel's output, and where it puts what
+            query, value = args[0], args[2]
+            out = query.transpose(1, 2).new_empty(*query.transpose(1, 2).shape[:-1], value.shape[-1])
+            return out.transpose(1, 2)
+        try:
+            with fake_tensor.in_kernel_invocation_manager(self._shapes):
+                result = func(*args, **kwargs)
+        except NotImplementedError:
+            _quick[func] = False
+            return NotImplemented
+        known = _known(func, args, kwargs, fake)
+        if isinstance(result, list | tuple):
+            result = type(result)(map(self._on(device), result))
+            for one, value in zip(result, known or (), strict=False):
+                one.uploaded = value
+            return result
+        result = self._on(device)(result)
+        if known is not None:
+            result.uploaded = known
+        return result
+
+    def _on(self, device: torch.device) -> Callable[[Any], Any]:
+        def on(result: Any) -> Any:
+            if isinstance(result, FakeTensor) or not isinstance(result, torch.Tensor):
+                return result
+            return FakeTensor(self._shapes, result, device)
+
+        return on
+
     def _read(self, tensor: torch.Tensor) -> bool | int | float:
         where = self._count("wait")
+        if (known := getattr(tensor, "uploaded", None)) is not None:
+            return known.item()
         value = self.answers.get(where.rpartition(" ")[2], True)
         if tensor.dtype == torch.bool:
             return value
@@ -220,7 +274,40 @@ def _index(device: Any) -> int:
     return device if isinstance(device, int) else torch.device(device or 0).index or 0
 
 
+_quick: dict[Any, bool] = {}
 _composites: dict[Any, bool] = {}
+
+
+def _known(func: Any, args: tuple, kwargs: dict, fake: list[FakeTensor]) -> Any:
+    """What positions, lengths and tokens become that went up and are known: they decide about shapes."""
+    if func._schema.is_mutable:
+        args[0].uploaded = None
+        return None
+    if any(getattr(tensor, "uploaded", None) is None for tensor in fake):
+        return None
+    with torch._C._DisableTorchDispatch():
+        values = tree_map(lambda leaf: getattr(leaf, "uploaded", leaf), (args, kwargs))
+        return func(*values[0], **values[1])
+
+
+def _is_quick(func: Any) -> bool:
+    """Whether an operation has a kernel for shapes, and nothing that `FakeTensorMode` does otherwise for it."""
+    if func not in _quick:
+        keys = torch._C.DispatchKey
+        tags = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output, torch.Tag.nondeterministic_seeded}
+        own = func in fake_impls.op_implementations_dict or any(
+            check(func) for check, _ in fake_impls.op_implementations_checks
+        )
+        _quick[func] = func in (*PLAIN, *WHOLE) or (
+            func.namespace == "aten"
+            and not own
+            and not tags & set(func.tags)
+            and any(
+                torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+                for key in (keys.Meta, keys.CompositeExplicitAutograd)
+            )
+        )
+    return _quick[func]
 
 
 def _is_composite(func: Any) -> bool:
@@ -231,6 +318,10 @@ def _is_composite(func: Any) -> bool:
             torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key) or key in func.py_kernels
         )
     return _composites[func]
+
+
+def _type(value: Any) -> type:
+    return torch.Tensor if isinstance(value, FakeTensor) else type(value)
 
 
 def _tolist(tensor: torch.Tensor) -> list:
@@ -254,24 +345,29 @@ class _AsTensor(TorchFunctionMode):
 
 
 @contextmanager
-def fake_gpu(*, memory: float = 1000 * GB, **answers: bool) -> Iterator[FakeGpu]:
+def fake_gpu(*, memory: float = 1000 * GB, spread: float = 0.5, **answers: bool) -> Iterator[FakeGpu]:
     """Two cards inside the block.
 
     Args:
         memory: bytes of each card.
+        spread: what tensors of numbers come down as: anything between 1 - spread and 1 + spread. Whole numbers come
+            down as what they were when they were copied up, or else as ones, which are a token of any model.
         answers: what a number reads as inside a function, by its name; else 1.
     """
     if (reason := why_not()) is not None:
         raise RuntimeError(reason)
-    import transformer_lens  # noqa: F401  # libraries that it imports look for CUDA's own functions where there is a card
+    import transformer_lens  # libraries that it imports look for CUDA's own functions where there is a card
 
     torch._C._set_only_lift_cpu_tensors(True)  # numbers become a tensor on the CPU first, and the copy up is seen
-    gpu = FakeGpu(answers, memory)
+    gpu = FakeGpu(answers, memory, spread)
     gpu.forget_peak()
     try:
         with ExitStack() as stack:
             for place, name, value in _torch_cuda(gpu):
                 stack.enter_context(patch.object(place, name, value))
+            if hooked := getattr(transformer_lens, "HookedTransformer", None):
+                # It asks whether what it is given is a tensor, and not a kind of tensor.
+                stack.enter_context(patch.object(sys.modules[hooked.__module__], "type", _type, create=True))
             stack.enter_context(_AsTensor())
             stack.enter_context(gpu)
             yield gpu
