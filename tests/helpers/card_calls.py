@@ -103,7 +103,9 @@ def model_cache(model):
 
 def operators(model, n):
     vectors = vectors_of(model)
-    steps = [cl.Intervention(vector=v, operator=name) for v in vectors for name in ("add", "ablate", "set", "add_keep_norm")]
+    steps = [
+        cl.Intervention(vector=v, operator=name) for v in vectors for name in ("add", "ablate", "set", "add_keep_norm")
+    ]
     return measures.score_answers(
         model, letters(4 * n), [(step,) for step in steps] + [(steps[0], steps[4])], progress=False
     )
@@ -254,7 +256,9 @@ CALLS: dict[str, Run] = {
     "word_ranks": lambda m, n: cl.word_ranks(m, vectors_of(m), WORDS),
     "residual_lens": lambda m, n: cl.residual_lens(m, "Hello", vectors=[(vectors_of(m)[1], 1.0)]),
     "token_similarity": lambda m, n: cl.token_similarity(m, "Hello", vectors_of(m)),
-    "attribute_logits": lambda m, n: interpretation.attribute_logits(m, letters(8 * n), vectors_of(m)[1], progress=False),
+    "attribute_logits": lambda m, n: interpretation.attribute_logits(
+        m, letters(8 * n), vectors_of(m)[1], progress=False
+    ),
     "geometry": geometry,
     "algebra": algebra,
     "stored": stored,
