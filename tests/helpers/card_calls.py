@@ -1,6 +1,6 @@
-"""Every public call that touches a model, at a size that can be doubled: what runs on the fake GPU, and is counted there.
+"""Every public call that touches a model, at a size that can be doubled: what runs and is counted on the fake GPU.
 
-A call takes a model and `n`: with 2 there are twice the batches of pairs, tokens, or whatever `grows` names.
+A call takes a model and `n`: with 2 there are twice the batches of pairs or prompts, or twice the tokens generated.
 """
 
 import tempfile
@@ -103,9 +103,8 @@ def model_cache(model):
 
 def operators(model, n):
     vectors = vectors_of(model)
-    steps = [
-        cl.Intervention(vector=v, operator=name) for v in vectors for name in ("add", "ablate", "set", "add_keep_norm")
-    ]
+    names = ("add", "ablate", "set", "add_keep_norm")
+    steps = [cl.Intervention(vector=v, operator=name) for v in vectors for name in names]
     return measures.score_answers(
         model, letters(4 * n), [(step,) for step in steps] + [(steps[0], steps[4])], progress=False
     )
@@ -190,7 +189,8 @@ def compared(model, n):
         words=STEERING_WORDS,
         layers=[1],
         neutral=NEUTRAL,
-        n_tokens=2 * n,
+        n_tokens=2,
+        steered_text="none",
         progress=False,
     )
 

@@ -65,7 +65,7 @@ def why_not() -> str | None:
 
 
 def _guard_cuda() -> None:
-    """Let a guard that does nothing stand for CUDA's, which torch asks for wherever it indexes a tensor or reads a number.
+    """Let a guard that does nothing stand for CUDA's, which torch asks for when it indexes a tensor or reads a number.
 
     Torch does this itself where it was built for CUDA and its guard finds no card. A CPU build has no guard to find
     none, so another one that knows no card (that of lazy tensors) is put in its place first.
@@ -148,6 +148,8 @@ class FakeGpu(TorchDispatchMode):
                 return result
         if func is aten._local_scalar_dense.default:
             return self._read(args[0])
+        if func._schema.is_mutable and isinstance(args[0], FakeTensor):
+            HELD.written.add(args[0].untyped_storage()._cdata)
         generator = kwargs.get("generator")
         if generator is not None and generator.device.type not in CARDS:
             raise RuntimeError("a generator on the CPU draws for a tensor on the GPU")
@@ -163,7 +165,7 @@ class FakeGpu(TorchDispatchMode):
                 result = func(*args, **kwargs)
         if func is aten._to_copy.default and fake and result.device.type == "cpu":
             self._count("wait")
-            known = getattr(args[0], "uploaded", None)
+            known = _value(args[0])
             return self._real(result) if known is None else known.to(result.dtype)
         for one in result if isinstance(result, list | tuple) else (result,):
             if isinstance(one, FakeTensor):
@@ -185,7 +187,7 @@ class FakeGpu(TorchDispatchMode):
         return torch.ones(fake.shape, dtype=fake.dtype)
 
     def _quickly(self, func: Any, args: tuple, kwargs: dict, fake: list[FakeTensor]) -> Any:
-        """What `FakeTensorMode` does with most operations, in a tenth of its time: run their kernel for shapes alone."""
+        """What `FakeTensorMode` does with most operations, in a tenth of its time: run the kernel for shapes alone."""
         device = fake[0].fake_device
         if not _is_quick(func) or any(tensor.fake_device != device for tensor in fake):
             return NotImplemented
@@ -222,7 +224,7 @@ class FakeGpu(TorchDispatchMode):
 
     def _read(self, tensor: torch.Tensor) -> bool | int | float:
         where = self._count("wait")
-        if (known := getattr(tensor, "uploaded", None)) is not None:
+        if (known := _value(tensor)) is not None:
             return known.item()
         value = self.answers.get(where.rpartition(" ")[2], True)
         if tensor.dtype == torch.bool:
@@ -245,6 +247,7 @@ class _Held:
     def __init__(self) -> None:
         self.now: Counter[int] = Counter()
         self.peak: Counter[int] = Counter()
+        self.written: set[int] = set()  # those of what went up that were written into
         self._alive: dict[int, weakref.ref] = {}
 
     def hold(self, tensor: FakeTensor, memory: float) -> None:
@@ -255,11 +258,12 @@ class _Held:
         size, card = storage.nbytes(), device.index or 0
         if self.now[card] + size > memory:
             raise torch.OutOfMemoryError(
-                f"{size / GB:.2f} GB asked of {device}, which has {memory / GB:.2f} with {self.now[card] / GB:.2f} in use"
+                f"{size / GB:.2f} GB asked of {device}, which has {memory / GB:.2f}, {self.now[card] / GB:.2f} in use"
             )
 
         def forget(_: Any) -> None:
             del self._alive[key]
+            self.written.discard(key)
             self.now[card] -= size
 
         self._alive[key] = weakref.ref(storage, forget)
@@ -278,12 +282,15 @@ _quick: dict[Any, bool] = {}
 _composites: dict[Any, bool] = {}
 
 
+def _value(tensor: FakeTensor) -> torch.Tensor | None:
+    """What is known of a tensor on a card: what went up, if nothing was written into it since."""
+    known = getattr(tensor, "uploaded", None)
+    return None if known is None or tensor.untyped_storage()._cdata in HELD.written else known
+
+
 def _known(func: Any, args: tuple, kwargs: dict, fake: list[FakeTensor]) -> Any:
     """What positions, lengths and tokens become that went up and are known: they decide about shapes."""
-    if func._schema.is_mutable:
-        args[0].uploaded = None
-        return None
-    if any(getattr(tensor, "uploaded", None) is None for tensor in fake):
+    if func._schema.is_mutable or any(_value(tensor) is None for tensor in fake):
         return None
     with torch._C._DisableTorchDispatch():
         values = tree_map(lambda leaf: getattr(leaf, "uploaded", leaf), (args, kwargs))
