@@ -1,7 +1,9 @@
 """The command line of the experiments; `python -m experiments --help`."""
 
+import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -15,21 +17,24 @@ from experiments.running.beforehand import (
     check_out,
     check_workers,
     n_layers,
+    n_parameters,
     place_of,
 )
 from experiments.running.behavior_sets import missing_sets
 from experiments.running.context import Context
+from experiments.running.engines import Engine, Here
 from experiments.running.experiment import Experiment
 from experiments.running.first_units import measured
 from experiments.running.identity import hold, run_identity, run_notes, start_notes
-from experiments.running.plan import planned, rates_elsewhere, unit_costs
+from experiments.running.plan import memory_bytes, planned, rates_elsewhere, unit_costs
 from experiments.running.rates import GPUS, gpu_rates, stated_rates
+from experiments.running.ray_cluster import Demand, visible_gpus
+from experiments.running.ray_workers import RayWorkers
 from experiments.running.run_folder import RunFolder
 from experiments.running.runner import run, skip_reasons, with_needs
 from experiments.running.settings import RunConfig
 from experiments.running.shown import show_outcome, show_plan
 from experiments.running.terminal import UnitProgress, make_console, show_duration
-from experiments.running.workers import is_worker, work_together
 
 Option = typer.Option
 OF_SIZE = "'small' or 'paper'; paper by default for Llama 2's chat models. Single settings below go before it."
@@ -41,7 +46,12 @@ def main(
     out: Annotated[Optional[Path], Option(help="Run folder; runs/paper-<model> by default.")] = None,  # noqa: UP045
     size: Annotated[Optional[str], Option(help=OF_SIZE)] = None,  # noqa: UP045
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done and what it takes, and stop.")] = False,
-    workers: Annotated[int, Option(help="Processes; one model each, on a GPU of its own where there are any.")] = 1,
+    workers: Annotated[Optional[int], Option(help="Ray's workers; one model each, on a GPU of its own.")] = None,  # noqa: UP045
+    engine: Annotated[Optional[str], Option(help="'process' (this one) or 'ray'.")] = None,  # noqa: UP045
+    address: Annotated[Optional[str], Option(help="Of a Ray cluster: auto, or HOST:PORT.")] = None,  # noqa: UP045
+    num_gpus_per_worker: Annotated[Optional[float], Option(help="Below 1, workers share a GPU.")] = None,  # noqa: UP045
+    num_cpus_per_worker: Annotated[Optional[float], Option(help="Also a worker's threads.")] = None,  # noqa: UP045
+    accelerator: Annotated[Optional[str], Option(help="Ray's name of the cards to use, e.g. A100.")] = None,  # noqa: UP045
     base_model: Annotated[Optional[str], Option(help="What this one was finetuned from, or 'none'.")] = None,  # noqa: UP045
     behaviors: Annotated[Optional[str], Option(help="Comma-separated; all of the data by default.")] = None,  # noqa: UP045
     data: Annotated[Optional[str], Option(help="'bundled' or 'paper'; by default paper for Llama 2.")] = None,  # noqa: UP045
@@ -85,8 +95,9 @@ def main(
         make_console(),
     )
     check_out(folder.path)
-    check_workers(workers)
-    check_device(device)
+    by_ray = check_workers(engine, workers, address)
+    if address is None:  # else it is the nodes' affair
+        check_device(device)
     stated = stated_rates(flops, bandwidth)
     if gpu is not None:
         gpu_rates(gpu, config.dtype)  # a mistake is told at once
@@ -104,27 +115,28 @@ def main(
             estimate = planned(costs, config, rates)
         elif place_of(config.model) is not None:
             estimate = measured(able, costs, config, device=device, console=console)
-        show_plan(plan, skipped, costs, estimate, config, folder, workers, console)
+        show_plan(plan, skipped, costs, estimate, config, folder, workers or 1, console)
         return
     experiments = with_needs(wanted, EXPERIMENTS, config)
     began = time.perf_counter()
-    resumed = folder.claim(run_identity(config), run_notes([one.name for one in EXPERIMENTS]))
-    if resumed:
-        console.print(f"{folder.path} holds this run: going on with what is not finished")
-    skipped = skip_reasons(experiments, config)
-    hold([one for one in experiments if one.name not in skipped], config, folder)
-    if not is_worker():
+    with folder.held(say=console.print):
+        resumed = folder.claim(run_identity(config), run_notes([one.name for one in EXPERIMENTS]))
+        if resumed:
+            console.print(f"{folder.path} holds this run: going on with what is not finished")
+        skipped = skip_reasons(experiments, config)
+        able = [one for one in experiments if one.name not in skipped]
+        hold(able, config, folder)
         folder.record_start(start_notes(config, [one.name for one in experiments]))
-    context = Context(config, folder, device=device)
-    costs = unit_costs([one for one in experiments if one.name not in skipped], context)
-    weights = {key: 1e3 + cost.work + 2e3 * cost.requests for key, cost in costs.items()}
-    with UnitProgress(console, weights) as progress:
-        if workers != 1 and not is_worker():
-            command = [sys.executable, "-m", "experiments", *sys.argv[1:]]
-            work_together(command, workers, device=device, watch=lambda: progress.look(folder))
-        outcomes = run(experiments, config, folder, device=device, progress=progress)
-    if is_worker():
-        return
+        costs = unit_costs(able, Context(config, folder, device=device))
+        weights = {key: 1e3 + cost.work + 2e3 * cost.requests for key, cost in costs.items()}
+        doing: Engine = Here()
+        if by_ray:
+            n, demand = _demand(
+                workers, address, device, num_gpus_per_worker, num_cpus_per_worker, accelerator, _memory(able, config)
+            )
+            doing = RayWorkers(n, address=address, demand=demand, device=device, say=console.print)
+        with UnitProgress(console, weights) as progress:
+            outcomes = run(experiments, config, folder, device=device, progress=progress, engine=doing)
     for outcome in outcomes:
         show_outcome(outcome, folder, console)
     failed = [outcome.experiment.name for outcome in outcomes if outcome.failed]
@@ -146,6 +158,33 @@ def _chosen(names: list[str]) -> list[Experiment]:
     if "all" in names:
         return [experiment for experiment in EXPERIMENTS if not experiment.apart or experiment.name in names]
     return [known[name] for name in names]
+
+
+def _memory(able: Sequence[Experiment], config: RunConfig) -> float:
+    return memory_bytes(config, n_parameters(config.model) or 0, able)
+
+
+def _demand(
+    workers: int | None,
+    address: str | None,
+    device: str | None,
+    gpus: float | None,
+    cpus: float | None,
+    accelerator: str | None,
+    memory: float,
+) -> tuple[int | None, Demand]:
+    """How many workers, None for as many as a cluster has room for, and what each needs."""
+    on_cards = device is None or device.startswith("cuda")
+    if address is not None:
+        gpus = float(on_cards) if gpus is None else gpus
+        return workers, Demand(cpus=cpus or 1, gpus=gpus, memory=0 if gpus else memory, accelerator=accelerator)
+    n_cards = visible_gpus() if on_cards else 0
+    if workers is None:
+        workers = max(1, int(n_cards / (gpus or 1)))
+    if gpus is None:
+        gpus = 1 / -(-workers // n_cards) if n_cards else 0
+    cpus = cpus or max(1, (os.cpu_count() or 1) // workers)
+    return workers, Demand(cpus=cpus, gpus=gpus, accelerator=accelerator)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,25 @@ def check_out(path: Path) -> None:
             raise ValueError(f"{place} is a file, expected a folder to put the run into: give another with --out")
 
 
-def check_workers(n: int) -> None:
-    """Raises `ValueError` for fewer than one process."""
-    if n < 1:
+def check_workers(engine: str | None, n: int | None, address: str | None) -> bool:
+    """Whether Ray is to do the units: if it is named, if there are several workers, or if a cluster is.
+
+    Raises:
+        ValueError: for fewer than one worker, an unknown engine, or what does not go together.
+    """
+    if n is not None and n < 1:
         raise ValueError(f"workers is {n}, expected at least 1: give another with --workers")
+    if engine not in (None, "process", "ray"):
+        raise ValueError(f"engine is {engine!r}, expected 'process' or 'ray': give another with --engine")
+    if address is not None and address.startswith("ray://"):
+        raise ValueError(
+            f"address is {address!r}, expected 'auto' or HOST:PORT: run the command on one of the cluster's nodes, as "
+            "the run folder is written by the process that is started"
+        )
+    several = address is not None or (n is not None and n > 1)
+    if engine == "process" and several:
+        raise ValueError("got --engine process with --workers or --address, expected --engine ray, or none of them")
+    return engine == "ray" or several
 
 
 def check_device(device: str | None) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from experiments.running.workers import PARENT, _environments, work_together
 from helpers import cheap_run as cheap
 
 from experiments.running.experiment import Experiment
 from experiments.running.run_folder import DiskFullError, OtherRunError, RunFolder
 from experiments.running.runner import run, skip_reasons, with_needs
 from experiments.running.units import Unit, together
-from experiments.running.workers import PARENT, _environments, work_together
 
 PROGRAM = Path(cheap.__file__)
 

@@ -1,0 +1,173 @@
+"""Ray itself: imported quietly, started on this machine or joined, and asked what room it has."""
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+}
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's own name for: every address is 127.0.0.1
+MOST_DATA = 100 * 2**20  # bytes of fetched sets that are sent to nodes
+
+
+class ClusterError(ValueError):
+    """Ray is not here, or its workers cannot do this run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What a worker needs of its node."""
+
+    cpus: float = 1
+    gpus: float = 0
+    memory: float = 0
+    """Bytes."""
+    accelerator: str | None = None
+    """Ray's name of a kind of card, such as "A100"."""
+
+    def __str__(self) -> str:
+        parts = [f"{self.cpus:g} CPU"]
+        parts += [f"{self.gpus:g} GPU"] if self.gpus else []
+        parts += [f"{self.memory / 1e9:.1f} GB of memory"] if self.memory else []
+        return ", ".join([*parts, *([f"a card {self.accelerator}"] if self.accelerator else [])])
+
+    @property
+    def by_name(self) -> dict[str, float]:
+        """In the names of Ray's resources."""
+        asked = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+        if self.accelerator:
+            asked[f"accelerator_type:{self.accelerator}"] = 0.001
+        return {name: amount for name, amount in asked.items() if amount}
+
+
+def load(*, loopback: bool) -> Any:
+    """Import Ray without its statistics and warnings.
+
+    Args:
+        loopback: let everything that is started here listen on this machine's own address only.
+
+    Raises:
+        ClusterError: it is not installed.
+    """
+    os.environ.update(QUIET | LOOPBACK if loopback else QUIET)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ray
+    except ImportError:
+        raise ClusterError(
+            "several workers need Ray, which is not installed: pip install 'caa-lens[cluster]', or do without "
+            "--workers, --engine and --address"
+        ) from None
+    return ray
+
+
+@contextlib.contextmanager
+def joined(ray: Any, address: str | None, n: int | None, demand: Demand) -> Iterator[None]:
+    """Be connected to a cluster, or to one that is started here and ends with the block.
+
+    Raises:
+        ClusterError: there is no cluster at the address.
+    """
+    if ray.is_initialized():  # by the caller, who ends it
+        yield
+        return
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    try:
+        if address is None:
+            cpus = max(os.cpu_count() or 1, round((n or 1) * demand.cpus))
+            with _same_imports():
+                ray.init(include_dashboard=False, num_cpus=cpus, _node_ip_address="127.0.0.1", **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except ConnectionError as error:
+        raise ClusterError(
+            f"there is no cluster at address {address!r}: `ray start --head` begins one, and `ray start --address "
+            f"HOST:PORT` on every other node joins it ({' '.join(str(error).split())})"
+        ) from None
+    with contextlib.suppress(AttributeError):  # what a lost worker has to say goes to Ray's logs, not to the terminal
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _same_imports() -> Iterator[None]:
+    """Processes that are started inside find modules where this one does."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(place) for place in sys.path)
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+def actor(ray: Any, kind: type, demand: Demand, *, ship: bool) -> Any:
+    """A class as an actor with these resources, which is not started again by Ray: the driver sees to that.
+
+    Args:
+        ship: send the experiments' sources to the nodes, where they are not installed.
+    """
+    options: dict[str, Any] = {"num_cpus": demand.cpus, "num_gpus": demand.gpus, "max_restarts": 0}
+    if demand.memory:
+        options["memory"] = int(demand.memory)
+    if demand.accelerator:
+        options["accelerator_type"] = demand.accelerator
+    if ship:
+        sources = Path(__file__).resolve().parents[1]
+        options["runtime_env"] = {"py_modules": [str(sources)], "excludes": ["results", "__pycache__"]}
+    return ray.remote(kind).options(**options)
+
+
+def visible_gpus() -> int:
+    """Cards that this process may use."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def capacity(ray: Any, demand: Demand) -> int:
+    """How many workers all living nodes have room for."""
+    return sum(
+        int(min(node["Resources"].get(name, 0.0) / amount for name, amount in demand.by_name.items()))
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
+def described(ray: Any) -> str:
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    resources = ray.cluster_resources()
+    has = ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+    return f"the cluster's {len(alive)} node(s) have {has}, {resources.get('memory', 0) / 1e9:.1f} GB of memory"
+
+
+def fetched_data() -> dict[str, bytes]:
+    """Fetched sets, by place in the data folder, for nodes that lack them.
+
+    Raises:
+        ClusterError: they are too much to be sent.
+    """
+    from caa_lens.paper.questions import data_folder
+
+    root = data_folder()
+    files = [file for file in sorted(root.rglob("*")) if file.is_file()] if root.is_dir() else []
+    if (size := sum(file.stat().st_size for file in files)) > MOST_DATA:
+        raise ClusterError(
+            f"{root} holds {size / 1e6:.0f} MB, expected at most {MOST_DATA / 1e6:.0f} MB of fetched sets: take out "
+            "what is not of the paper"
+        )
+    return {file.relative_to(root).as_posix(): file.read_bytes() for file in files}
