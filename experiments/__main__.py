@@ -1,9 +1,7 @@
 """The command line of the experiments; `python -m experiments --help`."""
 
-import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -28,7 +26,7 @@ from experiments.running.first_units import measured
 from experiments.running.identity import hold, run_identity, run_notes, start_notes
 from experiments.running.plan import memory_bytes, planned, rates_elsewhere, unit_costs
 from experiments.running.rates import GPUS, gpu_rates, stated_rates
-from experiments.running.ray_cluster import Demand, visible_gpus
+from experiments.running.ray_cluster import demanded
 from experiments.running.ray_workers import RayWorkers
 from experiments.running.run_folder import RunFolder
 from experiments.running.runner import run, skip_reasons, with_needs
@@ -131,8 +129,14 @@ def main(
         weights = {key: 1e3 + cost.work + 2e3 * cost.requests for key, cost in costs.items()}
         doing: Engine = Here()
         if by_ray:
-            n, demand = _demand(
-                workers, address, device, num_gpus_per_worker, num_cpus_per_worker, accelerator, _memory(able, config)
+            n, demand = demanded(
+                workers,
+                address,
+                device,
+                gpus=num_gpus_per_worker,
+                cpus=num_cpus_per_worker,
+                accelerator=accelerator,
+                memory=memory_bytes(config, n_parameters(config.model) or 0, able),
             )
             doing = RayWorkers(n, address=address, demand=demand, device=device, say=console.print)
         with UnitProgress(console, weights) as progress:
@@ -158,33 +162,6 @@ def _chosen(names: list[str]) -> list[Experiment]:
     if "all" in names:
         return [experiment for experiment in EXPERIMENTS if not experiment.apart or experiment.name in names]
     return [known[name] for name in names]
-
-
-def _memory(able: Sequence[Experiment], config: RunConfig) -> float:
-    return memory_bytes(config, n_parameters(config.model) or 0, able)
-
-
-def _demand(
-    workers: int | None,
-    address: str | None,
-    device: str | None,
-    gpus: float | None,
-    cpus: float | None,
-    accelerator: str | None,
-    memory: float,
-) -> tuple[int | None, Demand]:
-    """How many workers, None for as many as a cluster has room for, and what each needs."""
-    on_cards = device is None or device.startswith("cuda")
-    if address is not None:
-        gpus = float(on_cards) if gpus is None else gpus
-        return workers, Demand(cpus=cpus or 1, gpus=gpus, memory=0 if gpus else memory, accelerator=accelerator)
-    n_cards = visible_gpus() if on_cards else 0
-    if workers is None:
-        workers = max(1, int(n_cards / (gpus or 1)))
-    if gpus is None:
-        gpus = 1 / -(-workers // n_cards) if n_cards else 0
-    cpus = cpus or max(1, (os.cpu_count() or 1) // workers)
-    return workers, Demand(cpus=cpus, gpus=gpus, accelerator=accelerator)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from caa_lens.models.loading.fingerprint import model_fingerprint
 from experiments.running.behavior_sets import behavior_sets
 from experiments.running.experiment import Experiment
 from experiments.running.run_folder import OtherRunError, RunFolder, differences
@@ -42,6 +41,8 @@ LIBRARIES = ("caa-lens", "torch", "transformer-lens", "transformers", "numpy", "
 
 def run_identity(config: RunConfig) -> dict[str, dict[str, Any]]:
     """Everything that must not change while a run goes on."""
+    from caa_lens.models.loading.fingerprint import model_fingerprint
+
     return {
         "config": config.model_dump(mode="json", exclude={*OF_SOME, *OF_NONE}),
         "data": _data_hashes(config),
@@ -76,6 +77,8 @@ def lacking_here(
     if "data" in held:
         here["data"] = _data_hashes(config)
     if "model" in held:
+        from caa_lens.models.loading.fingerprint import model_fingerprint
+
         here["model"] = {"sha256": model_fingerprint(config.model)}
     lines = [line for kind, found in here.items() for line in differences(kind, held[kind], found)]
     by_name = {one.name: one for one in experiments}

@@ -85,10 +85,12 @@ def joined(ray: Any, address: str | None, n: int | None, demand: Demand) -> Iter
     try:
         if address is None:
             cpus = max(os.cpu_count() or 1, round((n or 1) * demand.cpus))
-            with _same_imports():
-                ray.init(include_dashboard=False, num_cpus=cpus, _node_ip_address="127.0.0.1", **quiet)
+            with same_imports():
+                ray.init("local", include_dashboard=False, num_cpus=cpus, _node_ip_address="127.0.0.1", **quiet)
         else:
-            ray.init(address=address, **quiet)
+            # The experiments are not installed: their sources are sent to the nodes.
+            sources = {"py_modules": [str(Path(__file__).resolve().parents[1])], "excludes": ["results", "__pycache__"]}
+            ray.init(address=address, runtime_env=sources, **quiet)
     except ConnectionError as error:
         raise ClusterError(
             f"there is no cluster at address {address!r}: `ray start --head` begins one, and `ray start --address "
@@ -103,7 +105,7 @@ def joined(ray: Any, address: str | None, n: int | None, demand: Demand) -> Iter
 
 
 @contextlib.contextmanager
-def _same_imports() -> Iterator[None]:
+def same_imports() -> Iterator[None]:
     """Processes that are started inside find modules where this one does."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(place) for place in sys.path)
@@ -115,20 +117,13 @@ def _same_imports() -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
-def actor(ray: Any, kind: type, demand: Demand, *, ship: bool) -> Any:
-    """A class as an actor with these resources, which is not started again by Ray: the driver sees to that.
-
-    Args:
-        ship: send the experiments' sources to the nodes, where they are not installed.
-    """
+def actor(ray: Any, kind: type, demand: Demand) -> Any:
+    """A class as an actor with these resources, which is not started again by Ray: the driver sees to that."""
     options: dict[str, Any] = {"num_cpus": demand.cpus, "num_gpus": demand.gpus, "max_restarts": 0}
     if demand.memory:
         options["memory"] = int(demand.memory)
     if demand.accelerator:
         options["accelerator_type"] = demand.accelerator
-    if ship:
-        sources = Path(__file__).resolve().parents[1]
-        options["runtime_env"] = {"py_modules": [str(sources)], "excludes": ["results", "__pycache__"]}
     return ray.remote(kind).options(**options)
 
 
@@ -137,6 +132,33 @@ def visible_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def demanded(
+    workers: int | None,
+    address: str | None,
+    device: str | None,
+    *,
+    memory: float,
+    gpus: float | None = None,
+    cpus: float | None = None,
+    accelerator: str | None = None,
+) -> tuple[int | None, Demand]:
+    """How many workers, None for as many as there is room for, and what each needs, where it is not said.
+
+    On this machine workers share its cards and cores; on a cluster each asks for a card, or without cards for `memory`.
+    """
+    on_cards = device is None or device.startswith("cuda")
+    if address is not None:
+        gpus = float(on_cards) if gpus is None else gpus
+        return workers, Demand(cpus=cpus or 1, gpus=gpus, memory=0 if gpus else memory, accelerator=accelerator)
+    n_cards = visible_gpus() if on_cards else 0
+    if workers is None:
+        workers = max(1, int(n_cards / (gpus or 1)))
+    if gpus is None:
+        gpus = 1 / -(-workers // n_cards) if n_cards else 0
+    cpus = cpus or max(1, (os.cpu_count() or 1) // workers)
+    return workers, Demand(cpus=cpus, gpus=gpus, accelerator=accelerator)
 
 
 def capacity(ray: Any, demand: Demand) -> int:

@@ -60,13 +60,13 @@ def sources_hash() -> str:
 
 def kind_of_device(device: str | None) -> str:
     """The card's name, or the processor's with its vector instructions and the threads that share a product."""
+    if device is not None and device.partition(":")[0] not in ("cpu", "cuda"):
+        return device
     import torch
 
     kind = (device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0]
     if kind == "cuda":
         return torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA card"
-    if kind != "cpu":
-        return kind
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -108,9 +108,9 @@ class RayWorkers:
         data = ray_cluster.fetched_data() if self._address else {}  # here it is at hand
         words = (context.config, list(experiments), self._device, held, by_workers, files, data, os.getcwd())
         self._words = [self._ray.put(word) for word in words]
-        own = about_here("cpu")
+        own = about_here("the driver's may be another")
         self._first = {key: value for key, value in own.items() if key != "device"}
-        self._actor = ray_cluster.actor(self._ray, Worker, self._demand, ship=self._address is not None)
+        self._actor = ray_cluster.actor(self._ray, Worker, self._demand)
         self._alive = time.monotonic()
         if not ray_cluster.capacity(self._ray, self._demand):
             self._say(
