@@ -7,8 +7,11 @@ from typing import Any
 from experiments.running.behavior_sets import missing_sets
 from experiments.running.settings import RunConfig
 
-KNOWN_LAYERS = {"demo": 30, "Llama-2-7b": 32, "Llama-2-13b": 40}
-KNOWN_PARAMETERS = {"demo": 134_515_008, "Llama-2-7b": 6_738_415_616, "Llama-2-13b": 13_015_864_320}
+KNOWN_LAYERS = {"demo": 30, "Llama-2-7b": 32, "Llama-2-13b": 40, "Llama-2-70b": 80}
+KNOWN_PARAMETERS = {
+    "demo": 134_515_008, "Llama-2-7b": 6_738_415_616, "Llama-2-13b": 13_015_864_320,
+    "Llama-2-70b": 68_976_648_192,
+}
 
 
 def check_out(path: Path) -> None:

@@ -1,0 +1,383 @@
+"""How the experiments scale: units, bytes and time for behaviors, sizes of model and numbers of GPUs.
+
+    python benchmarks/scaling.py             # the tables of docs/scaling.md
+    python benchmarks/scaling.py --sweep     # whether one sweep needs several machines
+    python benchmarks/scaling.py --measure   # the driver's own time, and a run of Ray's workers beside its simulation
+
+Counted: units and their tokens and steps (the experiments' own `cost`), bytes of vectors and weights. Planned: seconds
+of a unit on a card (`experiments/running/rates.py`, by its data sheet), of loading (`DISK`) and of the network
+(`NETWORK`). Measured: the driver's seconds a result (`HANDLING`), and how far units stray from their plan:
+`unit_seconds.csv` has the seconds and bytes of every unit of the demo model's run that experiments/README.md tells of
+(one core of an AMD EPYC).
+
+The plan is two bounds. No run ends before `least`: the loading of a model, and the largest of the work shared by all
+workers, the longest chain of units that wait for each other, and the driver's time for all results. None that keeps its
+workers busy ends after `most`: loading, shared work and longest chain one after the other (Graham 1969), and the
+driver. The simulation is of the runner itself, unit by unit: who waits for whom, one driver, models loaded again.
+"""
+
+import argparse
+import csv
+import heapq
+import random
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.catalogue import EXPERIMENTS
+from experiments.running.beforehand import KNOWN_LAYERS, n_parameters
+from experiments.running.behavior_sets import missing_sets
+from experiments.running.context import Context
+from experiments.running.experiment import Experiment
+from experiments.running.plan import unit_costs
+from experiments.running.rates import EFFICIENCY, gpu_rates
+from experiments.running.run_folder import RunFolder
+from experiments.running.runner import run, skip_reasons
+from experiments.running.settings import RunConfig
+from experiments.running.units import Unit
+
+CARD, DTYPE = "h100", "bfloat16"
+DISK = 2e9  # bytes a second that weights are read at; planned: one NVMe disk in each node
+NETWORK = 1.25e9  # bytes a second between nodes; planned: 10 Gbit/s
+HANDLING = 0.002  # seconds of the driver a result; measured, see --measure
+LARGER = 10  # times the bytes of the demo run's frames that the paper's have, at most (more questions, more layers)
+WIDTHS = {"7b": 4096, "13b": 5120, "70b": 8192}
+CARDS = {"7b": 1, "13b": 1, "70b": 2}  # of a worker: 138 GB of weights fit on no card of 80
+ON_BASE = ("base_vectors",)
+COPIES = ("finetuning",)  # units that load a copy of their own, in float32
+MEASURED = Path(__file__).with_name("unit_seconds.csv")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A unit in the plan: its expected seconds without loading, the model that it wants, seconds for a copy of it."""
+
+    experiment: str
+    seconds: float
+    model: str = "chat"
+    copying: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Load:
+    """A whole run: tasks by experiment, in the catalogue's order, and who waits for whom."""
+
+    tasks: dict[str, list[Task]]
+    needs: Mapping[str, Sequence[str]]
+    loading: float = 0.0
+    """Seconds until a worker has a model."""
+    by_driver: set[str] = field(default_factory=set)
+
+    @property
+    def n_units(self) -> int:
+        return sum(map(len, self.tasks.values()))
+
+
+def load_of(size: str, n_behaviors: int) -> tuple[Load, RunConfig]:
+    """The paper's experiments for so many behaviors: those beyond its seven are like the seven, one after the other."""
+    model = f"meta-llama/Llama-2-{size}-chat-hf"
+    more = {"base_model": "none"} if size == "70b" else {}
+    config = RunConfig.of(model, "paper", dtype=DTYPE, judge="j", judge_url="http://localhost/v1", **more)
+    config = config.model_copy(update={"stand_ins": missing_sets(config)})
+    skipped = skip_reasons(EXPERIMENTS, config)
+    able = [one for one in EXPERIMENTS if one.name not in skipped and not one.apart]
+    if size == "70b":  # float32 weights and gradients: 276 GB and more
+        able = [one for one in able if not one.name.startswith("finetun")]
+    costs = unit_costs(able, Context(config, RunFolder("none")))
+    rates, parameters = gpu_rates(CARD, DTYPE), n_parameters(model) or 0
+    tasks: dict[str, list[Task]] = {one.name: [] for one in able}
+    for (name, unit), cost in costs.items():
+        wanted = "base" if name in ON_BASE else "chat"
+        copying = 4 * parameters / DISK if name in COPIES else 0.0
+        task = Task(experiment=name, seconds=rates.seconds(cost, parameters, DTYPE), model=wanted, copying=copying)
+        n_like_it = len(range(config.behaviors.index(dict(unit.arguments)["behavior"]), n_behaviors, 7)) if (
+            "behavior" in dict(unit.arguments)
+        ) else 1  # fmt: skip
+        tasks[name] += [task] * n_like_it
+    load = Load(
+        tasks=tasks,
+        needs={one.name: [name for name in one.needs(config) if name in tasks] for one in able},
+        loading=2 * parameters / DISK,
+        by_driver={one.name for one in able if one.by_driver},
+    )
+    return load, config
+
+
+def strayed() -> dict[str, list[float]]:
+    """By experiment, measured seconds of units over those that their work foretells, at the experiment's own rate."""
+    with MEASURED.open() as file:
+        rows = {(row["experiment"], row["unit"]): float(row["seconds"]) for row in csv.DictReader(file)}
+    config = RunConfig.of("demo")
+    ran = [one for one in EXPERIMENTS if one.name in {name for name, _ in rows}]
+    costs = unit_costs(ran, Context(config, RunFolder("none")))
+    found: dict[str, list[tuple[float, float]]] = {}
+    for (name, unit), cost in costs.items():
+        if cost.work and (name, unit.name) in rows:
+            found.setdefault(name, []).append((rows[name, unit.name], cost.work))
+    ratios = {}
+    for name, pairs in found.items():
+        rate = sum(seconds for seconds, _ in pairs) / sum(work for _, work in pairs)
+        ratios[name] = [seconds / (rate * work) for seconds, work in pairs]
+    return ratios
+
+
+def longest(load: Load) -> float:
+    """Seconds of the longest chain: of every experiment the longest unit, behind what it needs."""
+    ends: dict[str, float] = {}
+    for name, tasks in load.tasks.items():
+        before = max((ends[needed] for needed in load.needs[name]), default=0.0)
+        ends[name] = before + max((task.seconds + task.copying for task in tasks), default=0.0)
+    return max(ends.values())
+
+
+def bounds(load: Load, n_workers: int, handling: float = HANDLING) -> tuple[dict[str, float], float]:
+    """What no run is shorter than, by what bounds it, and what none is longer than."""
+    work = sum(task.seconds + task.copying for tasks in load.tasks.values() for task in tasks)
+    parts = {
+        "work": load.loading + work / n_workers,
+        "chain": load.loading + longest(load),
+        "driver": load.loading + handling * load.n_units,
+    }
+    # A worker that does units of the base model, or of a copy, loads that, and then the run's own again.
+    others = {task.model if not task.copying else "copy" for tasks in load.tasks.values() for task in tasks} - {"chat"}
+    again = 2 * load.loading * len(others)
+    return parts, load.loading + again + work / n_workers + longest(load) + handling * load.n_units
+
+
+def simulate(load: Load, n_workers: int, ratios: Mapping[str, Sequence[float]], seed: int, handling: float) -> float:
+    """Seconds of a run by the runner's own rules, units' times strayed as those that were measured."""
+    rng = random.Random(seed)
+    pooled = [ratio for many in ratios.values() for ratio in many] or [1.0]
+    waiting = {name: deque(tasks) for name, tasks in load.tasks.items()}
+    running = dict.fromkeys(load.tasks, 0)
+    models = ["none"] * n_workers
+    idle = list(range(n_workers))
+    ending: list[tuple[float, int, str]] = []  # when, which worker (-1: the driver's thread), of which experiment
+    now, driver_free, thread_free = 0.0, 0.0, True
+    while any(waiting.values()) or ending:
+        for name, units in waiting.items():
+            if any(waiting[needed] or running[needed] for needed in load.needs[name]):
+                continue
+            while units and (thread_free if name in load.by_driver else idle):
+                task = units.popleft()
+                running[name] += 1
+                if name in load.by_driver:
+                    thread_free = False
+                    heapq.heappush(ending, (now + task.seconds, -1, name))
+                    continue
+                worker = idle.pop()
+                takes = task.copying + task.seconds * rng.choice(ratios.get(name) or pooled)
+                if task.copying:
+                    models[worker] = "none"
+                elif task.seconds and models[worker] != task.model:
+                    takes += load.loading
+                    models[worker] = task.model
+                heapq.heappush(ending, (now + takes, worker, name))
+        now, worker, name = heapq.heappop(ending)
+        now = driver_free = max(now, driver_free) + handling
+        running[name] -= 1
+        if worker < 0:
+            thread_free = True
+        else:
+            idle.append(worker)
+    return now
+
+
+def span(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def volume(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def tables(n_seeds: int) -> None:
+    ratios = strayed()
+    with MEASURED.open() as file:
+        frames = [int(row["bytes"]) for row in csv.DictReader(file)]
+    frame = LARGER * sum(frames) / len(frames)
+    gpus = (1, 2, 4, 8, 16, 32, 64)
+    print(
+        "| model | behaviors | units | seconds of one card | weights | vectors, to each worker | frames back, at most |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    every = {}
+    for size in WIDTHS:
+        for n in (7, 100):
+            load, config = every[size, n] = load_of(size, n)
+            work = sum(task.seconds for tasks in load.tasks.values() for task in tasks)
+            weights = 2.0 * (n_parameters(config.model) or 0)
+            vectors = n * KNOWN_LAYERS[f"Llama-2-{size}"] * WIDTHS[size] * 4 * (2 if config.base_model else 1)
+            cells = (size.upper(), n, load.n_units, span(work), volume(weights), volume(vectors))
+            print("| " + " | ".join(map(str, cells)) + f" | {volume(load.n_units * frame)} |")
+    print(f"\n| model | behaviors | {' | '.join(f'{n} GPU{chr(115) * (n > 1)}' for n in gpus)} |")
+    print("|---|---|" + "---|" * len(gpus))
+    worst = [1.0, 1.0]
+    for (size, n), (load, _) in every.items():
+        cells = []
+        for n_gpus in gpus:
+            n_workers = n_gpus // CARDS[size]
+            if not n_workers:
+                cells.append("none")
+                continue
+            parts, most = bounds(load, n_workers)
+            why, least = max(parts.items(), key=lambda part: part[1])
+            if load.loading > least / 2:
+                why = "load"
+            # Strayed units: the bounds of each draw are its own, so the simulation is held to those of planned times.
+            plain = simulate(load, n_workers, {}, 0, HANDLING)
+            assert least * 0.9999 <= plain <= most * 1.0001, (size, n, n_gpus, least, plain, most)
+            found = sorted(simulate(load, n_workers, ratios, seed, HANDLING) for seed in range(n_seeds))
+            middle = found[len(found) // 2]
+            worst = [min(worst[0], middle / least), max(worst[1], middle / least)]
+            cells.append(f"{span(middle)} ({why})")
+        print(f"| {size.upper()} | {n} | " + " | ".join(cells) + " |")
+    print(f"\nSimulated over the lower bound: {worst[0]:.2f} to {worst[1]:.2f}.")
+    size = max(2 * n * KNOWN_LAYERS[f"Llama-2-{s}"] * WIDTHS[s] * 4 for s, n in every if s != "70b")
+    print(f"Vectors of 100 behaviors at 13B and their base model's to a node: {size / NETWORK:.2f} s at 10 Gbit/s.")
+
+
+def one_sweep() -> None:
+    """A sweep of 80 layers x 5 multipliers over 50 questions of Llama 2 70B, beside what a second worker costs."""
+    parameters, rates = n_parameters("Llama-2-70b") or 0, gpu_rates(CARD, DTYPE)
+    layers, multipliers, questions = 80, 4, 50  # multiplier 0 is the plain model
+    print("| questions | tokens | steered | plain passes | seconds of compute, one card at a time |")
+    print("|---|---|---|---|---|")
+    for name, tokens, steered, sides in (("letters", 80, 2, 1), ("completions", 60, 20, 2)):
+        passes = sides * (1 + steered * multipliers * (layers - 1) / (2 * tokens))
+        seconds = questions * passes * 2 * parameters * tokens / (EFFICIENCY * rates.flops)
+        print(f"| {questions} by {name} | {tokens} | {steered} | {passes:.1f} | {seconds:.0f} |")
+    print(f"\nLoading {2 * parameters / 1e9:.0f} GB at {DISK / 1e9:.0f} GB/s: {2 * parameters / DISK:.0f} s a worker.")
+
+
+# ---- measured here ---------------------------------------------------------------------------------------------
+
+
+def asleep(unit: Unit, context: Context) -> object:
+    import pandas as pd
+
+    time.sleep(unit["seconds"])
+    return pd.DataFrame({"x": range(50), "y": 0.5})
+
+
+def sleeping(name: str, seconds: Sequence[float], *needs: str) -> Experiment:
+    from caa_lens.report.page import Section
+
+    units = [Unit.of(i=i, seconds=float(s)) for i, s in enumerate(seconds)]
+    return Experiment(
+        name=name,
+        title=name,
+        source="",
+        units=lambda config: units,
+        run=asleep,
+        section=lambda frames, config: Section(title=name),
+        needs=lambda config: needs,
+    )
+
+
+class Waiting:
+    """Ray, with the seconds that the driver waits for it."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray, self.seconds = ray, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ray, name)
+
+    def wait(self, *words: Any, **more: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return self._ray.wait(*words, **more)
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+class Clock:
+    """Times a run from the end of its `warm` experiment on, during which workers start."""
+
+    def __init__(self, engine: Any, n_warm: int) -> None:
+        self._engine, self._n_warm = engine, n_warm
+        self.began = self.ended = self.waited = 0.0
+        self.n = 0
+
+    def at(self, experiment: Experiment, unit: Unit) -> None:
+        if not isinstance(self._engine._ray, Waiting):
+            self._engine._ray = Waiting(self._engine._ray)
+
+    def done(self, experiment: Experiment, unit: Unit) -> None:
+        now, waited = time.perf_counter(), self._engine._ray.seconds
+        if experiment.name != "warm":
+            self.n, self.ended = self.n + 1, now
+            self.waited = waited - self._before
+            return
+        self._n_warm -= 1
+        if not self._n_warm:
+            self.began, self._before = now, waited
+
+    @property
+    def took(self) -> float:
+        return self.ended - self.began
+
+    @property
+    def handling(self) -> float:
+        """Seconds of the driver's own, a result."""
+        return (self.took - self.waited) / self.n
+
+
+def by_ray(experiments: Sequence[Experiment], n_workers: int, n_warm: int) -> Clock:
+    from experiments.running.ray_cluster import Demand
+    from experiments.running.ray_workers import RayWorkers
+
+    config = RunConfig(model="none", behaviors=("a",))
+    with tempfile.TemporaryDirectory() as place:
+        folder = RunFolder(Path(place) / "run")
+        engine = RayWorkers(n_workers, device="none", demand=Demand(cpus=0.5))
+        clock = Clock(engine, n_warm)
+        with folder.held():
+            folder.claim({"config": {}, "versions": {}}, {})
+            run(experiments, config, folder, progress=clock, engine=engine)
+    return clock
+
+
+def measure() -> None:
+    """The driver's time a result, and a run of sleeping units by Ray's workers beside its simulation."""
+    rng = random.Random(0)
+    lengths = {"first": (6, ("warm",)), "then": (24, ("first",)), "last": (10, ("then",))}
+    many = {name: [rng.uniform(0.2, 1.5) for _ in range(n)] for name, (n, _) in lengths.items()}
+    warm = sleeping("warm", [8.0] * 3)
+    handling = by_ray([warm, sleeping("empty", [0.0] * 200, "warm")], 1, 3).handling
+    print(f"the driver's own time for each of 200 results: {1e3 * handling:.1f} ms")
+    for n_workers in (2, 3):
+        load = Load(
+            tasks={name: [Task(experiment=name, seconds=s) for s in seconds] for name, seconds in many.items()},
+            needs={"first": (), "then": ("first",), "last": ("then",)},
+        )
+        expected = simulate(load, n_workers, {name: [1.0] for name in many}, 0, handling)
+        chain = [sleeping(name, seconds, *lengths[name][1]) for name, seconds in many.items()]
+        took = by_ray([warm, *chain], n_workers, 3).took
+        print(f"40 sleeping units by {n_workers} workers: simulated {expected:.2f} s, took {took:.2f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sweep", action="store_true", help="one sweep of 70B instead")
+    parser.add_argument("--measure", action="store_true", help="the driver and a run by Ray, here")
+    parser.add_argument("--seeds", type=int, default=5, help="simulations of each cell; the middle one is shown")
+    options = parser.parse_args()
+    if options.sweep:
+        one_sweep()
+    elif options.measure:
+        measure()
+    else:
+        tables(options.seeds)
+
+
+if __name__ == "__main__":
+    main()
