@@ -12,8 +12,9 @@ of a unit on a card (`experiments/running/rates.py`, by its data sheet), of load
 
 The plan is two bounds. No run ends before `least`: the loading of a model, and the largest of the work shared by all
 workers, the longest chain of units that wait for each other, and the driver's time for all results. None that keeps its
-workers busy ends after `most`: loading, shared work and longest chain one after the other (Graham 1969), and the
-driver. The simulation is of the runner itself, unit by unit: who waits for whom, one driver, models loaded again.
+workers busy ends after `most`: shared work and longest chain one after the other (Graham 1969), with a model loaded at
+every link, and the driver. The simulation is of the runner itself, unit by unit: who waits for whom, one driver, models
+that are loaded again.
 """
 
 import argparse
@@ -95,7 +96,7 @@ def load_of(size: str, n_behaviors: int) -> tuple[Load, RunConfig]:
     tasks: dict[str, list[Task]] = {one.name: [] for one in able}
     for (name, unit), cost in costs.items():
         wanted = "base" if name in ON_BASE else "chat"
-        copying = 4 * parameters / DISK if name in COPIES else 0.0
+        copying = 2 * parameters / DISK if name in COPIES else 0.0
         task = Task(experiment=name, seconds=rates.seconds(cost, parameters, DTYPE), model=wanted, copying=copying)
         n_like_it = len(range(config.behaviors.index(dict(unit.arguments)["behavior"]), n_behaviors, 7)) if (
             "behavior" in dict(unit.arguments)
@@ -128,12 +129,12 @@ def strayed() -> dict[str, list[float]]:
     return ratios
 
 
-def longest(load: Load) -> float:
-    """Seconds of the longest chain: of every experiment the longest unit, behind what it needs."""
+def longest(load: Load, more: float = 0.0) -> float:
+    """Seconds of the longest chain: of every experiment the longest unit, behind what it needs; and `more` a link."""
     ends: dict[str, float] = {}
     for name, tasks in load.tasks.items():
         before = max((ends[needed] for needed in load.needs[name]), default=0.0)
-        ends[name] = before + max((task.seconds + task.copying for task in tasks), default=0.0)
+        ends[name] = before + max((task.seconds + task.copying + more for task in tasks), default=0.0)
     return max(ends.values())
 
 
@@ -145,10 +146,10 @@ def bounds(load: Load, n_workers: int, handling: float = HANDLING) -> tuple[dict
         "chain": load.loading + longest(load),
         "driver": load.loading + handling * load.n_units,
     }
-    # A worker that does units of the base model, or of a copy, loads that, and then the run's own again.
+    # A unit may find a worker that has still to load its model, or has loaded another for the unit before.
     others = {task.model if not task.copying else "copy" for tasks in load.tasks.values() for task in tasks} - {"chat"}
     again = 2 * load.loading * len(others)
-    return parts, load.loading + again + work / n_workers + longest(load) + handling * load.n_units
+    return parts, again + work / n_workers + longest(load, load.loading) + handling * load.n_units
 
 
 def simulate(load: Load, n_workers: int, ratios: Mapping[str, Sequence[float]], seed: int, handling: float) -> float:
@@ -172,7 +173,7 @@ def simulate(load: Load, n_workers: int, ratios: Mapping[str, Sequence[float]], 
                     thread_free = False
                     heapq.heappush(ending, (now + task.seconds, -1, name))
                     continue
-                worker = idle.pop()
+                worker = heapq.heappop(idle)  # the first of them, so that those come last that have no model yet
                 takes = task.copying + task.seconds * rng.choice(ratios.get(name) or pooled)
                 if task.copying:
                     models[worker] = "none"
@@ -186,7 +187,7 @@ def simulate(load: Load, n_workers: int, ratios: Mapping[str, Sequence[float]], 
         if worker < 0:
             thread_free = True
         else:
-            idle.append(worker)
+            heapq.heappush(idle, worker)
     return now
 
 

@@ -117,6 +117,7 @@ def main(
         return
     experiments = with_needs(wanted, EXPERIMENTS, config)
     began = time.perf_counter()
+    folder.check_ours()
     with folder.held(say=console.print):
         resumed = folder.claim(run_identity(config), run_notes([one.name for one in EXPERIMENTS]))
         if resumed:

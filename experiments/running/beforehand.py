@@ -9,7 +9,9 @@ from experiments.running.settings import RunConfig
 
 KNOWN_LAYERS = {"demo": 30, "Llama-2-7b": 32, "Llama-2-13b": 40, "Llama-2-70b": 80}
 KNOWN_PARAMETERS = {
-    "demo": 134_515_008, "Llama-2-7b": 6_738_415_616, "Llama-2-13b": 13_015_864_320,
+    "demo": 134_515_008,
+    "Llama-2-7b": 6_738_415_616,
+    "Llama-2-13b": 13_015_864_320,
     "Llama-2-70b": 68_976_648_192,
 }
 

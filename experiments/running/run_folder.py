@@ -55,12 +55,10 @@ class RunFolder:
 
         Raises:
             HeldError: another process is that.
-            OtherRunError: the folder has files that are not a run's.
         """
         if self._holder is not None:
             yield
             return
-        self._check_ours()
         with ExitStack() as stack:
             with self.full_disk_said():
                 self._holder = stack.enter_context(Holder(self.path, say=say))
@@ -83,7 +81,7 @@ class RunFolder:
         """
         file = self.path / "run.json"
         wanted = json.loads(json.dumps(identity))
-        self._check_ours()
+        self.check_ours()
         self.sweep_up(file)
         if not file.exists():
             text = json.dumps({**wanted, "about": about}, indent=2, ensure_ascii=False)
@@ -98,6 +96,12 @@ class RunFolder:
                 "settings of that run, or delete it"
             )
         return True
+
+    def check_ours(self) -> None:
+        """Raises `OtherRunError` if the folder has files, and they are not a run's."""
+        there = {file.name for file in self.path.iterdir()} if self.path.is_dir() else set()
+        if any(not name.startswith(".") for name in there) and not {NAME, "run.json"} & there:
+            raise OtherRunError(f"{self.path} is not empty and holds no run: choose another folder with --out")
 
     def about(self) -> dict[str, Any]:
         """The contents of `run.json`."""
@@ -284,11 +288,6 @@ class RunFolder:
         """Remove what a killed process left beside a file; the caller holds the folder."""
         for leftover in file.parent.glob(f".{glob.escape(file.stem)}.????????{file.suffix}"):
             leftover.unlink(missing_ok=True)
-
-    def _check_ours(self) -> None:
-        there = {file.name for file in self.path.iterdir()} if self.path.is_dir() else set()
-        if any(not name.startswith(".") for name in there) and not {NAME, "run.json"} & there:
-            raise OtherRunError(f"{self.path} is not empty and holds no run: choose another folder with --out")
 
 
 def parquet(frame: "pd.DataFrame") -> bytes:

@@ -116,10 +116,11 @@ def test_who_holds_a_folder_renews_its_name_and_stops_if_the_folder_was_taken_ov
     assert json.loads(file.read_text())["process"] == 5  # and it is left to its holder
 
 
-def test_a_folder_of_other_things_is_not_held(tmp_path):
+def test_a_folder_of_other_things_is_not_held(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.__main__.n_layers", lambda model, fetch: 30)
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(OtherRunError, match="is not empty and holds no run"), RunFolder(tmp_path).held():
-        pass
+    with pytest.raises(OtherRunError, match="is not empty and holds no run"):
+        main(["vectors"], out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
