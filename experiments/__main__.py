@@ -62,7 +62,7 @@ def main(
     n_questions: Annotated[Optional[int], Option(help="Questions of MMLU and of TruthfulQA.")] = None,  # noqa: UP045
     max_new_tokens: Annotated[Optional[int], Option(help="Length of answers.")] = None,  # noqa: UP045
     dtype: Annotated[Optional[str], Option(help="float32, bfloat16 or float16.")] = None,  # noqa: UP045
-    device: Annotated[Optional[str], Option(help="cpu, cuda, mps.")] = None,  # noqa: UP045
+    device: Annotated[Optional[str], Option(help="cpu, cuda, mps; auto: all cards of a process together.")] = None,  # noqa: UP045
     finetune: Annotated[Optional[str], Option(help="'full' or 'lora'.")] = None,  # noqa: UP045
     judge: Annotated[Optional[str], Option(help="The judge's model name.")] = None,  # noqa: UP045
     judge_url: Annotated[Optional[str], Option(help="An OpenAI-compatible endpoint.")] = None,  # noqa: UP045

@@ -3,9 +3,9 @@
 #
 #     sbatch experiments/clusters/slurm.sh meta-llama/Llama-2-7b-chat-hf [more words of the command]
 #
-# Submit it from the project's folder, with the environment active that has caa-lens[cluster] on every node. The run folder
-# must lie where the first node keeps it (a shared file system, or its own disk); other nodes never look there. The model
-# must be at the same path, or in the Hugging Face cache, of every node. Requeued or submitted again, the job goes on.
+# Submit it from the project's folder, with the environment active that has caa-lens[cluster] on every node. The run
+# folder must lie where the first node keeps it (a shared file system, or its own disk); other nodes never look there. The
+# model must be at the same path, or in the Hugging Face cache, of every node. Requeued or submitted again, it goes on.
 #SBATCH --job-name=caa-lens
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -26,7 +26,8 @@ port=$((20000 + SLURM_JOB_ID % 20000))  # two jobs may share a node
 
 # `--block` keeps Ray in the step, so that Slurm ends it with the job.
 srun --nodes=1 --ntasks=1 --overlap -w "$head" ray start --head --block --include-dashboard=false \
-    --node-ip-address="$address" --port="$port" --num-gpus="${SLURM_GPUS_ON_NODE:-8}" --num-cpus="$SLURM_CPUS_PER_TASK" &
+    --node-ip-address="$address" --port="$port" \
+    --num-gpus="${SLURM_GPUS_ON_NODE:-8}" --num-cpus="$SLURM_CPUS_PER_TASK" &
 sleep 20
 n_others=$((SLURM_JOB_NUM_NODES - 1))
 if [ "$n_others" -gt 0 ]; then

@@ -48,7 +48,7 @@ def check_device(device: str | None) -> None:
     """Raises `ValueError` for a device that is not on this machine."""
     from caa_lens.models.loading.device_memory import devices
 
-    if device is None:
+    if device in (None, "auto"):
         return
     found = devices()
     kind, _, index = device.partition(":")

@@ -148,7 +148,7 @@ def demanded(
 
     On this machine workers share its cards and cores; on a cluster each asks for a card, or without cards for `memory`.
     """
-    on_cards = device is None or device.startswith("cuda")
+    on_cards = device in (None, "auto") or str(device).startswith("cuda")
     if address is not None:
         gpus = float(on_cards) if gpus is None else gpus
         return workers, Demand(cpus=cpus or 1, gpus=gpus, memory=0 if gpus else memory, accelerator=accelerator)

@@ -60,11 +60,13 @@ def sources_hash() -> str:
 
 def kind_of_device(device: str | None) -> str:
     """The card's name, or the processor's with its vector instructions and the threads that share a product."""
-    if device is not None and device.partition(":")[0] not in ("cpu", "cuda"):
-        return device
+    kind = (device or "auto").partition(":")[0]
+    if kind not in ("auto", "cpu", "cuda"):
+        return kind
     import torch
 
-    kind = (device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0]
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda":
         return torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA card"
     name = platform.processor() or platform.machine()
