@@ -13,12 +13,14 @@ from helpers import cheap_run as cheap
 from experiments.__main__ import main
 from experiments.running import holder, ray_cluster, ray_worker
 from experiments.running.beforehand import check_workers
+from experiments.running.context import Context
 from experiments.running.holder import HeldError, Holder
 from experiments.running.ray_cluster import ClusterError, Demand, demanded
 from experiments.running.ray_worker import Worker, about_here
 from experiments.running.ray_workers import RayWorkers
 from experiments.running.run_folder import OtherRunError, RunFolder
 from experiments.running.runner import run
+from experiments.running.units import Unit
 
 # ---- the one process that writes ---------------------------------------------------------------------------------
 
@@ -122,6 +124,39 @@ def test_a_folder_of_other_things_is_not_held(tmp_path, monkeypatch):
     with pytest.raises(OtherRunError, match="is not empty and holds no run"):
         main(["vectors"], out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_unit_is_done_when_all_that_it_has_left_is_there(tmp_path, monkeypatch):
+    folder, unit = RunFolder(tmp_path), Unit.of(behavior="a")
+    put = folder.put
+    monkeypatch.setattr(folder, "put", lambda file, data: put(file, data) if file.suffix == ".parquet" else no_room())
+    with pytest.raises(OSError, match="no room"):
+        folder.save_bytes("vectors", unit, b"frame", {"vectors/a.safetensors": b"numbers"})
+    assert not folder.is_done("vectors", unit)
+    monkeypatch.undo()
+    folder.save_bytes("vectors", unit, b"frame", {"vectors/a.safetensors": b"numbers"})
+    assert folder.is_done("vectors", unit)
+    assert folder.files_of("vectors", unit) == {
+        "vectors/a.safetensors": b"numbers",
+        "vectors/units/behavior=a.parquet": b"frame",
+    }
+
+
+def no_room():
+    raise OSError("no room")
+
+
+def test_several_cards_of_a_worker_are_one_place_for_a_model(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("caa_lens.models.loading.load.load_model", lambda name, **place: asked.append(place))
+    for device in ("auto", "cuda", None):
+        Context(cheap.CONFIG, RunFolder(tmp_path), device=device).load("other")
+    assert asked == [
+        {"dtype": "float32", "device_map": "auto"},
+        {"dtype": "float32", "device": "cuda"},
+        {"dtype": "float32", "device": None},
+    ]
+    assert demanded(2, "auto", "auto", gpus=2, memory=1e9) == (2, Demand(gpus=2))
 
 
 # ---- the command's words -----------------------------------------------------------------------------------------
