@@ -140,7 +140,7 @@ def longest(load: Load, more: float = 0.0) -> float:
 
 def bounds(load: Load, n_workers: int, handling: float = HANDLING) -> tuple[dict[str, float], float]:
     """What no run is shorter than, by what bounds it, and what none is longer than."""
-    work = sum(task.seconds + task.copying for tasks in load.tasks.values() for task in tasks)
+    work = seconds_of(load)
     parts = {
         "work": load.loading + work / n_workers,
         "chain": load.loading + longest(load),
@@ -199,50 +199,89 @@ def volume(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def tables(n_seeds: int) -> None:
-    ratios = strayed()
+AMOUNTS = (
+    "model",
+    "behaviors",
+    "units",
+    "seconds of one card",
+    "weights",
+    "vectors, to each worker",
+    "frames back, at most",
+)
+LIMITS = (
+    "model",
+    "behaviors",
+    "load, a worker",
+    "object store, a worker",
+    "driver, all results",
+    "longest chain",
+    "work / 64 GPUs",
+)
+NUMBERS = (1, 2, 4, 8, 16, 32, 64)  # of GPUs
+
+
+def seconds_of(load: Load) -> float:
+    return sum(task.seconds + task.copying for tasks in load.tasks.values() for task in tasks)
+
+
+def vectors_of(size: str, n_behaviors: int, config: RunConfig) -> int:
+    """Bytes of all behaviors' vectors at every layer, in float32, and of the base model's."""
+    return n_behaviors * KNOWN_LAYERS[f"Llama-2-{size}"] * WIDTHS[size] * 4 * (2 if config.base_model else 1)
+
+
+def amounts(size: str, n: int, load: Load, config: RunConfig) -> list[str]:
     with MEASURED.open() as file:
         frames = [int(row["bytes"]) for row in csv.DictReader(file)]
-    frame = LARGER * sum(frames) / len(frames)
-    gpus = (1, 2, 4, 8, 16, 32, 64)
-    print(
-        "| model | behaviors | units | seconds of one card | weights | vectors, to each worker | frames back, at most |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    every = {}
-    for size in WIDTHS:
-        for n in (7, 100):
-            load, config = every[size, n] = load_of(size, n)
-            work = sum(task.seconds for tasks in load.tasks.values() for task in tasks)
-            weights = 2.0 * (n_parameters(config.model) or 0)
-            vectors = n * KNOWN_LAYERS[f"Llama-2-{size}"] * WIDTHS[size] * 4 * (2 if config.base_model else 1)
-            cells = (size.upper(), n, load.n_units, span(work), volume(weights), volume(vectors))
-            print("| " + " | ".join(map(str, cells)) + f" | {volume(load.n_units * frame)} |")
-    print(f"\n| model | behaviors | {' | '.join(f'{n} GPU{chr(115) * (n > 1)}' for n in gpus)} |")
-    print("|---|---|" + "---|" * len(gpus))
-    worst = [1.0, 1.0]
-    for (size, n), (load, _) in every.items():
-        cells = []
-        for n_gpus in gpus:
-            n_workers = n_gpus // CARDS[size]
-            if not n_workers:
-                cells.append("none")
-                continue
-            parts, most = bounds(load, n_workers)
-            why, least = max(parts.items(), key=lambda part: part[1])
-            if load.loading > least / 2:
-                why = "load"
-            # Strayed units: the bounds of each draw are its own, so the simulation is held to those of planned times.
-            plain = simulate(load, n_workers, {}, 0, HANDLING)
-            assert least * 0.9999 <= plain <= most * 1.0001, (size, n, n_gpus, least, plain, most)
-            found = sorted(simulate(load, n_workers, ratios, seed, HANDLING) for seed in range(n_seeds))
-            middle = found[len(found) // 2]
-            worst = [min(worst[0], middle / least), max(worst[1], middle / least)]
-            cells.append(f"{span(middle)} ({why})")
-        print(f"| {size.upper()} | {n} | " + " | ".join(cells) + " |")
-    print(f"\nSimulated over the lower bound: {worst[0]:.2f} to {worst[1]:.2f}.")
-    size = max(2 * n * KNOWN_LAYERS[f"Llama-2-{s}"] * WIDTHS[s] * 4 for s, n in every if s != "70b")
-    print(f"Vectors of 100 behaviors at 13B and their base model's to a node: {size / NETWORK:.2f} s at 10 Gbit/s.")
+    back = load.n_units * LARGER * sum(frames) / len(frames)
+    work = sum(task.seconds for tasks in load.tasks.values() for task in tasks)
+    sizes = [volume(amount) for amount in (2.0 * (n_parameters(config.model) or 0), vectors_of(size, n, config), back)]
+    return [size.upper(), str(n), str(load.n_units), span(work), *sizes]
+
+
+def limits(size: str, n: int, load: Load, config: RunConfig) -> list[str]:
+    shared = seconds_of(load) / (NUMBERS[-1] // CARDS[size])
+    store = vectors_of(size, n, config) / NETWORK
+    parts = (load.loading, store, HANDLING * load.n_units, longest(load), shared)
+    return [size.upper(), str(n), *(f"{seconds:.{0 if seconds > 10 else 2}f} s" for seconds in parts)]
+
+
+def times(
+    size: str, n: int, load: Load, ratios: Mapping[str, Sequence[float]], n_seeds: int
+) -> tuple[list[str], list[float]]:
+    """A row of simulated times with what bounds them most, and how many times the lower bound they are."""
+    cells, over = [size.upper(), str(n)], []
+    for n_gpus in NUMBERS:
+        n_workers = n_gpus // CARDS[size]
+        if not n_workers:
+            cells.append("none")
+            continue
+        parts, most = bounds(load, n_workers)
+        why, least = max(parts.items(), key=lambda part: part[1])
+        # Strayed units may be shorter than planned: the bounds are of units as planned, and so is what they hold.
+        plain = simulate(load, n_workers, {}, 0, HANDLING)
+        assert least * 0.9999 <= plain <= most * 1.0001, (size, n, n_gpus, least, plain, most)
+        found = sorted(simulate(load, n_workers, ratios, seed, HANDLING) for seed in range(n_seeds))
+        over.append(found[len(found) // 2] / least)
+        cells.append(f"{span(found[len(found) // 2])} ({why})")
+    return cells, over
+
+
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def tables(n_seeds: int) -> None:
+    ratios = strayed()
+    every = {(size, n): load_of(size, n) for size in WIDTHS for n in (7, 100)}
+    print_rows(AMOUNTS, [amounts(*key, *found) for key, found in every.items()])
+    rows = [times(*key, load, ratios, n_seeds) for key, (load, _) in every.items()]
+    header = ("model", "behaviors", *(f"{n} GPU{'s' if n > 1 else ''}" for n in NUMBERS))
+    print_rows(header, [cells for cells, _ in rows])
+    over = [ratio for _, many in rows for ratio in many]
+    print(f"\nSimulated over the lower bound: {min(over):.2f} to {max(over):.2f}.")
+    print_rows(LIMITS, [limits(*key, *found) for key, found in every.items()])
 
 
 def one_sweep() -> None:

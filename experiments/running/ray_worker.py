@@ -11,6 +11,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -136,14 +137,9 @@ class Worker:
         self._unpack(own)
         before = self._stamps()
         ending = attempt(self._experiments[name], unit, self._context)
-        left = {place: stamp for place, stamp in self._stamps().items() if before.get(place) != stamp}
-        files = {place: (self._folder.path / place).read_bytes() for place in left}
-        if ending.failed or ending.postponed:
-            files = {}
-        ending = Ending(
-            frame=ending.frame, files=files, failed=ending.failed, traceback=ending.traceback,
-            postponed=ending.postponed, stop=ending.stop,
-        )  # fmt: skip
+        if not (ending.failed or ending.postponed):
+            left = [place for place, stamp in self._stamps().items() if before.get(place) != stamp]
+            ending = replace(ending, files={place: (self._folder.path / place).read_bytes() for place in left})
         return (name, unit.name), ending
 
     def close(self) -> None:

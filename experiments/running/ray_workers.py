@@ -70,7 +70,8 @@ class RayWorkers:
         retries: int = RETRIES,
     ) -> None:
         self._n, self._address, self._demand = n, address, demand or Demand()
-        self._device, self._say, self._retries = device, say, retries
+        self._device = "cpu" if device is None and not self._demand.gpus else device
+        self._say, self._retries = say, retries
         self._hands: list[_Hand] = []
         self._again: deque[Job] = deque()
         self._lost: Counter[tuple[str, str]] = Counter()  # workers, by the unit that they were at
