@@ -8,30 +8,22 @@ Counted: units and their tokens and steps (the experiments' own `cost`), bytes o
 of a unit on a card (`experiments/running/rates.py`, by its data sheet), of loading (`DISK`) and of the network
 (`NETWORK`). Measured: the driver's seconds a result (`HANDLING`), and how far units stray from their plan:
 `unit_seconds.csv` has the seconds and bytes of every unit of the demo model's run that experiments/README.md tells of
-(one core of an AMD EPYC).
-
-The plan is two bounds. No run ends before `least`: the loading of a model, and the largest of the work shared by all
-workers, the longest chain of units that wait for each other, and the driver's time for all results. None that keeps its
-workers busy ends after `most`: shared work and longest chain one after the other (Graham 1969), with a model loaded at
-every link, and the driver. The simulation is of the runner itself, unit by unit: who waits for whom, one driver, models
-that are loaded again.
+(one core of an AMD EPYC). How a run follows from its units: `schedule.py`.
 """
 
 import argparse
 import csv
-import heapq
 import random
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.schedule import Load, Task, bounds, longest, seconds_of, simulate
 from experiments.catalogue import EXPERIMENTS
 from experiments.running.beforehand import KNOWN_LAYERS, n_parameters
 from experiments.running.behavior_sets import missing_sets
@@ -54,31 +46,6 @@ CARDS = {"7b": 1, "13b": 1, "70b": 2}  # of a worker: 138 GB of weights fit on n
 ON_BASE = ("base_vectors",)
 COPIES = ("finetuning",)  # units that load a copy of their own, in float32
 MEASURED = Path(__file__).with_name("unit_seconds.csv")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """A unit in the plan: its expected seconds without loading, the model that it wants, seconds for a copy of it."""
-
-    experiment: str
-    seconds: float
-    model: str = "chat"
-    copying: float = 0.0
-
-
-@dataclass(slots=True, kw_only=True)
-class Load:
-    """A whole run: tasks by experiment, in the catalogue's order, and who waits for whom."""
-
-    tasks: dict[str, list[Task]]
-    needs: Mapping[str, Sequence[str]]
-    loading: float = 0.0
-    """Seconds until a worker has a model."""
-    by_driver: set[str] = field(default_factory=set)
-
-    @property
-    def n_units(self) -> int:
-        return sum(map(len, self.tasks.values()))
 
 
 def load_of(size: str, n_behaviors: int) -> tuple[Load, RunConfig]:
@@ -129,68 +96,6 @@ def strayed() -> dict[str, list[float]]:
     return ratios
 
 
-def longest(load: Load, more: float = 0.0) -> float:
-    """Seconds of the longest chain: of every experiment the longest unit, behind what it needs; and `more` a link."""
-    ends: dict[str, float] = {}
-    for name, tasks in load.tasks.items():
-        before = max((ends[needed] for needed in load.needs[name]), default=0.0)
-        ends[name] = before + max((task.seconds + task.copying + more for task in tasks), default=0.0)
-    return max(ends.values())
-
-
-def bounds(load: Load, n_workers: int, handling: float = HANDLING) -> tuple[dict[str, float], float]:
-    """What no run is shorter than, by what bounds it, and what none is longer than."""
-    work = seconds_of(load)
-    parts = {
-        "work": load.loading + work / n_workers,
-        "chain": load.loading + longest(load),
-        "driver": load.loading + handling * load.n_units,
-    }
-    # A unit may find a worker that has still to load its model, or has loaded another for the unit before.
-    others = {task.model if not task.copying else "copy" for tasks in load.tasks.values() for task in tasks} - {"chat"}
-    again = 2 * load.loading * len(others)
-    return parts, again + work / n_workers + longest(load, load.loading) + handling * load.n_units
-
-
-def simulate(load: Load, n_workers: int, ratios: Mapping[str, Sequence[float]], seed: int, handling: float) -> float:
-    """Seconds of a run by the runner's own rules, units' times strayed as those that were measured."""
-    rng = random.Random(seed)
-    pooled = [ratio for many in ratios.values() for ratio in many] or [1.0]
-    waiting = {name: deque(tasks) for name, tasks in load.tasks.items()}
-    running = dict.fromkeys(load.tasks, 0)
-    models = ["none"] * n_workers
-    idle = list(range(n_workers))
-    ending: list[tuple[float, int, str]] = []  # when, which worker (-1: the driver's thread), of which experiment
-    now, driver_free, thread_free = 0.0, 0.0, True
-    while any(waiting.values()) or ending:
-        for name, units in waiting.items():
-            if any(waiting[needed] or running[needed] for needed in load.needs[name]):
-                continue
-            while units and (thread_free if name in load.by_driver else idle):
-                task = units.popleft()
-                running[name] += 1
-                if name in load.by_driver:
-                    thread_free = False
-                    heapq.heappush(ending, (now + task.seconds, -1, name))
-                    continue
-                worker = heapq.heappop(idle)  # the first of them, so that those come last that have no model yet
-                takes = task.copying + task.seconds * rng.choice(ratios.get(name) or pooled)
-                if task.copying:
-                    models[worker] = "none"
-                elif task.seconds and models[worker] != task.model:
-                    takes += load.loading
-                    models[worker] = task.model
-                heapq.heappush(ending, (now + takes, worker, name))
-        now, worker, name = heapq.heappop(ending)
-        now = driver_free = max(now, driver_free) + handling
-        running[name] -= 1
-        if worker < 0:
-            thread_free = True
-        else:
-            heapq.heappush(idle, worker)
-    return now
-
-
 def span(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
@@ -218,10 +123,6 @@ LIMITS = (
     "work / 64 GPUs",
 )
 NUMBERS = (1, 2, 4, 8, 16, 32, 64)  # of GPUs
-
-
-def seconds_of(load: Load) -> float:
-    return sum(task.seconds + task.copying for tasks in load.tasks.values() for task in tasks)
 
 
 def vectors_of(size: str, n_behaviors: int, config: RunConfig) -> int:
@@ -255,7 +156,7 @@ def times(
         if not n_workers:
             cells.append("none")
             continue
-        parts, most = bounds(load, n_workers)
+        parts, most = bounds(load, n_workers, HANDLING)
         why, least = max(parts.items(), key=lambda part: part[1])
         # Strayed units may be shorter than planned: the bounds are of units as planned, and so is what they hold.
         plain = simulate(load, n_workers, {}, 0, HANDLING)

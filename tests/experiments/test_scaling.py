@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import scaling
-from benchmarks.scaling import Load, Task, bounds, longest, simulate
+from benchmarks.schedule import Load, Task, bounds, longest, simulate
 from experiments.running.costs import Cost
 from experiments.running.rates import gpu_rates
 
@@ -84,7 +84,8 @@ def test_a_hundred_behaviors_are_the_seven_over_and_over(no_data):
     (seven, config), (hundred, _) = scaling.load_of("7b", 7), scaling.load_of("7b", 100)
     assert len(seven.tasks["vectors"]) == 7
     assert len(hundred.tasks["vectors"]) == 100
-    assert len(hundred.tasks["truthful_qa"]) == 1  # has no behavior
+    assert len(hundred.tasks["truthful_qa"]) == 14  # of sycophancy alone
+    assert len(hundred.tasks["data_tables"]) == 2  # of no behavior
     cost = Cost(tokens=1000)
     assert seven.loading == 2 * 6_738_415_616 / scaling.DISK
     assert seven.tasks["vectors"][0].seconds > gpu_rates("h100", "bfloat16").seconds(cost, 6_738_415_616, "bfloat16")
