@@ -79,7 +79,7 @@ def joined(ray: Any, address: str | None, n: int | None, demand: Demand) -> Iter
     if ray.is_initialized():  # by the caller, who ends it
         yield
         return
-    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
             cpus = max(os.cpu_count() or 1, round((n or 1) * demand.cpus))

@@ -75,7 +75,7 @@ class RayWorkers:
         self._hands: list[_Hand] = []
         self._again: deque[Job] = deque()
         self._lost: Counter[tuple[str, str]] = Counter()  # workers, by the unit that they were at
-        self._lost_early = 0
+        self._lost_early = self._wanted = 0
         self._first: dict[str, str] = {}
         self._parcels: dict[str, Any] = {}
         self._own: queue.Queue[tuple[Job, Ending | BaseException]] = queue.Queue()
@@ -158,16 +158,17 @@ class RayWorkers:
         self._own.put((job, ending))
 
     def _give(self, job: Job) -> None:
-        hand = self._free()
+        hand = self._free(fresh=float("inf"))
         assert hand is not None
         folder, name = self._context.folder, job.experiment.name
         needs = {needed: [self._parcel(needed)] for needed in self._needed(name)}
         hand.job, hand.stage = job, "do"
         hand.asked = hand.actor.do.remote(name, job.unit, needs, folder.files_of(name, job.unit))
 
-    def _free(self) -> _Hand | None:
+    def _free(self, fresh: float = FRESH) -> _Hand | None:
+        """The first idle worker that was heard of lately: the first ones have a model already."""
         now = time.monotonic()
-        ready = (hand for hand in self._hands if hand.asked is None and now - hand.heard < FRESH)
+        ready = (hand for hand in self._hands if hand.asked is None and now - hand.heard < fresh)
         return next(ready, None)
 
     def _needed(self, name: str) -> list[str]:
@@ -188,8 +189,8 @@ class RayWorkers:
 
     def _look_around(self) -> None:
         """Replace workers, ask idle ones whether they live, and give units again whose workers were lost."""
-        wanted = self._n if self._n is not None else ray_cluster.capacity(self._ray, self._demand)
-        for _ in range(wanted - len(self._hands)):
+        self._wanted = self._n if self._n is not None else ray_cluster.capacity(self._ray, self._demand)
+        for _ in range(self._wanted - len(self._hands)):
             hand = _Hand(self._actor.remote())
             hand.asked = hand.actor.about.remote(self._device)
             self._hands.append(hand)
@@ -251,7 +252,7 @@ class RayWorkers:
         if hand.job is None:
             if hand.stage in ("about", "begin"):
                 self._lost_early += 1
-                if self._lost_early > RETRIES:
+                if self._lost_early > RETRIES * max(1, self._wanted):  # a node's workers are lost together
                     raise ClusterError(f"{self._lost_early} workers in turn were lost before they were ready: {why}")
             return
         name, unit = hand.job.key
