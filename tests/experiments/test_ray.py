@@ -21,7 +21,7 @@ import psutil
 import pytest
 from helpers import ray_run as cheap
 
-from experiments.running import ray_cluster
+from experiments.running import ray_cluster, ray_workers
 from experiments.running.experiment import Experiment
 from experiments.running.ray_cluster import LOOPBACK, QUIET, ClusterError, Demand, same_imports
 from experiments.running.ray_workers import RayWorkers
@@ -278,3 +278,17 @@ def test_a_worker_that_lacks_what_the_run_is_held_to_is_refused(cluster, tmp_pat
     with pytest.raises(ClusterError, match=r"not what the run is held to:\n  versions\.numpy: '0\.1' there, '\S+' now"):
         run(cheap.three(), cheap.CONFIG, folder, engine=workers(cluster))
     assert not list(folder.path.glob("*/units/*"))
+
+
+def test_a_cluster_without_room_is_told_at_once_and_waited_for_no_longer_than_said(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_workers, "PATIENCE", 1.0)
+    folder, said = RunFolder(tmp_path / "run"), []
+    cheap.claim(folder)
+    engine = RayWorkers(2, address=cluster.address, device="none", demand=Demand(cpus=64), say=said.append)
+    with pytest.raises(
+        ClusterError, match=r"no worker has started for .*: each asks for 64 CPU, and the cluster's 3 node"
+    ):
+        run(cheap.three(), cheap.CONFIG, folder, engine=engine)
+    assert said[0].startswith(
+        "Waiting for room: a worker asks for 64 CPU, and the cluster's 3 node(s) have 2 CPU, 0 GPU"
+    )

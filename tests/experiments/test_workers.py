@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ from experiments.running.context import Context
 from experiments.running.holder import HeldError, Holder
 from experiments.running.ray_cluster import ClusterError, Demand, demanded
 from experiments.running.ray_worker import Worker, about_here
-from experiments.running.ray_workers import RayWorkers
+from experiments.running.ray_workers import RETRIES, RayWorkers, _Hand
 from experiments.running.run_folder import OtherRunError, RunFolder
 from experiments.running.runner import run
 from experiments.running.units import Unit
@@ -249,6 +250,18 @@ def test_workers_on_two_kinds_of_device_are_refused(driver):
     driver._compare(of_a_node(device="A100"))
     with pytest.raises(ClusterError, match=r"device: T4, expected A100\n.*one kind of device \(--accelerator\)"):
         driver._compare(of_a_node(device="T4"))
+
+
+def test_workers_that_are_lost_before_they_are_ready_end_the_run_at_last(driver):
+    driver._ray, driver._wanted = SimpleNamespace(kill=lambda actor: None), 2
+    for _ in range(2 * RETRIES):
+        hand = _Hand(None, stage="begin")
+        driver._hands.append(hand)
+        assert list(driver._lose(hand, RuntimeError("no memory"))) == []
+    hand = _Hand(None, stage="about")
+    driver._hands.append(hand)
+    with pytest.raises(ClusterError, match="7 workers in turn were lost before they were ready: no memory"):
+        list(driver._lose(hand, RuntimeError("no memory")))
 
 
 def test_a_kind_of_device_tells_processors_and_threads_apart():
