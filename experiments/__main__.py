@@ -26,7 +26,7 @@ from experiments.running.first_units import measured
 from experiments.running.identity import hold, run_identity, run_notes, start_notes
 from experiments.running.plan import memory_bytes, planned, rates_elsewhere, unit_costs
 from experiments.running.rates import GPUS, gpu_rates, stated_rates
-from experiments.running.ray_cluster import demanded
+from experiments.running.ray_cluster import demanded, load
 from experiments.running.ray_workers import RayWorkers
 from experiments.running.run_folder import RunFolder
 from experiments.running.runner import run, skip_reasons, with_needs
@@ -94,6 +94,8 @@ def main(
     )
     check_out(folder.path)
     by_ray = check_workers(engine, workers, address)
+    if by_ray and not dry_run:
+        load(loopback=address is None)
     if address is None:  # else it is the nodes' affair
         check_device(device)
     stated = stated_rates(flops, bandwidth)
@@ -118,8 +120,9 @@ def main(
     experiments = with_needs(wanted, EXPERIMENTS, config)
     began = time.perf_counter()
     folder.check_ours()
+    identity = run_identity(config)
     with folder.held(say=console.print):
-        resumed = folder.claim(run_identity(config), run_notes([one.name for one in EXPERIMENTS]))
+        resumed = folder.claim(identity, run_notes([one.name for one in EXPERIMENTS]))
         if resumed:
             console.print(f"{folder.path} holds this run: going on with what is not finished")
         skipped = skip_reasons(experiments, config)

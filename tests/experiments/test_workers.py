@@ -202,6 +202,9 @@ def test_without_ray_several_workers_name_the_extra_and_one_needs_none(tmp_path,
     cheap.claim(folder)
     with pytest.raises(ClusterError, match=r"need Ray, which is not installed: pip install 'caa-lens\[cluster\]', or"):
         run(cheap.ALL, cheap.CONFIG, folder, engine=RayWorkers(2))
+    with pytest.raises(ClusterError, match="not installed"):
+        main(["vectors"], out=tmp_path / "other", workers=2)
+    assert not (tmp_path / "other").exists()
     assert not any(outcome.failed for outcome in run(cheap.ALL, cheap.CONFIG, folder))
 
 
