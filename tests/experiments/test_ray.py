@@ -37,7 +37,7 @@ pytestmark = [
 ]
 PROGRAM = Path(cheap.__file__)
 N_RESULTS = 2 * len(cheap.CONFIG.behaviors) + len(cheap.number_units(cheap.CONFIG))
-SOON = 300  # seconds that nothing here takes, on whatever machine
+SOON = 200  # seconds that nothing here takes, on whatever machine
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,20 @@ def assert_same_results(folder, other):
     assert files == other_files
 
 
+class Watched(RayWorkers):
+    """Fails in the end, where a unit that nobody is at any more would be waited for."""
+
+    def __enter__(self):
+        self.end = time.monotonic() + SOON
+        return super().__enter__()
+
+    def endings(self):
+        assert time.monotonic() < self.end
+        return super().endings()
+
+
 def workers(cluster, **more):
-    return RayWorkers(cheap.WORKERS, address=cluster.address, device="none", demand=Demand(cpus=1), **more)
+    return Watched(cheap.WORKERS, address=cluster.address, device="none", demand=Demand(cpus=1), **more)
 
 
 def until(condition, process=None):
