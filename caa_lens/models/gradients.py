@@ -1,8 +1,8 @@
 """Whether a model's gradients are its derivatives: asked of packed weights, before anything is learned through them.
 
-A product with packed weights is an operation of its own, and not every device's has a backward: bitsandbytes' for 4 bits
-on the CPU has none after its first run, and does not say so. Of a block's derivative only the skip connections would be
-left then. A linear layer is its own derivative, so one of every class, shape and device is asked both ways.
+A product with packed weights is an operation of its own, and not every device's has a backward: bitsandbytes' for 4
+bits has none on many CPUs after its first run, and does not say so. Of a block's derivative only the skip connections
+would be left then. A linear layer is its own derivative, so one of every class, shape and device is asked both ways.
 """
 
 from collections.abc import Iterator
@@ -35,9 +35,9 @@ def check_gradients(model: Any) -> None:
             apart = _apart(linear, dtype_of(model))
             if not apart <= APART:
                 raise ValueError(
-                    f"nothing can be learned through {model.cfg.model_name} ({dtype_name(model)}): the gradient of {name}"
-                    f" ({type(linear).__name__}) is not its derivative, by {apart:.2g} of its size. bitsandbytes has no "
-                    "backward for 4 bits on the CPU: use quantised='8bit', plain weights, or a card"
+                    f"nothing can be learned through {model.cfg.model_name} ({dtype_name(model)}): the gradient of "
+                    f"{name} ({type(linear).__name__}) is not its derivative, by {apart:.2g} of its size. bitsandbytes "
+                    "may have no backward for 4 bits on a CPU: use quantised='8bit', plain weights, or a card"
                 )
     _right.add(model)
 

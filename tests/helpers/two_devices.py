@@ -4,9 +4,10 @@
         hf = over_devices(hf, {"model.embed_tokens": "card:0", "model.layers.0": "card:0", "": "card:1"})
         cl.sweep(cl.load_model(name, hf_model=hf), pairs, vectors)
 
-An operation whose tensors lie on two devices raises, as it does with real ones; only a CPU tensor of one number goes along
-with any. What comes of an operation is, to the bit, what the CPU computes, so that a model over two devices can be compared with
-the same model on one. `helpers.fake_gpu` has no numbers, and counts.
+An operation whose tensors lie on two devices raises, as it does with real ones; only a CPU tensor of one number goes
+along with any. What comes of an operation is, to the bit, what the CPU computes, so that a model over two devices can
+be compared with the same model on one. `helpers.fake_gpu` has no numbers, and counts. There is no backward, which torch
+runs on a thread of the device's own, and no forward mode.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,11 @@ class OnCard(torch.Tensor):
     numbers: torch.Tensor
 
     @staticmethod
-    def __new__(cls, numbers: torch.Tensor, device: torch.device) -> "OnCard":
+    def __new__(
+        cls, numbers: torch.Tensor, device: torch.device | None = None, requires_grad: bool = False
+    ) -> "OnCard":
+        if device is None:  # accelerate makes a parameter anew by the class of the one before, of any tensor
+            return torch.nn.Parameter(numbers, requires_grad=requires_grad)
         found = torch.Tensor._make_wrapper_subclass(
             cls,
             numbers.size(),

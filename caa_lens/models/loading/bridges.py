@@ -152,7 +152,7 @@ def boot(
         check: compare the bridge with the untouched module.
 
     Raises:
-        ValueError: the bridge's numbers are not those of the untouched module.
+        ValueError: the bridge's numbers are not those of the untouched module; a family whose weights cannot be packed.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -161,6 +161,7 @@ def boot(
     hf_model.set_attn_implementation("eager")
     # TransformerLens chooses its adapter by this; a file may say the class of the model that this one was made of.
     hf_model.config.architectures = [kind]
+    _check_map(hf_model)
     embedding = _embedding(hf_model)
     # Weights that lie on a disk are on the meta device until they are needed; their inputs are moved by accelerate.
     device = device_of(hf_model, hf_model.get_input_embeddings())
@@ -168,16 +169,26 @@ def boot(
     packed = packed_as(hf_model)
     give_bias(hf_model.get_output_embeddings(), embedding.dtype)
     with _map_put_aside(hf_model):
-        bridge = TransformerBridge.boot_transformers(
-            kind,  # a name, which is looked at for old spellings of hub ids, and not looked up
-            hf_model=hf_model,
-            tokenizer=_stand_in_tokenizer(),
-            dtype=embedding.dtype,
-            device=str(device),
-        )
+        try:
+            bridge = TransformerBridge.boot_transformers(
+                kind,  # a name, which is looked at for old spellings of hub ids, and not looked up
+                hf_model=hf_model,
+                tokenizer=_stand_in_tokenizer(),
+                dtype=embedding.dtype,
+                device=str(device),
+            )
+        except (NotImplementedError, RuntimeError) as error:
+            if packed is None:
+                raise
+            raise ValueError(
+                f"TransformerLens takes apart what {packed} packs in a {kind}, a matrix of queries, keys and values in "
+                f"one ({str(error).partition('. ')[0]}), expected plain weights: load it without quantised, or over "
+                "several devices with device_map"
+            ) from None
     forget_unkept_bias(bridge.unembed)
     bridge.eval()
     bridge.cfg.device = str(device)  # TransformerLens would say "meta" of an embedding on the disk
+    bridge.cfg.n_devices = len(set((getattr(hf_model, "hf_device_map", None) or {"": device}).values()))
     bridge.cfg.model_name = name if packed is None else f"{name} ({packed})"
     _give_tokenizer(bridge, tokenizer, tokenizer_name)
     if untouched is not None:
@@ -190,17 +201,8 @@ def boot(
     return bridge
 
 
-@contextmanager
-def _map_put_aside(hf_model: Any) -> Iterator[None]:
-    """`hf_device_map` is None inside, if accelerate keeps some of the weights elsewhere until they run.
-
-    Raises:
-        ValueError: a weight lies on another device than the map says.
-    """
-    device_map = getattr(hf_model, "hf_device_map", None)
-    if not device_map or not is_offloaded(hf_model):
-        yield  # TransformerLens looks at it itself
-        return
+def _check_map(hf_model: Any) -> None:
+    """Raises `ValueError` where weights lie on another device than `hf_device_map` says, as tied ones may."""
     from transformer_lens.utilities.multi_gpu import find_misplaced_modules
 
     if misplaced := find_misplaced_modules(hf_model):
@@ -209,6 +211,15 @@ def _map_put_aside(hf_model: Any) -> Iterator[None]:
             f"the device_map puts {module} on {wanted}, and its weights are on {found}, as those of an embedding are "
             "that is tied to the unembedding: put modules that share weights on one device"
         )
+
+
+@contextmanager
+def _map_put_aside(hf_model: Any) -> Iterator[None]:
+    """`hf_device_map` is None inside, if accelerate keeps some of the weights elsewhere until they run."""
+    device_map = getattr(hf_model, "hf_device_map", None)
+    if not device_map or not is_offloaded(hf_model):
+        yield  # TransformerLens looks at it itself
+        return
     hf_model.hf_device_map = None
     try:
         yield

@@ -65,11 +65,11 @@ def too_large(
     return f"{' and '.join(places)} have {_gb(free)} free: choose a smaller model{elsewhere}"
 
 
-def _free(places: Iterable[str], needed: float) -> int:
+def _free(places: Iterable[str], needed: float) -> float:
     places = list(places)
     for device in places:
         make_room(device, needed / len(places))
-    return sum(map(free_memory, places))
+    return float(sum(map(free_memory, places)))
 
 
 def _gb(n_bytes: float) -> str:
