@@ -45,7 +45,7 @@ def check_gradients(model: Any) -> None:
 def _packed(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """One linear layer of whole numbers of every class, shape and device, by name."""
     seen = set()
-    for name, module in model.original_model.named_modules():
+    for name, module in adapter_of(model).modules(model):
         kept = [*module._parameters.values(), *module._buffers.values()]
         whole = [tensor for tensor in kept if tensor is not None and not tensor.is_floating_point()]
         if not whole or not hasattr(module, "in_features"):

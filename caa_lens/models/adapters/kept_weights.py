@@ -73,13 +73,15 @@ def matrix_of(linear: Any) -> Tensor | None:
     nothing is known here, nor of 4 bits on the CPU, which its first run puts into another order.
     """
     module = inside(linear)
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     kind, on_cpu = type(weight).__name__, isinstance(weight, Tensor) and weight.device.type == "cpu"
     if kind in ("Params4bit", "Int8Params"):
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
         is_4bit, state = kind == "Params4bit", getattr(module, "state", None)
-        unpacked_by = weight.quant_state if is_4bit else weight.SCB if weight.SCB is not None else state.SCB
+        unpacked_by = (
+            weight.quant_state if is_4bit else weight.SCB if weight.SCB is not None else getattr(state, "SCB", None)
+        )
         if weight.is_meta or unpacked_by is None or (is_4bit and on_cpu):
             return None
         return dequantize_bnb_weight(weight, state).detach()

@@ -58,13 +58,11 @@ def quantisation_config(
     """What transformers is asked for: of "4bit", nf4 that is computed in the model's own type."""
     from transformers import BitsAndBytesConfig
 
-    if quantised is None:
-        return None
+    if not isinstance(quantised, str):
+        return copy.deepcopy(quantised)
     if quantised == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    if quantised == "4bit":
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    return copy.deepcopy(quantised)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
 def weight_bytes(
