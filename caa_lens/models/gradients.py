@@ -1,10 +1,12 @@
 """Whether a model's gradients are its derivatives: asked of packed weights, before anything is learned through them.
 
 A product with packed weights is an operation of its own, and not every device's has a backward: bitsandbytes' for 4
-bits has none on many CPUs after its first run, and does not say so. Of a block's derivative only the skip connections
-would be left then. A linear layer is its own derivative, so one of every class, shape and device is asked both ways.
+bits has none on many CPUs after its first run, of which torch only warns. Of a block's derivative the skip connections
+alone would be left then. A linear layer is its own derivative, so one of every class, shape and device is asked both
+ways.
 """
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 from weakref import WeakSet
@@ -73,7 +75,8 @@ def _apart(linear: Any, dtype: torch.dtype) -> float:
     directions = [drawn(linear.in_features) for _ in range(N_DIRECTIONS)]
     with torch.no_grad():  # at first, as a model is used before something is learned through it
         found = [float(sum_of(given + one) - sum_of(given - one)) / 2 for one in directions]
-    with torch.enable_grad():
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*an autograd kernel was not registered", UserWarning)
         x = given.clone().requires_grad_()
         total = sum_of(x)
         gradient = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
