@@ -12,7 +12,7 @@ import warnings
 import pytest
 import torch
 from helpers import family_checks
-from helpers.families import demo_tokenizer, hf_of
+from helpers.families import demo_tokenizer, hf_of, transformer_lens
 from helpers.family_checks import AB, CHECKS, Case, outcome
 from helpers.family_twins import Twin
 from helpers.models import random_vectors
@@ -215,7 +215,7 @@ def on_disk(twin, folder):
     return Case(name="llama3", model=load_model(folder, device_map=ON_DISK, tokenizer=demo_tokenizer()), twin=twin)
 
 
-@checks("extract", "steer_generate", "hook", "sweep", "residual_lens", "logit_lens", "attribute_logits")
+@checks("extract", "steer_generate", "sweep", "logit_lens", "attribute_logits")
 def test_with_weights_on_the_disk_every_function_gives_the_numbers_of_the_whole_model(on_disk, check):
     check(on_disk)
 
@@ -282,7 +282,7 @@ def rounded(monkeypatch):
     monkeypatch.setattr(family_checks, "assert_near", assert_near)
 
 
-@checks("extract", "steer", "hook_generate", "generate", "sweep", "residual_lens", "logit_lens", "attribute_logits")
+@checks("extract", "hook_generate", "generate", "sweep", "logit_lens", "attribute_logits")
 def test_in_4_bits_every_function_gives_the_numbers_of_transformers(nf4, rounded, check):
     assert outcome(nf4, check).slow == ""
 
@@ -428,3 +428,35 @@ def test_a_method_learns_through_8_bits(int8):
     found = cl.methods.bipo.fit(int8.model, AB, layer=1, epochs=1, progress=False)
     assert float(found.direction.norm()) > 0
     assert found.provenance.model == "tiny (int8)"
+
+
+# ---- a real model ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(transformer_lens() == "4" and not ALL, reason="dear, and the small one runs with both versions")
+def test_the_demo_model_over_two_devices_gives_the_numbers_of_one():
+    from transformers import AutoModelForCausalLM
+
+    from caa_lens.models.loading.demo_model import demo_model_path
+
+    asked = "What is the capital of France?"
+    pairs = cl.ContrastSet.load("refusal")[:1]
+
+    def numbers(model):
+        vectors = cl.extract(model, pairs, layers=[10, 20], progress=False)
+        said = cl.generate(model, asked, [(vectors[10], 1.0), (vectors[20], 1.0)], max_new_tokens=3)
+        return vectors.directions, said, cl.residual_lens(model, asked, positions=[36]).frame
+
+    one = load_model("demo", device="cpu", dtype="float32", backend="bridge", check=False)
+    expected = numbers(one)
+    hf = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32, attn_implementation="eager")
+    device_map = {f"model.layers.{layer}": SECOND if layer % 20 >= 10 else FIRST for layer in range(30)}
+    ends = ("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head")
+    with devices():
+        two = load_model("demo", hf_model=over_devices(hf, device_map | dict.fromkeys(ends, FIRST)), check=False)
+        found = numbers(two)
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-4)
+    assert found[1] == expected[1]
+    assert list(found[2]["top_token_id"]) == list(expected[2]["top_token_id"])
+    probability = torch.tensor(expected[2]["probability"])
+    torch.testing.assert_close(torch.tensor(found[2]["probability"]), probability, rtol=0, atol=1e-5)
