@@ -130,6 +130,8 @@ class Staircase:
         step = self._steps.get(layer)
         if step is None:
             return resid
+        if step.sources.device != resid.device:  # a block on another device than the first one: moved there once
+            step = self._steps[layer] = step.to(resid.device)
         grouped = resid.unflatten(1, (step.n_before, -1))[:, step.sources]  # [question group branch pos d_model]
         steered = grouped[:, -len(step.actions) :]
         if step.only_adds:
@@ -165,6 +167,15 @@ class _Step:
     multipliers: Float[Tensor, " edit"]
     only_adds: bool
 
+    def to(self, device: torch.device) -> "_Step":
+        return replace(
+            self,
+            sources=self.sources.to(device),
+            actions=[tuple(one.to(device) for one in action) for action in self.actions],
+            directions=self.directions.to(device),
+            multipliers=self.multipliers.to(device),
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Action:
@@ -173,6 +184,10 @@ class _Action:
     edit: Edit
     parameters: dict[str, Tensor]
     multiplier: Tensor
+
+    def to(self, device: torch.device) -> "_Action":
+        moved = {name: one.to(device) for name, one in self.parameters.items()}
+        return _Action(self.edit, moved, self.multiplier.to(device))
 
     def __call__(self, rows: Float[Tensor, "question branch pos d_model"]) -> Tensor:
         edit, parameters, n_pos = self.edit, self.parameters, rows.shape[2]

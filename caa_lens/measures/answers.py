@@ -262,7 +262,8 @@ def _score_as_rows(
     for chunk, stairs in staircases.at_most(at_once):
         resid = shared_prefix.run_suffixes(model, prefix, suffixes, stairs)
         resid = resid.unflatten(1, (len(stairs.groups), -1))  # [pair group branch pos d_model]
-        logp[:, chunk] = read(model, resid, items, whole)[:, stairs.condition_groups()]
+        scores = read(model, resid, items, whole)  # where the unembedding lies
+        logp[:, chunk] = scores[:, stairs.condition_groups().to(scores.device)].to(logp.device)
     return logp
 
 

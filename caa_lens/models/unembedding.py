@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caa_lens.models.adapters.adapter import FinalNorm
+from caa_lens.models.adapters.adapter import FinalNorm, Unembedding
 from caa_lens.models.adapters.choice import adapter_of
 from caa_lens.models.placement import device_behind, dtype_of
 from caa_lens.models.structure import once_a_structure, rounding, untouched, without_users_hooks
@@ -52,7 +52,8 @@ def final_logits(model: Any, resid: Float[Tensor, "*state d_model"]) -> Float[Te
     """The logits that residuals give as the last block's output, in float32; `AT_ONCE` at a time keep it small."""
     resid = resid.to(device_behind(model))
     if is_own(model):
-        logits = _times_unembedding(model, _normed(model, resid, final_norm(model))) + _wide(model, model.b_U)
+        W_U, b_U = _unembedding(model)
+        logits = _times(model, _normed(model, resid, final_norm(model)), W_U) + _wide(model, b_U)
         return soft_capped(model, _formula(model).scale * logits)
     formula, states = _formula(model), resid.reshape(-1, resid.shape[-1]).to(dtype_of(model))
     if formula.whole:
@@ -70,9 +71,10 @@ def token_logits(
     if not is_own(model):
         logits = final_logits(model, resid)
         return logits.gather(-1, tokens.expand(*logits.shape[:-1], tokens.shape[-1]))
-    columns = _wide(model, model.W_U[:, tokens])  # [d_model *state token]
+    W_U, b_U = _unembedding(model)
+    columns = _wide(model, W_U[:, tokens])  # [d_model *state token]
     logits = torch.einsum("...d,d...t->...t", _normed(model, resid, final_norm(model)), columns)
-    return soft_capped(model, _formula(model).scale * (logits + _wide(model, model.b_U[tokens])))
+    return soft_capped(model, _formula(model).scale * (logits + _wide(model, b_U[tokens])))
 
 
 def token_logp(
@@ -156,12 +158,13 @@ def norm_scale(model: Any, states: Float[Tensor, "*state d_model"]) -> Float[Ten
 def unembed_linear(model: Any, normed: Float[Tensor, "*state d_model"]) -> Float[Tensor, "*state d_vocab"]:
     """k (x * w) W_U in float32 with the final norm's weight w: linear, without any bias and without the cap."""
     weight = _weight(model, final_norm(model))
-    return _formula(model).scale * _times_unembedding(model, normed if weight is None else normed * weight)
+    return _formula(model).scale * _times(model, normed if weight is None else normed * weight, _unembedding(model)[0])
 
 
 def token_directions(model: Any, tokens: Int[Tensor, "*token"]) -> Float[Tensor, "*token d_model"]:
     """What the normalised stream is multiplied by for a token's logit: k w W_U[:, token], in float32."""
-    columns = _wide(model, model.W_U[:, tokens.to(device_behind(model))]).movedim(0, -1)
+    W_U, _ = _unembedding(model)
+    columns = _wide(model, W_U[:, tokens.to(W_U.device)]).movedim(0, -1)
     weight = _weight(model, final_norm(model))
     return _formula(model).scale * (columns if weight is None else columns * weight)
 
@@ -199,8 +202,20 @@ def _normed(model: Any, states: Tensor, norm: FinalNorm | None) -> Tensor:
     return normed if norm is None or norm.bias is None else normed + _wide(model, norm.bias).to(normed.device)
 
 
-def _times_unembedding(model: Any, normed: Float[Tensor, "*state d_model"]) -> Float[Tensor, "*state d_vocab"]:
-    W_U = model.W_U
+def _unembedding(model: Any) -> Unembedding:
+    """W_U and b_U, wherever and however they are kept, of a model whose formula is known."""
+    found = adapter_of(model).unembedding(model)
+    if found is None:
+        raise ValueError(
+            f"the unembedding of {model.cfg.model_name!r} has no matrix of plain numbers: read it with "
+            "reading='in_context', or with residual_lens, which run the model's own modules"
+        )
+    return found
+
+
+def _times(
+    model: Any, normed: Float[Tensor, "*state d_model"], W_U: Float[Tensor, "d_model d_vocab"]
+) -> Float[Tensor, "*state d_vocab"]:
     if W_U.dtype == normed.dtype:
         return F.linear(normed, W_U.T)
     n_columns = max(1, PIECE // W_U.shape[0])
@@ -243,9 +258,10 @@ def _norm_that_agrees(model: Any) -> int | None:
         norms = adapter.final_norms(model)
     except ValueError:
         return None
-    W_U = getattr(model, "W_U", None)
-    if W_U is None or W_U.is_meta:  # another module in its place; or on disk: its modules fetch it when they run
+    unembedding = adapter.unembedding(model)
+    if unembedding is None:  # another module in its place, or packed in a way that is not known: its modules run
         return None
+    W_U, b_U = unembedding
     generator = torch.Generator().manual_seed(0)
     # Their mean is not 0, so that it shows whether the norm subtracts it.
     states = torch.randn(1, 4, model.cfg.d_model, generator=generator) + 0.5
@@ -253,7 +269,7 @@ def _norm_that_agrees(model: Any) -> int | None:
     run = adapter.run_behind(model, states).double().nan_to_num()
     agree: list[tuple[int, Tensor]] = []
     for index, norm in enumerate(norms):
-        told = _times_unembedding(model, _normed(model, states, norm)) + _wide(model, model.b_U)
+        told = _times(model, _normed(model, states, norm), W_U) + _wide(model, b_U)
         told = told.double().nan_to_num()
         error = (run - told).norm()
         if bool(error <= rounding(model) * told.norm()):

@@ -27,6 +27,10 @@ Coming = Callable[[slice, slice], None]
 """`coming(questions, branches)`: which rows the next run of `edit` is about."""
 
 
+Unembedding = tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]
+"""W_U and b_U."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FinalNorm:
     """What stands between the last block and the unembedding: x is centred (LN), divided by its size, times w, plus b.
@@ -99,8 +103,8 @@ class Adapter(ABC):
         """Find out what a model needs to run at all, by running it; once a model, without anybody's hooks."""
 
     @abstractmethod
-    def quantised(self, model: Any) -> bool:
-        """Whether weights are whole numbers, which round by what else is in a batch."""
+    def quantised(self, model: Any) -> str | None:
+        """How weights are packed into fewer bits, such as "int8" or "nf4"; None where they are plain numbers."""
 
     # ---- where things lie
 
@@ -208,6 +212,13 @@ class Adapter(ABC):
 
         Raises:
             ValueError: for a norm whose formula is not known here.
+        """
+
+    @abstractmethod
+    def unembedding(self, model: Any) -> Unembedding | None:
+        """W_U and b_U in numbers that can be multiplied with, on one device; None where the unembedding has no matrix.
+
+        What lies elsewhere until it runs is fetched for it, and what is packed is unpacked, each time anew.
         """
 
     @abstractmethod
