@@ -66,6 +66,7 @@ bool on_card(const at::Tensor& t) { return t.defined() && t.device().type() == C
 at::Tensor below(const at::Tensor& t) {
   if (!on_card(t)) return t;
   auto options = at::TensorOptions().dtype(t.dtype()).device(at::kCPU);
+  if (t._is_zerotensor()) return at::zeros(t.sizes(), options);
   if (t.numel() == 0) return at::empty_strided(t.sizes(), t.strides(), options);
   auto same = at::from_blob(t.data_ptr(), t.sizes(), t.strides(), options);
   if (t.is_conj()) same._set_conj(true);
@@ -74,8 +75,9 @@ at::Tensor below(const at::Tensor& t) {
 }
 
 // A result of the CPU's kernel as a tensor of the card, which keeps it.
-at::Tensor above(const at::Tensor& t) {
-  if (!t.defined() || on_card(t)) return t;
+at::Tensor above(const at::Tensor& given) {
+  if (!given.defined() || on_card(given)) return given;
+  const auto t = given._is_zerotensor() ? at::zeros(given.sizes(), given.options()) : given;
   auto* kept = new at::Tensor(t);
   c10::DataPtr data(t.storage().mutable_data(), kept, [](void* p) { delete static_cast<at::Tensor*>(p); }, THE_CARD);
   c10::Storage storage(c10::Storage::use_byte_size_t{}, t.storage().nbytes(), std::move(data), &allocator, true);

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from helpers import device
 
 from caa_lens.provenance import Provenance
 from caa_lens.vectors.steering_vectors import SteeringVectors
@@ -79,7 +80,7 @@ def _hooked_transformer(*, n_layers, n_key_value_heads, d_model, d_vocab, n_ctx,
         *(block.ln2 for block in model.blocks),
     ]:
         norm.w.data = 1 + 0.3 * torch.randn_like(norm.w)
-    return model
+    return model.to(device.device())
 
 
 def _bridge(*, n_layers, n_key_value_heads, d_model, d_vocab, n_ctx, dtype, seed):
@@ -129,7 +130,7 @@ def _bridge(*, n_layers, n_key_value_heads, d_model, d_vocab, n_ctx, dtype, seed
         *(layer.post_attention_layernorm for layer in hf.model.layers),
     ]:
         norm.weight.data = 1 + 0.3 * torch.randn(d_model, dtype=dtype)
-    return boot(hf, "tiny-random-llama", None, "", check=False)
+    return boot(hf.to(device.device()), "tiny-random-llama", None, "", check=False)
 
 
 def load_in_its_place(monkeypatch, load):
