@@ -1,8 +1,9 @@
 """The one device that the whole suite runs on: `pytest --device cuda`.
 
-Models that tests build lie there (`helpers.models`, `bridge_twins`, `families`); tensors that tests make lie on the CPU,
-where users have theirs. What a test itself then computes of both is computed on the device, without a word in the test: the
-library is what must move its tensors, and inside it mixed devices raise as ever.
+Models that tests build lie there (`helpers.models`, `bridge_twins`, `families`), and so do token ids, masks and positions
+that a test makes: all whole numbers. Vectors and other floating-point tensors lie on the CPU, where `extract` leaves them.
+What a test's own line computes of both is computed on the device, without a word in the test. Inside the library, which
+must move its tensors, mixed devices raise as ever.
 """
 
 import sys
@@ -18,7 +19,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 TESTS = str(Path(__file__).resolve().parents[1])
-TORCH = str(Path(torch.__file__).parent)
+# Through these a function of torch calls itself by way of the mode below; all else in torch has tensors of its own.
+DOORS = tuple(str(Path(torch.__file__).parent / name) for name in ("overrides.py", "functional.py", "_tensor.py"))
+DOORS += (str(Path(torch.__file__).parent / "nn" / "functional.py"),)
+FACTORIES = ("tensor", "as_tensor", "arange", "randint", "ones", "zeros", "full", "randperm", "eye", "empty")
 IN_PLACE = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__")
 
 chosen = torch.device("cpu")
@@ -48,16 +52,21 @@ def choose(name: str) -> None:
     chosen = wanted
 
 
+def _exact(name: torch.device) -> torch.device:
+    """With its number, as tensors have it."""
+    return torch.device(name.type, name.index or 0)
+
+
 def _asked_by_a_test() -> bool:
-    """Whether the innermost code that is not torch's own is a test's."""
+    """Whether a test's own line called."""
     frame = sys._getframe(2)
-    while frame is not None and frame.f_code.co_filename.startswith(TORCH):
+    while frame is not None and frame.f_code.co_filename in DOORS:
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.startswith(TESTS)
 
 
 class TestsMayMix(TorchFunctionMode):
-    """Brings what a test's own line computes with onto one device; everybody else's lines are left alone."""
+    """Brings what a test's own line makes and computes with onto the device; everybody else's lines are left alone."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -65,7 +74,8 @@ class TestsMayMix(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if found and name in ("numpy", "__array__") and found != {torch.device("cpu")} and _asked_by_a_test():
             return func(args[0].cpu(), *args[1:], **kwargs)
-        if len(found) > 1 and name not in ("to", "copy_", "__get__", "__set__") and _asked_by_a_test():
+        both = found == {torch.device("cpu"), _exact(chosen)}
+        if both and name not in ("to", "copy_", "__get__", "__set__") and _asked_by_a_test():
             target = chosen
             if name in IN_PLACE or (name.endswith("_") and not name.endswith("__")):
                 target = args[0].device
@@ -74,7 +84,11 @@ class TestsMayMix(TorchFunctionMode):
                 return leaf.to(target) if isinstance(leaf, Tensor) and leaf.device != target else leaf
 
             args, kwargs = tree_map(moved, (args, kwargs))
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        made = name in FACTORIES and "device" not in kwargs and isinstance(result, Tensor)
+        if made and not result.dtype.is_floating_point and _asked_by_a_test():
+            return result.to(chosen)
+        return result
 
 
 @contextmanager
