@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,7 @@ def built(options: argparse.Namespace) -> Any:
     """Random weights, made on the device."""
     dtype, device = getattr(torch, options.dtype), torch.device(options.device)
     cfg = hooked_config(config_of(options), dtype=dtype, device=str(device))
+    torch.manual_seed(0)
     cfg.model_name = f"shape-of-llama-2-{options.shape}"
     shapes = expected_shapes(cfg)
     return build_model(cfg, lambda name: torch.randn(shapes[name], device=device, dtype=dtype) * 0.02)
@@ -134,12 +135,17 @@ def as_hugging_face(model: Any, options: argparse.Namespace) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     back = {"_transposed": lambda w: w.T, "_as_is": lambda w: w}
-    back |= {"_heads_in": lambda w: w.transpose(1, 2).flatten(0, 1), "_heads_out": lambda w: w.permute(2, 0, 1).flatten(1)}
+    back |= {
+        "_heads_in": lambda w: w.transpose(1, 2).flatten(0, 1),
+        "_heads_out": lambda w: w.permute(2, 0, 1).flatten(1),
+    }
     told = config_of(options)
     del told["model_type"]
     with torch.device("meta"):
         hf = LlamaForCausalLM(LlamaConfig(**told, rms_norm_eps=model.cfg.eps, attn_implementation="sdpa"))
-    weights = {name: back[view.__name__](model.get_parameter(ours).data) for name, _, ours, view in _parameter_map(model.cfg)}
+    weights = {
+        name: back[view.__name__](model.get_parameter(ours).data) for name, _, ours, view in _parameter_map(model.cfg)
+    }
     hf.load_state_dict(weights, strict=True, assign=True)
     hf.model.rotary_emb = type(hf.model.rotary_emb)(config=hf.config).to(options.device)
     hf.generation_config.eos_token_id = None
@@ -172,7 +178,10 @@ def loading(options: argparse.Namespace) -> Iterator[tuple[str, Row]]:
         index = {}
         for part in range(n_files):
             file = f"model-{part + 1:05}-of-{n_files:05}.safetensors"
-            some = {n: (0.02 * torch.randn(shape, device=options.device, dtype=dtype)).cpu() for n, shape in shapes[part::n_files]}
+            some = {
+                n: (0.02 * torch.randn(shape, device=options.device, dtype=dtype)).cpu()
+                for n, shape in shapes[part::n_files]
+            }
             save_file(some, Path(folder) / file, metadata={"format": "pt"})
             index |= dict.fromkeys(some, file)
         (Path(folder) / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
@@ -183,12 +192,15 @@ def loading(options: argparse.Namespace) -> Iterator[tuple[str, Row]]:
         time = seconds(lambda: kept.append(load_model(folder, dtype=dtype, device=options.device)))
         peak = torch.cuda.max_memory_allocated() / held
         kept.clear()
-    yield "load", Row(
-        work=work,
-        figure=f"peak on the card {peak:.3f} of the weights",
-        **at_least(-LOAD, -peak, f"at most {LOAD}"),
-        against=f"{time:.1f} s, {held / time / 1e9:.1f} GB/s",
-        memory=f"{(peak - 1) * held / 2**30:.2f} GiB",
+    yield (
+        "load",
+        Row(
+            work=work,
+            figure=f"peak on the card {peak:.3f} of the weights",
+            **at_least(-LOAD, -peak, f"at most {LOAD}"),
+            against=f"{time:.1f} s, {held / time / 1e9:.1f} GB/s",
+            memory=f"{(peak - 1) * held / 2**30:.2f} GiB",
+        ),
     )
 
 
@@ -212,13 +224,16 @@ def extraction(bench: Bench) -> Iterator[tuple[str, Row]]:
 
     few = pairs[: max(2, len(pairs) // 8)]
     slow, _ = peak_of(lambda: two_forwards(few))
-    yield "extraction", Row(
-        work="extraction, all layers",
-        figure=f"{len(pairs) / time:.1f} pairs/s",
-        **at_least(EXTRACTION, share, f"{EXTRACTION:.0%} of the matrix limit"),
-        share=f"{share:.0%} of matrix",
-        against=f"{slow / len(few) / (time / len(pairs)):.1f} times two forwards a pair, resid_post kept",
-        memory=peak,
+    yield (
+        "extraction",
+        Row(
+            work="extraction, all layers",
+            figure=f"{len(pairs) / time:.1f} pairs/s",
+            **at_least(EXTRACTION, share, f"{EXTRACTION:.0%} of the matrix limit"),
+            share=f"{share:.0%} of matrix",
+            against=f"{slow / len(few) / (time / len(pairs)):.1f} times two forwards a pair, resid_post kept",
+            memory=peak,
+        ),
     )
 
 
@@ -253,13 +268,16 @@ def sweep(bench: Bench) -> Iterator[tuple[str, Row]]:
 
     seconds(naive)
     slow, _ = peak_of(naive)
-    yield "sweep", Row(
-        work=f"sweep, {len(conditions)} conditions, {len(questions)} questions, {at_once} at once",
-        figure=f"{rate:.0f} conditions/s, {rate * slow / 2:.0f} times naive",
-        **at_least(SWEEP, rate * slow / 2, f"{SWEEP} times naive"),
-        share=f"{share:.0%} of matrix",
-        against=f"naive, one full forward a condition: {2 / slow:.1f} conditions/s",
-        memory=peak,
+    yield (
+        "sweep",
+        Row(
+            work=f"sweep, {len(conditions)} conditions, {len(questions)} questions, {at_once} at once",
+            figure=f"{rate:.0f} conditions/s, {rate * slow / 2:.0f} times naive",
+            **at_least(SWEEP, rate * slow / 2, f"{SWEEP} times naive"),
+            share=f"{share:.0%} of matrix",
+            against=f"naive, one full forward a condition: {2 / slow:.1f} conditions/s",
+            memory=peak,
+        ),
     )
 
 
@@ -320,33 +338,42 @@ def generation(bench: Bench, n_rows: int, hf: Any) -> Iterator[tuple[str, Row]]:
         equal = given[name] == given["steered"]
         if bool(equal.all()):
             return "the same tokens"
-        return f"the same tokens up to the {int(equal.all(0).int().cumprod(0).sum()) + 1}th"
+        return f"only the first {int(equal.all(0).int().cumprod(0).sum())} of {n} tokens are the same"
 
     aimed = n_rows == 1
-    yield f"generation {n_rows}", Row(
-        work=f"generation, batch {n_rows}, steered",
-        figure=f"{rate['steered']:.1f} tokens/s",
-        **(at_least(READING, rate["steered"] / limit, f"{READING:.0%} of the memory limit") if aimed else {}),
-        share=share["steered"],
-        against=f"{rate['steered'] / rate['unsteered']:.2f} of unsteered",
-        memory=peaks["steered"],
+    yield (
+        f"generation {n_rows}",
+        Row(
+            work=f"generation, batch {n_rows}, steered",
+            figure=f"{rate['steered']:.1f} tokens/s",
+            **(at_least(READING, rate["steered"] / limit, f"{READING:.0%} of the memory limit") if aimed else {}),
+            share=share["steered"],
+            against=f"{rate['steered'] / rate['unsteered']:.2f} of unsteered",
+            memory=peaks["steered"],
+        ),
     )
-    yield f"hook {n_rows}", Row(
-        work=f"generation, batch {n_rows}, transformers' generate with a forward hook",
-        figure=f"{rate['hook']:.1f} tokens/s",
-        **at_least(HOOK, rate["steered"] / rate["hook"], f"ours at least {HOOK:.2f} of it"),
-        share=share["hook"],
-        against=f"ours is {rate['steered'] / rate['hook']:.2f} of it; {same('hook')}",
-        memory=peaks["hook"],
+    yield (
+        f"hook {n_rows}",
+        Row(
+            work=f"generation, batch {n_rows}, transformers' generate with a forward hook",
+            figure=f"{rate['hook']:.1f} tokens/s",
+            **at_least(HOOK, rate["steered"] / rate["hook"], f"ours at least {HOOK:.2f} of it"),
+            share=share["hook"],
+            against=f"ours is {rate['steered'] / rate['hook']:.2f} of it; {same('hook')}",
+            memory=peaks["hook"],
+        ),
     )
     how = ("compiled, " if options.compile else "") + ("as a CUDA graph" if captured else "without a graph")
-    yield f"static {n_rows}", Row(
-        work=f"generation, batch {n_rows}, steps of fixed shape {how}",
-        figure=f"{rate['static']:.1f} tokens/s",
-        **(at_least(READING, rate["static"] / limit, f"{READING:.0%} of the memory limit") if aimed else {}),
-        share=share["static"],
-        against=f"{rate['static'] / rate['steered']:.2f} of the library's loop; {same('static')}",
-        memory=peaks["static"],
+    yield (
+        f"static {n_rows}",
+        Row(
+            work=f"generation, batch {n_rows}, steps of fixed shape {how}",
+            figure=f"{rate['static']:.1f} tokens/s",
+            **(at_least(READING, rate["static"] / limit, f"{READING:.0%} of the memory limit") if aimed else {}),
+            share=share["static"],
+            against=f"{rate['static'] / rate['steered']:.2f} of the library's loop; {same('static')}",
+            memory=peaks["static"],
+        ),
     )
 
 
@@ -388,8 +415,6 @@ class Rows:
             self.put(keys[0], Row(work=keys[0], figure=f"failed: {said}", failed=True))
 
     def put(self, key: str, row: Row) -> None:
-        from dataclasses import replace
-
         self.kept.put(f"{self.name} {key}", replace(row, work=f"{self.name}: {row.work}"))
         print("  ".join(cell for cell in (f"{self.name}: {row.work}", *row.cells()[1:]) if cell), flush=True)
 
@@ -437,7 +462,10 @@ def measure(rows: Rows, options: argparse.Namespace) -> None:
     def make() -> Iterator[tuple[str, Row]]:
         time, _ = peak_of(lambda: made.append(built(options)))
         held = sum(p.numel() * p.element_size() for p in made[0].parameters()) / 2**30
-        yield "build", Row(work="random weights made on the device", figure=f"{time:.1f} s", against=f"{held:.1f} GiB held")
+        yield (
+            "build",
+            Row(work="random weights made on the device", figure=f"{time:.1f} s", against=f"{held:.1f} GiB held"),
+        )
 
     rows.kept.rows.pop(f"{rows.name} build", None)
     rows.take(make, "build")

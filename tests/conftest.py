@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 import torch
 from helpers import device
-from helpers.models import SHARED, kinds_here
+from helpers.models import SHARED, TOKENIZER, demo_folder, kinds_here
 from helpers.models import tiny_model as make_tiny_model
 
 torch.set_num_threads(1)
@@ -86,6 +86,8 @@ def tiny_model(model_kind):
 @pytest.fixture(scope="session")
 def demo_model():
     """SmolLM2-135M-Instruct, the real model; downloaded once into the user's cache."""
+    if TOKENIZER:
+        pytest.skip("needs the demo model, of which only the tokenizer is here")
     from caa_lens.models.loading.load import load_model
 
     if device.device().type in ("cpu", "cuda", "mps"):
@@ -96,10 +98,9 @@ def demo_model():
 @pytest.fixture(scope="session")
 def demo_tokenizer():
     """The real model's tokenizer without the model, which takes a while to load."""
-    from caa_lens.models.loading.demo_model import demo_model_path
     from caa_lens.models.loading.tokenizers import folder_tokenizer
 
-    return folder_tokenizer(demo_model_path())
+    return folder_tokenizer(demo_folder())
 
 
 @pytest.fixture

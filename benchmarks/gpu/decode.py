@@ -40,6 +40,8 @@ class StaticSteps:
         for one in as_interventions(model, vectors):
             self.edits.setdefault(one.vector.layer, []).append(one.edit(batch.steer_start).to(device))
         self.text = KeptText(model, len(prompts), None, self.room)
+        for memory in (*self.text._keys, *self.text._values):
+            memory.zero_()  # what is masked has to be finite: nothing times NaN is NaN
         self.tables = model.blocks[0].attn.rotary_cos, model.blocks[0].attn.rotary_sin
         self.max_new_tokens = max_new_tokens
         self.new = torch.zeros(len(prompts), max(8, max_new_tokens), dtype=torch.long, device=device)

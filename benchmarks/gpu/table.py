@@ -76,7 +76,11 @@ class Kept:
         self._write()
 
     def _write(self) -> None:
-        told = {"machine": self.machine, "limits": self.limits, "rows": {key: asdict(r) for key, r in self.rows.items()}}
+        told = {
+            "machine": self.machine,
+            "limits": self.limits,
+            "rows": {key: asdict(r) for key, r in self.rows.items()},
+        }
         write_whole(self.path, json.dumps(told, indent=1) + "\n")
 
 

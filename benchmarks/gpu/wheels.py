@@ -63,7 +63,9 @@ def check(sizes: dict[str, int], limit: int = LIMIT) -> None:
 def gather(folder: Path, python: str) -> dict[str, int]:
     """Fill the folder anew, for one version of Python; file sizes by name."""
     if missing := unpinned():
-        raise ValueError(f"requirements-gpu.txt names {', '.join(missing)}, which constraints.txt does not pin: add them")
+        raise ValueError(
+            f"requirements-gpu.txt names {', '.join(missing)}, which constraints.txt does not pin: add them"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]

@@ -1,6 +1,7 @@
 """Small things that tests build: random Llamas, tokenizers, vectors."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -11,6 +12,15 @@ from caa_lens.vectors.steering_vectors import SteeringVectors
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
+# A folder with the demo model's text files alone, on a machine that has not its weights: `make gpu` names it.
+TOKENIZER = os.environ.get("CAA_LENS_TOKENIZER")
+
+
+def demo_folder():
+    """The folder with the demo model's tokenizer, and, unless `TOKENIZER` is set, with the model."""
+    from caa_lens.models.loading.demo_model import demo_model_path
+
+    return Path(TOKENIZER) if TOKENIZER else demo_model_path()
 
 
 KINDS = ("hooked", "bridge")
