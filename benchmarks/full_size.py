@@ -4,10 +4,11 @@
     python benchmarks/full_size.py --shape 13b --dtype bfloat16 --keep build/gpu/table.json
     python benchmarks/full_size.py --shape tiny --device cpu --pairs 4 --tokens 4      # as the tests run it
 
-Weights are random: speed and memory depend on shapes only. Prompts are random tokens. Each figure stands beside the limit
-that was measured on the same device: its largest matrix product for extraction and sweeps, a large copy for generation at
-batch 1, which reads every weight for every token. With `--keep` each row is written as soon as it is there, and a second
-run measures what is missing; what fails (a model that does not fit) is a row that says so. `make gpu` runs all of it.
+Weights are random: speed and memory depend on shapes only. Prompts are random tokens. Each figure stands beside the
+limit that was measured on the same device: its largest matrix product for extraction and sweeps, a large copy for
+generation at batch 1, which reads every weight for every token. With `--keep` each row is written as soon as it is
+there, and a second run measures what is missing; what fails (a model that does not fit) is a row that says so. `make
+gpu` runs all of it.
 """
 
 import argparse
@@ -76,7 +77,7 @@ class Bench:
         return operations / time / self.limits[f"matrix {self.options.dtype}"]
 
 
-# ---- what is asked ----------------------------------------------------------------------------------------------------
+# ---- what is asked --------------------------------------------------------------------------------------------------
 
 
 def prompt_of(generator: torch.Generator, n_tokens: int, letter: int) -> Prompt:
@@ -113,7 +114,7 @@ def at_least(aim: float, value: float, words: str) -> dict[str, Any]:
     return {"aim": words, "met": value >= aim}
 
 
-# ---- the model --------------------------------------------------------------------------------------------------------
+# ---- the model ------------------------------------------------------------------------------------------------------
 
 
 def config_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def as_hugging_face(model: Any, options: argparse.Namespace) -> Any:
     return hf.to(getattr(torch, options.dtype)).eval()
 
 
-# ---- rows -------------------------------------------------------------------------------------------------------------
+# ---- rows -----------------------------------------------------------------------------------------------------------
 
 
 def loading(options: argparse.Namespace) -> Iterator[tuple[str, Row]]:
@@ -377,7 +378,7 @@ def generation(bench: Bench, n_rows: int, hf: Any) -> Iterator[tuple[str, Row]]:
     )
 
 
-# ---- one row at a time ------------------------------------------------------------------------------------------------
+# ---- one row at a time ----------------------------------------------------------------------------------------------
 
 
 def empty() -> None:

@@ -39,7 +39,7 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path):
-    """What counts on a card of its own, without values, has nothing to do on another; torch takes one such a process."""
+    """Tests that count on a card of their own, without values, have nothing to do on another device."""
     if device.device().type != "cpu" and collection_path.suffix == ".py":
         return "helpers.fake_gpu" in collection_path.read_text(encoding="utf-8") or None
     return None

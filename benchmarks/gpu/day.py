@@ -4,9 +4,10 @@
     make gpu PYTHON=/opt/torch/bin/python3 ARGS="--dtype float16"
     make gpu DEVICE=cpu ARGS="--shapes tiny --dtype float32 --tests tests/steering/test_placing.py"     # a rehearsal
 
-Needs build/gpu-wheels, which `make gpu-wheels` fills on a machine with a network, and this machine's own torch. Nothing is
-fetched and nothing is installed outside build/gpu. Rows and outcomes are kept one by one: what was cut short, by the clock
-or by Ctrl-C, goes on where it was when the same command is given again. Only the standard library is imported here.
+Needs build/gpu-wheels, which `make gpu-wheels` fills on a machine with a network, and this machine's own torch.
+Nothing is fetched and nothing is installed outside build/gpu. Rows and outcomes are kept one by one: what was cut
+short, by the clock or by Ctrl-C, goes on where it was when the same command is given again. Only the standard library
+is imported here.
 """
 
 import argparse
@@ -97,8 +98,8 @@ def card(device: str, env: dict[str, str]) -> str:
         return f"{device}, torch {told['torch']}: a rehearsal"
     if not told["cards"]:
         raise NotReady(
-            f"torch {told['torch']} of {sys.executable} sees no card, expected one for --device {device}: name the Python "
-            "whose torch has CUDA (make gpu PYTHON=...), or rehearse without a card (make gpu DEVICE=cpu)"
+            f"torch {told['torch']} of {sys.executable} sees no card, expected one for --device {device}: name the "
+            "Python whose torch has CUDA (make gpu PYTHON=...), or rehearse without a card (make gpu DEVICE=cpu)"
         )
     return f"{told['name']}, {told['free'] / 1e9:.0f} of {told['total'] / 1e9:.0f} GB free, torch {told['torch']}"
 

@@ -1,9 +1,9 @@
 """A steered token a step at fixed addresses, so that a card can replay the step as one CUDA graph.
 
-The library's own loop gives the card hundreds of small kernels a token, one by one; at batch 1 the card waits for them. A
-graph gives them all at once. It needs what the library's loop has not: keys and values attended over their whole room
-with a mask, and the position as a tensor on the card. Whether that pays is for a card to say, so it stays here, beside a
-comparison of its tokens with those of the library's loop.
+The library's own loop gives the card hundreds of small kernels a token, one by one; at batch 1 the card waits for
+them. A graph gives them all at once. It needs what the library's loop has not: keys and values attended over their
+whole room with a mask, and the position as a tensor on the card. Whether that pays is for a card to say, so it stays
+here, beside a comparison of its tokens with those of the library's loop.
 """
 
 from collections.abc import Callable, Sequence

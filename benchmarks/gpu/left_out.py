@@ -1,8 +1,9 @@
 """Stand-ins for packages that are imported by others as they start, and are too large for the wheels of `make gpu`.
 
-`make gpu` puts this file as `sitecustomize.py` into its own folder, so it acts there and nowhere else, in every process of
-that run. A stand-in has names to import and nothing behind them: whatever uses one raises, with the package's name, and a
-test that does is skipped with that reason. Where the package itself is installed, nothing stands in for it.
+`make gpu` puts this file as `sitecustomize.py` into its own folder, so it acts there and nowhere else, in every
+process of that run. A stand-in has names to import and nothing behind them: whatever uses one raises, with the
+package's name, and a test that does is skipped with that reason. Where the package itself is installed, nothing stands
+in for it.
 """
 
 import importlib.abc

@@ -3,8 +3,8 @@
     python -m benchmarks.gpu.wheels build/gpu-wheels --python 3.12
 
 The wheels of requirements-gpu.txt in the versions of constraints.txt, that of caa_lens itself, and the demo model's
-tokenizer (not its weights) if it is on this machine. Fails above 60 MB. What was gathered, and how large each is, stands in
-`benchmarks/gpu/wheels.json`, which the tests hold to the pinned versions.
+tokenizer (not its weights) if it is on this machine. Fails above 60 MB. What was gathered, and how large each is,
+stands in `benchmarks/gpu/wheels.json`, which the tests hold to the pinned versions.
 """
 
 import argparse

@@ -4,6 +4,7 @@ import copy
 from contextlib import contextmanager
 
 import torch
+
 from helpers import device
 from helpers.models import demo_folder
 

@@ -1,9 +1,9 @@
 """The one device that the whole suite runs on: `pytest --device cuda`.
 
-Models that tests build lie there (`helpers.models`, `bridge_twins`, `families`), and so do token ids, masks and positions
-that a test makes: all whole numbers. Vectors and other floating-point tensors lie on the CPU, where `extract` leaves them.
-What a test's own line computes of both is computed on the device, without a word in the test. Inside the library, which
-must move its tensors, mixed devices raise as ever.
+Models that tests build lie there (`helpers.models`, `bridge_twins`, `families`), and so do token ids, masks and
+positions that a test makes: all whole numbers. Vectors and other floating-point tensors lie on the CPU, where
+`extract` leaves them. What a test's own line computes of both is computed on the device, without a word in the test.
+Inside the library, which must move its tensors, mixed devices raise as ever.
 """
 
 import sys

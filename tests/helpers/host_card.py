@@ -1,10 +1,11 @@
 """A second device for machines without one: "card", which computes real numbers.
 
 Its memory is the machine's own and its arithmetic the CPU's, but torch takes it for another device: an operation whose
-tensors lie on both raises as it would on a GPU. So a whole test suite can be run on it (`pytest --device card`), and what
-forgets to move a tensor is found. It says nothing of a GPU's own arithmetic, kernels, waits or speed.
+tensors lie on both raises as it would on a GPU. So a whole test suite can be run on it (`pytest --device card`), and
+what forgets to move a tensor is found. It says nothing of a GPU's own arithmetic, kernels, waits or speed.
 
-It is compiled once, in a minute, into torch's folder for extensions, and needs g++ and the headers of the installed torch.
+It is compiled once, in a minute, into torch's folder for extensions, and needs g++ and the headers of the installed
+torch.
 """
 
 import hashlib

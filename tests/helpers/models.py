@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 
 import torch
-from helpers import device
 
 from caa_lens.provenance import Provenance
 from caa_lens.vectors.steering_vectors import SteeringVectors
+from helpers import device
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
