@@ -7,8 +7,8 @@
 Weights are random: speed and memory depend on shapes only. Prompts are random tokens. Each figure stands beside the
 limit that was measured on the same device: its largest matrix product for extraction and sweeps, a large copy for
 generation at batch 1, which reads every weight for every token. With `--keep` each row is written as soon as it is
-there, and a second run measures what is missing; what fails (a model that does not fit) is a row that says so. `make
-gpu` runs all of it.
+there, and a second run measures what is missing; what fails (a model that does not fit) is a row that says so.
+`make gpu` runs all of it.
 """
 
 import argparse
@@ -167,7 +167,8 @@ def loading(options: argparse.Namespace) -> Iterator[tuple[str, Row]]:
     scratch = Path(options.scratch or tempfile.gettempdir())
     free = shutil.disk_usage(scratch).free
     if free < 1.1 * held:
-        said = f"got {free / 1e9:.0f} GB free in {scratch}, expected {1.1 * held / 1e9:.0f}: name another folder by --scratch"
+        need = f"expected {1.1 * held / 1e9:.0f}: name another folder by --scratch"
+        said = f"got {free / 1e9:.0f} GB free in {scratch}, {need}"
         yield "load", Row(work=work, figure=said, failed=True)
         return
     if torch.device(options.device).type != "cuda":

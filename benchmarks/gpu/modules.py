@@ -68,6 +68,7 @@ STAY = {
     "tests/models/test_loading_bridges.py": "is about files, and says where each model goes",
     "tests/models/test_model_check.py": "is about which models are taken, wherever they lie",
     "tests/prompts/test_prompt_formats.py": "is about text",
+    "tests/prompts/test_prompt_laws.py": "is about text",
     "tests/prompts/test_special_tokens.py": "is about text",
     "tests/report/test_trust.py": "is about a page",
 }
