@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 import torch
 
 from caa_lens.provenance import Provenance
@@ -21,6 +22,15 @@ def demo_folder():
     from caa_lens.models.loading.demo_model import demo_model_path
 
     return Path(TOKENIZER) if TOKENIZER else demo_model_path()
+
+
+def demo_hugging_face():
+    """The demo model as transformers itself runs it: nothing of ours or of TransformerLens' in it."""
+    from transformers import AutoModelForCausalLM
+
+    if TOKENIZER:
+        pytest.skip("needs the demo model, of which only the tokenizer is here")
+    return AutoModelForCausalLM.from_pretrained(demo_folder(), dtype=torch.float32).to(device.device()).eval()
 
 
 KINDS = ("hooked", "bridge")
