@@ -52,7 +52,7 @@ class Rows:
         except torch.OutOfMemoryError as error:
             empty()
             free, total = torch.cuda.mem_get_info()
-            said = f"out of memory: got {free / 1e9:.0f} of {total / 1e9:.0f} GB free, {str(error).split('. ')[1]}"
+            said = f"out of memory: got {free / 1e9:.0f} of {total / 1e9:.0f} GB free ({str(error).splitlines()[0]})"
             self.put(keys[0], Row(work=keys[0], figure=f"{said}: a larger card, or a smaller --shape", failed=True))
         except RuntimeError as error:
             said = str(error).splitlines()[0]
@@ -90,10 +90,13 @@ def main() -> None:
             rows.kept.put_limit(f"matrix {options.dtype}", matrix_limit(device, dtype, 8192 if on_card else 512))
         if options.again or "copy" not in rows.kept.limits:
             rows.kept.put_limit("copy", copy_limit(device, 2**32 if on_card else 2**26))
-        if options.load:
-            rows.take(lambda: loading(options), "load")
-            empty()
-        measure(rows, options)
+        try:
+            if options.load:
+                rows.take(lambda: loading(options), "load")
+                empty()
+            measure(rows, options)
+        except KeyboardInterrupt:
+            raise SystemExit(f"cut short; the rows so far are kept in {options.keep}") from None
         print("\n" + markdown(Path(options.keep)))
 
 

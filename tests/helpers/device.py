@@ -23,7 +23,7 @@ TESTS = str(Path(__file__).resolve().parents[1])
 DOORS = tuple(str(Path(torch.__file__).parent / name) for name in ("overrides.py", "functional.py", "_tensor.py"))
 DOORS += (str(Path(torch.__file__).parent / "nn" / "functional.py"),)
 FACTORIES = ("tensor", "as_tensor", "arange", "randint", "ones", "zeros", "full", "randperm", "eye", "empty")
-IN_PLACE = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__")
+IN_PLACE = ("__set__", "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__")
 
 chosen = torch.device("cpu")
 
@@ -75,7 +75,7 @@ class TestsMayMix(TorchFunctionMode):
         if found and name in ("numpy", "__array__") and found != {torch.device("cpu")} and _asked_by_a_test():
             return func(args[0].cpu(), *args[1:], **kwargs)
         both = found == {torch.device("cpu"), _exact(chosen)}
-        if both and name not in ("to", "copy_", "__get__", "__set__") and _asked_by_a_test():
+        if both and name not in ("to", "copy_", "__get__") and _asked_by_a_test():
             target = chosen
             if name in IN_PLACE or (name.endswith("_") and not name.endswith("__")):
                 target = args[0].device
