@@ -38,7 +38,7 @@ def at(vector, where, operator="add", multiplier=1.0):
         for row, columns in enumerate(where):
             for pos in columns:
                 edited[row, pos] = OPERATORS[operator](
-                    resid[row, pos], {"direction": vector.direction}, torch.tensor(multiplier)
+                    resid[row, pos], {"direction": vector.direction.to(device())}, torch.tensor(multiplier)
                 )
         return edited
 
