@@ -5,7 +5,10 @@ import os
 from pathlib import Path
 
 # Not in requirements-gpu.txt: a test that comes to need one says so, and is skipped.
-LEFT_OUT = ("datasets", "gguf", "plotly", "pooch", "sentencepiece", "scipy", "sklearn", "typer", "vaderSentiment")
+LEFT_OUT = (
+    *("datasets", "gguf", "plotly", "pooch", "pyarrow", "scipy"),
+    *("sentencepiece", "sklearn", "typer", "vaderSentiment"),
+)
 
 
 def path() -> Path | None:
@@ -28,7 +31,12 @@ def read(file: Path | None) -> dict[str, str]:
 def reason(error: BaseException | None) -> str | None:
     """Which left-out package an error is about."""
     while error is not None:
-        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in LEFT_OUT:
-            return f"needs {(error.name or '').partition('.')[0]}, which is left out here for its size"
+        if isinstance(error, ImportError):
+            named = (error.name or "").partition(".")[0]
+            # pandas tells of its optional packages in words.
+            told = (name for name in LEFT_OUT if f"'{name}'" in str(error))
+            missing = named if named in LEFT_OUT else next(told, None)
+            if missing:
+                return f"needs {missing}, which is left out here for its size"
         error = error.__cause__ or error.__context__
     return None

@@ -33,6 +33,11 @@ def device() -> torch.device:
     return chosen
 
 
+def there(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, where the models lie."""
+    return {name: one.to(chosen) for name, one in tensors.items()}
+
+
 def choose(name: str) -> None:
     """Take the device of that name, or say what is there instead."""
     global chosen
@@ -44,10 +49,10 @@ def choose(name: str) -> None:
         wanted = torch.device(name)
         torch.zeros(1, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        there = ["cpu", "card"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+        known = ["cpu", "card"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
         raise ValueError(
             f"got --device {name}, but torch {torch.__version__} of this machine cannot use it ({error}): "
-            f"choose one of {', '.join(there)}"
+            f"choose one of {', '.join(known)}"
         ) from error
     chosen = wanted
 
