@@ -223,6 +223,8 @@ def test_outcomes_are_kept_and_what_passed_is_not_run_again(tmp_path):
         "def test_fails(): assert Path('mended').exists()\n"
         "def test_of_a_left_out_package():\n"
         "    raise ModuleNotFoundError('no', name='plotly.graph_objects')\n"
+        "def test_of_a_file_format():\n"
+        "    raise ImportError(\"Unable to find a usable engine; tried using: 'pyarrow', 'fastparquet'\")\n"
         "def test_of_a_missing_package():\n"
         "    raise ModuleNotFoundError('no', name='numpyy')\n"
     )
@@ -241,6 +243,7 @@ def test_outcomes_are_kept_and_what_passed_is_not_run_again(tmp_path):
 
     first = {"test_passes": "passed", "test_fails": "failed"}
     first |= {"test_of_a_left_out_package": "skipped", "test_of_a_missing_package": "failed"}
+    first |= {"test_of_a_file_format": "skipped"}
     assert outcome() == first
     (tmp_path / "mended").touch()
     assert outcome() == first | {"test_fails": "passed"}
@@ -248,7 +251,7 @@ def test_outcomes_are_kept_and_what_passed_is_not_run_again(tmp_path):
     with file.open("a") as out:
         out.write('["cut o')
     assert set(outcomes.read(file).values()) == {"passed", "failed", "skipped"}
-    assert "1 failed, 2 passed, 1 skipped" in day.tests_row(file, 1).figure
+    assert "1 failed, 2 passed, 2 skipped" in day.tests_row(file, 1).figure
     assert day.tests_row(file, 1).met is False
     assert "the time was up" in day.tests_row(file, None).figure
 
