@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.device import device
 from helpers.models import random_vectors
 from helpers.shapes import OTHER, PLAIN, model_of
 from helpers.steering import streams
@@ -61,7 +62,9 @@ def test_behind_the_last_block_every_shape_is_itself(shape):
 
 def test_half_precision_logits_are_those_of_exact_arithmetic_on_the_same_stream(both):
     _, half = both
-    resid = 3 * torch.randn(50, half.cfg.d_model, generator=torch.Generator().manual_seed(0)).to(half.cfg.dtype)
+    resid = 3 * torch.randn(50, half.cfg.d_model, generator=torch.Generator().manual_seed(0)).to(
+        device(), half.cfg.dtype
+    )
     x = resid.double()
     x = x / (x.pow(2).mean(-1, keepdim=True) + half.cfg.eps).sqrt() * half.ln_final.w.double()
     exact = x @ half.W_U.double() + half.b_U.double()
@@ -75,7 +78,7 @@ def test_half_precision_logits_are_those_of_exact_arithmetic_on_the_same_stream(
 
 def test_a_large_unembedding_is_converted_in_pieces(both, monkeypatch):
     _, half = both
-    resid = torch.randn(5, half.cfg.d_model).to(half.cfg.dtype)
+    resid = torch.randn(5, half.cfg.d_model).to(device(), half.cfg.dtype)
     whole = final_logits(half, resid)
     monkeypatch.setattr("caa_lens.models.unembedding.PIECE", 32 * 1000)
     assert_close(final_logits(half, resid), whole, atol=1e-5, rtol=1e-6)
@@ -200,7 +203,7 @@ def test_a_background_needs_logits_that_are_linear(demo_tokenizer):
 def test_a_class_that_was_patched_behind_the_blocks_is_felt(where, tiny_chat, monkeypatch):
     from transformer_lens import components
 
-    resid = torch.randn(3, tiny_chat.cfg.d_model)
+    resid = torch.randn(3, tiny_chat.cfg.d_model).to(device())
     before = final_logits(tiny_chat, resid)
     own = getattr(components, where).forward
     monkeypatch.setattr(getattr(components, where), "forward", lambda self, x: own(self, x).flip(-1) + 1)
