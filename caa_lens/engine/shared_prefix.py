@@ -156,13 +156,14 @@ def warn_unshared(reason: str, what: str = "the prompt that conditions share is 
 def token_budget(model: Any, prefix_length: int, suffix_length: int) -> int:
     """How many suffix tokens may be in flight at once, from the memory that is free on the model's device.
 
-    Bytes of one suffix token: (8 d_model + 4 d_mlp + 4 n_heads (prefix + suffix)) x bytes of a number, and its share of
-    4 d_model (prefix + suffix) where every row copies the prefix's keys and values, as a bridge's do. A quarter of the
-    free memory is used, and at most `MOST_TOKENS`, past which matrix products gain nothing.
+    A quarter of it is used, and at most `MOST_TOKENS`, past which matrix products gain nothing.
     """
-    cfg, n_seen = model.cfg, prefix_length + suffix_length
-    numbers = 8 * cfg.d_model + 4 * (cfg.d_mlp or 4 * cfg.d_model) + 4 * cfg.n_heads * n_seen
+    n_seen = prefix_length + suffix_length
+    numbers = suffix_numbers(model.cfg, n_seen)
     if adapter_of(model).rows_copy_prefix:
+        # Hugging Face's attention holds more of its scores at once, and every row copies the prefix's keys and values.
+        cfg = model.cfg
+        numbers = 8 * cfg.d_model + 4 * (cfg.d_mlp or 4 * cfg.d_model) + 4 * cfg.n_heads * n_seen
         numbers += 4 * cfg.d_model * n_seen // max(1, suffix_length)
     a_token = numbers * dtype_of(model).itemsize
     return max(suffix_length, min(MOST_TOKENS, free_memory(device_of_tokens(model)) // 4 // a_token))
@@ -172,6 +173,17 @@ def prefix_budget(model: Any, prefix_length: int) -> int:
     """How many prefixes of a length may be held at once: a quarter of the free memory, `MOST_TOKENS` tokens at most."""
     held = free_memory(device_of_tokens(model)) // 4 // max(1, kv_bytes(model, prefix_length))
     return max(1, min(held, MOST_TOKENS // max(1, prefix_length)))
+
+
+def suffix_numbers(cfg: Any, n_seen: int) -> int:
+    """How many numbers one suffix token in flight is, where it sees `n_seen` tokens with itself, at the most.
+
+    5 d_model + max(4 d_mlp, 3 (kv heads x d_head + heads x tokens seen)): the stream, with what the MLP holds at once or
+    what attention does.
+    """
+    n_kv = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+    in_attention = 3 * (n_kv * cfg.d_head + cfg.n_heads * n_seen)
+    return 5 * cfg.d_model + max(4 * (cfg.d_mlp or 4 * cfg.d_model), in_attention)
 
 
 def kv_bytes(model: Any, n_pos: int) -> int:

@@ -57,18 +57,18 @@ def of_module(places: Counter, module: str) -> int:
 
 def test_the_fake_counts_what_waits_and_what_goes_up():
     def waits():
-        x = torch.ones(3, device="card")
+        x = torch.ones(3, device="cuda")
         float(x.sum()), bool((x > 0).any()), x.tolist(), x.cpu(), x.to("cpu")
         torch.empty(3).copy_(x)
 
     def uploads():
-        torch.tensor([1, 2], device="card"), torch.as_tensor(2.0, device="card"), torch.ones(3).to("card")
-        torch.ones(3, device="card")[torch.tensor([0, 1])]
-        torch.ones(3, device="card")[[0, 1]]
+        torch.tensor([1, 2], device="cuda"), torch.as_tensor(2.0, device="cuda"), torch.ones(3).to("cuda")
+        torch.ones(3, device="cuda")[torch.tensor([0, 1])]
+        torch.ones(3, device="cuda")[[0, 1]]
 
     def neither():
-        x = torch.arange(3, device="card")
-        (x + torch.tensor(2.0)).to("card").sum()
+        x = torch.arange(3, device="cuda")
+        (x + torch.tensor(2.0)).to("cuda").sum()
 
     assert counts(waits) == (6, 0)
     assert counts(uploads) == (0, 5)
@@ -81,10 +81,10 @@ def test_the_fake_counts_what_waits_and_what_goes_up():
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda: torch.ones(3, device="card") + torch.ones(3),
-        lambda: torch.ones(3)[torch.tensor([0], device="card")],
-        lambda: torch.randn(3, device="card", generator=torch.Generator()),
-        lambda: torch.nn.functional.embedding(torch.tensor([1]), torch.ones(3, 2, device="card")),
+        lambda: torch.ones(3, device="cuda") + torch.ones(3),
+        lambda: torch.ones(3)[torch.tensor([0], device="cuda")],
+        lambda: torch.randn(3, device="cuda", generator=torch.Generator()),
+        lambda: torch.nn.functional.embedding(torch.tensor([1]), torch.ones(3, 2, device="cuda")),
     ],
 )
 def test_the_fake_raises_where_devices_differ(wrong):
@@ -94,7 +94,7 @@ def test_the_fake_raises_where_devices_differ(wrong):
 
 def test_positions_that_went_up_come_down_as_they_were():
     with fake_gpu():
-        assert torch.tensor([3, 1, 2]).to("card").tolist() == [3, 1, 2]
+        assert torch.tensor([3, 1, 2]).to("cuda").tolist() == [3, 1, 2]
 
 
 # ---- everything runs where devices differ -------------------------------------------------------------------------
@@ -104,8 +104,8 @@ def steered(model):
     from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
     prompt = cl.prompts.Prompt.of(model, "How was your day?")
-    cache = TransformerLensKeyValueCache.init_cache(model.cfg, "card", 1)
-    tokens = torch.tensor([prompt.tokens], device="card")
+    cache = TransformerLensKeyValueCache.init_cache(model.cfg, "cuda", 1)
+    tokens = torch.tensor([prompt.tokens], device="cuda")
     with torch.inference_mode(), cl.steer(model, (VECTORS[1], 1.5), prompt=prompt):
         for _ in range(3):
             tokens = model(tokens, past_kv_cache=cache)[:, -1:].argmax(-1)
@@ -128,8 +128,8 @@ def operators(model):
 
 
 def on_the_card(model):
-    vectors = VECTORS.to("card")
-    multiplier = torch.tensor(2.0, device="card")
+    vectors = VECTORS.to("cuda")
+    multiplier = torch.tensor(2.0, device="cuda")
     mixed = [(cl.Intervention(vector=vectors[1], multiplier=multiplier),), (cl.Intervention(vector=VECTORS[2]),)]
     cl.sweep(model, LETTERS, vectors, progress=False)
     score_answers(model, LETTERS, [*mixed, ()], progress=False)
@@ -208,15 +208,15 @@ def conditions_of(n: int, operator: str = "add") -> list:
 @pytest.mark.parametrize("operator", ["add", "ablate", "set"])
 def test_a_staircase_takes_three_copies_and_no_wait_whatever_the_number_of_conditions(operator):
     for n in (1, 8, 64):
-        assert counts(lambda n=n: Staircase(edits_of(conditions_of(n, operator)), "card")) == (0, 3)
+        assert counts(lambda n=n: Staircase(edits_of(conditions_of(n, operator)), "cuda")) == (0, 3)
 
 
 def test_a_staircase_copies_nothing_while_it_runs():
     with fake_gpu():
-        stairs = Staircase(edits_of([*conditions_of(8), *conditions_of(8, "ablate")]), "card")
+        stairs = Staircase(edits_of([*conditions_of(8), *conditions_of(8, "ablate")]), "cuda")
 
     def run():
-        resid = torch.ones(2, 1, 3, D_MODEL, device="card")
+        resid = torch.ones(2, 1, 3, D_MODEL, device="cuda")
         for layer in range(N_LAYERS):
             resid = stairs(layer, resid)
         resid[:, stairs.condition_groups()]
@@ -226,10 +226,10 @@ def test_a_staircase_copies_nothing_while_it_runs():
 
 def test_multipliers_on_the_card_are_read_in_one_go():
     def build(n):
-        multipliers = torch.ones(n, device="card").unbind()
+        multipliers = torch.ones(n, device="cuda").unbind()
         conditions = [(cl.Intervention(vector=VECTORS[0], multiplier=m),) for m in multipliers]
         before = gpu.waits
-        list(Staircases(edits_of(conditions), "card").at_most(2))
+        list(Staircases(edits_of(conditions), "cuda").at_most(2))
         return gpu.waits - before
 
     for n in (1, 8, 32):
@@ -335,11 +335,11 @@ def test_a_model_over_two_devices_runs_and_keeps_its_modules_where_they_were(apa
         return [str(tensor.device) for tensor in (*apart.parameters(), *apart.buffers())]
 
     before = devices()
-    assert {"card:0", "card:1"} <= set(before)
+    assert {"cuda:0", "cuda:1"} <= set(before)
     counts(lambda: APART[name](apart))  # mixed devices raise here as on cards
     assert devices() == before
 
 
 def test_a_model_over_two_devices_is_told_of(apart):
     with fake_gpu(**READS):
-        assert shared_prefix.unsupported(apart) == "shape-of-llama-2 lies on several devices (card:0, card:1)"
+        assert shared_prefix.unsupported(apart) == "shape-of-llama-2 lies on several devices (cuda:0, cuda:1)"

@@ -36,7 +36,10 @@ class Prefix:
 
 
 def prefill(model: Any, prefixes: Sequence[Sequence[int]], n_layers: int | None = None) -> Prefix:
-    """Run the first `n_layers` blocks (all by default) on a batch of token sequences; sequences may be empty."""
+    """Run the first `n_layers` blocks (all by default) on a batch of token sequences; sequences may be empty.
+
+    Of the last block only the keys and values are computed: nothing reads what a prefix writes above it.
+    """
     device = model.W_E.device
     lengths = torch.tensor([len(prefix) for prefix in prefixes], device=device)
     resid = _embed(model, [[prefix] for prefix in prefixes])  # [question 1 pos d_model]
@@ -49,11 +52,14 @@ def prefill(model: Any, prefixes: Sequence[Sequence[int]], n_layers: int | None 
     keys: list[Tensor] = []
     values: list[Tensor] = []
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, attn: Any) -> Tensor:
-        cos, sin = rotary_tables(attn, n_pos)
-        q, k = rotate(attn, q, cos, sin), rotate(attn, k, cos, sin)
+    def keep(k: Tensor, v: Tensor, attn: Any) -> Tensor:
+        k = rotate(attn, k, *rotary_tables(attn, n_pos))
         keys.append(k.permute(0, 2, 3, 1).contiguous())
         values.append(v.transpose(1, 2).contiguous())
+        return k
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, attn: Any) -> Tensor:
+        q, k = rotate(attn, q, *rotary_tables(attn, n_pos)), keep(k, v, attn)
         z = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
@@ -64,8 +70,12 @@ def prefill(model: Any, prefixes: Sequence[Sequence[int]], n_layers: int | None 
         )
         return z.transpose(1, 2)
 
-    for block in blocks:
+    for block in blocks[:-1]:
         resid = run_block(block, resid, partial(attend, attn=block.attn))
+    for block in blocks[-1:]:
+        normed = block.ln1(resid.flatten(0, -3))
+        _, k, v = block.attn.calculate_qkv_matrices(normed, normed, normed)
+        keep(k, v, block.attn)
     return Prefix(keys=tuple(keys), values=tuple(values), lengths=lengths)
 
 
