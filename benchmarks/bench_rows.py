@@ -270,7 +270,7 @@ ROWS = {
     "generation, batch 1": Row(against=GENERATE, prepare=generation(1)),
     "generation, batch 8": Row(against=GENERATE, prepare=generation(8)),
     "generation, batch 32": Row(against=GENERATE, prepare=generation(32), turns=3),
-    "loading, time": Row(against="TransformerLens from_pretrained", prepare=loading_time, turns=3),
+    "loading, time": Row(against="TransformerLens from_pretrained", prepare=loading_time),
     "loading, memory": Row(
         against="TransformerLens from_pretrained", prepare=loading_memory, turns=1, unit="weights at the peak"
     ),
