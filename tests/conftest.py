@@ -32,9 +32,10 @@ def pytest_generate_tests(metafunc):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The half of a test that is about a bridge is what `-m bridge` chooses."""
+    """The half of a test that is about a bridge is what `-m bridge` chooses; what costs much, only if it says so."""
     for item in items:
-        if hasattr(item, "callspec") and item.callspec.params.get("model_kind") == "bridge":
+        dear = item.get_closest_marker("one_kind") and not item.get_closest_marker("both_versions")
+        if hasattr(item, "callspec") and item.callspec.params.get("model_kind") == "bridge" and not dear:
             item.add_marker(pytest.mark.bridge)
         if item.get_closest_marker("hooked") and "hooked" not in kinds_here():
             item.add_marker(pytest.mark.skip(reason="is about HookedTransformer, which TransformerLens 4 has not"))
