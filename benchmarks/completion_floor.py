@@ -46,10 +46,10 @@ def main() -> None:
     for name, n in (("blocks", blocks), ("vocabulary", vocabulary), ("attention", attention), ("all", total)):
         print(f"| {name} | {n / 1e9:.0f} | {n / total:.0%} |")
     n_grid = options.multipliers * cfg.n_layers
-    print(
-        f"\n{total / plain:.1f} plain passes, {n_grid * plain / total:.2f} times less than {n_grid} full forwards of each "
-        f"text; both answers as rows of one length took {in_rows / total:.2f} times as much"
+    least = (
+        f"{total / plain:.1f} plain passes, {n_grid * plain / total:.2f} times less than {n_grid} forwards of each text"
     )
+    print(f"\n{least}; both answers as rows of one length took {in_rows / total:.2f} times as much")
 
 
 if __name__ == "__main__":
