@@ -18,7 +18,7 @@ WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/caa_lens/wheels
 
 DEVICE ?= cuda
 
-.PHONY: demo test newest mutants interop gpu-wheels gpu wheel notebooks docs graph check format clean
+.PHONY: demo test newest mutants bench interop gpu-wheels gpu wheel notebooks docs graph check format clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("caa_lens needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -53,6 +53,11 @@ newest: $(READY)
 # Small faults planted in the sources, one at a time, which the tests must notice: 12 a module, unless ARGS say otherwise.
 mutants: $(READY)
 	$(BIN)/python tests/mutation.py $(ARGS)
+
+# What the engine saves against naive ways, in a few minutes, kept in benchmarks/history.jsonl; compared with an earlier
+# run by ARGS="--against benchmarks/history.jsonl".
+bench: $(READY)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/bench.py $(ARGS)
 
 # Other steering tools' own code against ours. llama.cpp is compiled once (4 minutes on 2 idle cores), into a wheel in the
 # user's cache that is not tuned to this one processor.

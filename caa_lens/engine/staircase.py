@@ -37,6 +37,8 @@ class Staircases:
     def __init__(self, conditions: Sequence[EditedCondition], device: torch.device | str = "cpu") -> None:
         self.conditions = _with_plain_numbers(conditions)
         self.device = device
+        # Whether all that is done is the same at every position, whatever else is in the row.
+        self.act_alike = all(_acts_alike(step) for condition in self.conditions for step in condition)
         self._built: dict[int, list[tuple[Tensor, Staircase]]] = {}  # by the number of chunks
 
     def at_most(self, at_once: int) -> Iterator[tuple[Int[Tensor, " condition"], "Staircase"]]:
@@ -213,6 +215,11 @@ def _is_everywhere(edit: Edit) -> bool:
         return False
     first, stop = edit.positions
     return stop is None and not isinstance(first, Tensor) and first == 0
+
+
+def _acts_alike(edit: Edit) -> bool:
+    """Whether an edit does the same at every position: its formula is one of ours, which look at one at a time."""
+    return isinstance(edit.operator, str) and not edit.by_position and _is_everywhere(edit)
 
 
 def _is_plain_add(edit: Edit) -> bool:

@@ -31,6 +31,9 @@ from caa_lens.models.structure import once_a_structure, rounding, untouched, wit
 
 PIECE = 2**25  # numbers of W_U that are converted at once, 134 MB in float32
 AT_ONCE = 256  # positions whose logits over the whole vocabulary are held at once
+# Where only the softmax's normaliser is wanted, logits are made in tiles, positions by tokens, that stay in a cache.
+TILE = (512, 1024)
+TILE_ON_CARD = (8192, 2048)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +87,29 @@ def token_logp(
 
     The full vocabulary is needed for the softmax, but never for more than `at_once` positions.
     """
+    return token_logps(model, resid, targets[:, None], at_once)[..., 0]
+
+
+def token_logps(
+    model: Any,
+    resid: Float[Tensor, "*row pos d_model"],
+    targets: Int[Tensor, "pos option"],
+    at_once: int = AT_ONCE,
+) -> Float[Tensor, "*row pos option"]:
+    """`token_logp` of several tokens at each position, whose softmax is computed once.
+
+    Where no gradient is wanted and the formulas hold, the logits are never held beside each other: tile by tile, each
+    adds to the normaliser and is forgotten.
+    """
     states = resid.to(device_behind(model)).reshape(-1, resid.shape[-1])
-    wanted = targets.to(states.device).expand(resid.shape[:-1]).reshape(-1)
+    wanted = targets.to(states.device).expand(*resid.shape[:-1], -1).reshape(len(states), -1)
+    if not torch.is_grad_enabled() and is_own(model):
+        return _logp_in_tiles(model, states, wanted).reshape(*resid.shape[:-1], -1)
     pieces = []
     for some, tokens in zip(states.split(at_once), wanted.split(at_once), strict=True):
         logits = final_logits(model, some)
-        pieces.append(logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1))
-    return torch.cat(pieces).reshape(resid.shape[:-1])
+        pieces.append(logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True))
+    return torch.cat(pieces).reshape(*resid.shape[:-1], -1)
 
 
 def soft_cap(model: Any) -> float:
@@ -220,6 +239,30 @@ def _times(
         return F.linear(normed, W_U.T)
     n_columns = max(1, PIECE // W_U.shape[0])
     return torch.cat([F.linear(normed, _wide(model, some).T) for some in W_U.split(n_columns, dim=1)], dim=-1)
+
+
+def _logp_in_tiles(
+    model: Any, states: Float[Tensor, "state d_model"], wanted: Int[Tensor, "state option"]
+) -> Float[Tensor, "state option"]:
+    """Log-probabilities from tiles of the logits: log sum exp of each, and of these in the end."""
+    n_rows, n_columns = TILE if states.device.type == "cpu" else TILE_ON_CARD
+    scale, rows = _formula(model).scale, _normed(model, states, final_norm(model)).split(n_rows)
+    targets = wanted.split(n_rows)
+    found = [torch.zeros_like(some, dtype=rows[0].dtype) for some in targets]
+    sums: list[list[Tensor]] = [[] for _ in rows]
+    for first in range(0, model.W_U.shape[1], n_columns):
+        weight = _wide(model, model.W_U[:, first : first + n_columns]).T
+        bias = _wide(model, model.b_U[first : first + n_columns])
+        for i, some in enumerate(rows):
+            logits = F.linear(some, weight, bias)
+            logits = soft_capped(model, logits if scale == 1 else logits.mul_(scale))
+            column = targets[i] - first
+            inside = (column >= 0) & (column < logits.shape[1])
+            there = logits.gather(-1, column.clamp(0, logits.shape[1] - 1))
+            found[i] = torch.where(inside, there, found[i])
+            sums[i].append(logits.logsumexp(-1))
+    normaliser = [torch.stack(some, dim=-1).logsumexp(-1, keepdim=True) for some in sums]
+    return torch.cat([logit - total for logit, total in zip(found, normaliser, strict=True)])
 
 
 def _wide(model: Any, tensor: Tensor) -> Tensor:

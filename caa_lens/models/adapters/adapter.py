@@ -89,10 +89,12 @@ class Adapter(ABC):
     Attributes:
         wiring: packages whose own forward hooks on modules belong to the model, and are nobody's experiment.
         rows_copy_prefix: whether rows that share a prefix each copy its keys and values, one block at a time.
+        takes_trees: whether a row of a suffix may hold several texts, whose tokens see each their own.
     """
 
     wiring: frozenset[str] = frozenset()
     rows_copy_prefix: bool = False
+    takes_trees: bool = False
 
     @abstractmethod
     def check(self, model: Any) -> None:
@@ -291,6 +293,7 @@ class Adapter(ABC):
         edit: BlockEdit,
         n_layers: int | None = None,
         coming: Coming | None = None,
+        parents: Sequence[Sequence[int]] | None = None,
     ) -> Float[Tensor, "question row pos d_model"]:
         """Rows of suffix tokens through the blocks behind their question's prefix; see `engine.shared_prefix`."""
 

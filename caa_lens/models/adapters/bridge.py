@@ -340,7 +340,9 @@ class Bridge(Adapter):
         edit: BlockEdit,
         n_layers: int | None = None,
         coming: Coming | None = None,
+        parents: Sequence[Sequence[int]] | None = None,
     ) -> Float[Tensor, "question row pos d_model"]:
+        assert parents is None, "masks are of the module's own making"
         n_pos = max(len(row) for rows in suffixes for row in rows)
         found = []
         with self._between_blocks(model, edit, n_layers) as kept:

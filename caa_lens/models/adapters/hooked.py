@@ -19,6 +19,8 @@ from caa_lens.provenance import HOOK_POINT
 class Hooked(Adapter):
     """The adapter of a `HookedTransformer`: its own forward, and `llama_blocks` where it is a plain Llama."""
 
+    takes_trees = True
+
     def check(self, model: Any) -> None:
         if any(parameter.is_meta for parameter in model.parameters()):
             raise ValueError(
@@ -198,10 +200,11 @@ class Hooked(Adapter):
         edit: BlockEdit,
         n_layers: int | None = None,
         coming: Coming | None = None,
+        parents: Sequence[Sequence[int]] | None = None,
     ) -> Float[Tensor, "question row pos d_model"]:
         if coming is not None:
             coming(slice(None), slice(None))
-        return llama_blocks.run_suffixes(model, prefix, suffixes, edit, n_layers)
+        return llama_blocks.run_suffixes(model, prefix, suffixes, edit, n_layers, parents)
 
     def kept_text(self, model: Any, n_rows: int, visible: Bool[Tensor, "batch pos"] | None, room: int) -> Text | None:
         return llama_blocks.KeptText(model, n_rows, visible, room)
