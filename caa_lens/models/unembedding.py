@@ -250,9 +250,10 @@ def _logp_in_tiles(
     targets = wanted.split(n_rows)
     found = [torch.zeros_like(some, dtype=rows[0].dtype) for some in targets]
     sums: list[list[Tensor]] = [[] for _ in rows]
-    for first in range(0, model.W_U.shape[1], n_columns):
-        weight = _wide(model, model.W_U[:, first : first + n_columns]).T
-        bias = _wide(model, model.b_U[first : first + n_columns])
+    W_U, b_U = _unembedding(model)
+    for first in range(0, W_U.shape[1], n_columns):
+        weight = _wide(model, W_U[:, first : first + n_columns]).T
+        bias = _wide(model, b_U[first : first + n_columns])
         for i, some in enumerate(rows):
             logits = F.linear(some, weight, bias)
             logits = soft_capped(model, logits if scale == 1 else logits.mul_(scale))
