@@ -108,15 +108,12 @@ def _disagreement(model: Any) -> str | None:
             trees = [TokenTree.of(both) for both in suffixes]
             places = torch.tensor([tree.places for tree in trees], device=device)  # [question row pos]
 
-            def index(n_rows: int) -> Tensor:
-                return places.flatten(1)[:, None, :, None].expand(-1, n_rows, -1, cfg.d_model)
+            index = places.flatten(1)[:, None, :, None].expand(-1, -1, -1, cfg.d_model)
 
             def apart(layer: int, resid: Tensor) -> Tensor:
-                n_rows = resid.shape[1]
-                rows = resid.gather(2, index(n_rows)).unflatten(2, places.shape[1:]).flatten(1, 2)
-                own = compare(layer, rows).unflatten(1, (-1, 2)).flatten(2, 3)
-                together = own.new_zeros(len(own), own.shape[1], resid.shape[2], cfg.d_model)
-                return together.scatter(2, index(own.shape[1]), own)
+                rows = resid.gather(2, index).unflatten(2, places.shape[1:]).flatten(1, 2)
+                own = compare(layer, rows)[:, : rows.shape[1]]  # not split again
+                return torch.zeros_like(resid).scatter(2, index, own.flatten(1, 2)[:, None])
 
             both_in_one = [[tree.tokens] for tree in trees]
             run_suffixes(model, shared, both_in_one, apart, parents=[tree.parents for tree in trees])
