@@ -70,7 +70,13 @@ COUNTED = {
     "plain sweep": ((0, 2), (0, 30), 1),
     "plain generate": ((3, 1), (6, 2), 2),
 }
-SLOW = ("compare", "calibrate", "side_effects", "plain extract", "plain sweep")  # made of calls that are here by themselves
+SLOW = (
+    "compare",
+    "calibrate",
+    "side_effects",
+    "plain extract",
+    "plain sweep",
+)  # made of calls that are here by themselves
 
 
 def counted(call, model, n, **reads):

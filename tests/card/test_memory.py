@@ -61,9 +61,7 @@ def test_a_prompts_keys_and_values_and_its_activations_are_as_stated(card_model,
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(
-    ("n_prefix", "n_rows", "n_suffix"), [(150, 20, 2), (150, 3, 20), (1000, 10, 2), (2000, 5, 10)]
-)
+@pytest.mark.parametrize(("n_prefix", "n_rows", "n_suffix"), [(150, 20, 2), (150, 3, 20), (1000, 10, 2), (2000, 5, 10)])
 def test_an_answer_in_flight_takes_what_the_budget_says(card_model, shape, n_prefix, n_rows, n_suffix):
     model = card_model(shape, 4)
     with torch.inference_mode(), fake_gpu():
