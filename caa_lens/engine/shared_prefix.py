@@ -196,8 +196,8 @@ def prefix_budget(model: Any, prefix_length: int) -> int:
 def suffix_numbers(cfg: Any, n_seen: int) -> int:
     """How many numbers one suffix token in flight is, where it sees `n_seen` tokens with itself, at the most.
 
-    5 d_model + max(4 d_mlp, 3 (kv heads x d_head + heads x tokens seen)): the stream, with what the MLP holds at once
-    or what attention does.
+    5 d_model + max(4 d_mlp, 3 (kv heads x d_head + heads x tokens seen)): the stream, with what the MLP holds or
+    what attention does.
     """
     n_kv = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
     in_attention = 3 * (n_kv * cfg.d_head + cfg.n_heads * n_seen)

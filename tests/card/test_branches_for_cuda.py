@@ -65,7 +65,7 @@ def test_a_model_that_the_card_has_no_room_for_is_refused_before_it_is_read(tmp_
     random_llama(tmp_path / "llama")
     with (
         fake_gpu(memory=HELD.now[0] + 1000, **READS) as gpu,
-        pytest.raises(ModelTooLargeError, match="cuda has 0.0 GB free"),
+        pytest.raises(ModelTooLargeError, match=r"cuda has 0\.0 GB free"),
     ):
         cl.load_model(tmp_path / "llama")
     assert gpu.emptied == 1

@@ -29,7 +29,7 @@ def test_operations_are_those_of_the_arithmetic(card_model, shape, n_prompt, n_s
 
 @torch.inference_mode()
 def test_a_sweep_of_llama_2_7b_takes_2_6_plain_passes_for_questions_of_67_to_92_tokens(card_model):
-    """Over the lengths together; a question of 67 tokens alone takes 2.83, and no way of sharing would make that 2.6."""
+    """Over the lengths together. A question of 67 tokens alone takes 2.83, and no way of sharing makes that 2.6."""
     model = card_model("7B")
     work = Work(model.cfg)
     assert sweep(model, 80, 2, 5) == work.sweep(80, 2, 5)  # 32 layers by 5 multipliers, counted in full

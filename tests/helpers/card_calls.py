@@ -14,6 +14,7 @@ import torch
 import caa_lens as cl
 from caa_lens import interpretation, measures, methods
 from caa_lens.engine import shared_prefix
+from caa_lens.interpretation import attribution
 from caa_lens.measures.open_ended.text_measures import answer_logp
 from caa_lens.prompts.prompt_formats import default_format
 from caa_lens.transfers.across_behaviors import PromptSetting
@@ -31,7 +32,6 @@ STEERING_WORDS = ("Be cheerful about it.", "Be gloomy about it all.")
 READS = {"check_rows": False, "generate_tokens": False, "_warn_of_zero": False, "_sees": False, "_apart": False}
 
 MORE: dict[str, dict] = {
-    "attribute_logits": {"spread": 0.0},  # both sides of its own check come down, and have to agree
     "activation scaling": {"__init__": False},
 }
 
@@ -125,7 +125,8 @@ def stored(model, n):
         vectors = vectors_of(model, model.W_E.device)
         saved = vectors.save(Path(folder) / "vectors.safetensors")
         again = cl.SteeringVectors.load(saved)
-        cl.vectors.write_vectors(vectors, Path(folder) / "vectors.gguf")
+        above = vectors.at(vectors.layers[1:])  # llama.cpp's control vectors start there
+        cl.vectors.write_vectors(above, Path(folder) / "vectors.gguf")
         cl.read_vectors(Path(folder) / "vectors.gguf")
     assert str(again.directions.device) == "cpu"
     return again
@@ -153,6 +154,11 @@ def vectors_on_the_card(model, n):
     cl.generate(model, HELLO[0], vectors=[(vectors[1], multiplier)], max_new_tokens=2)
     cl.token_similarity(model, HELLO[0], vectors)
     cl.logit_lens(model, vectors)
+
+
+def attributed(model, n):
+    with patch.object(attribution, "_check_sum", lambda *_: None):  # numbers that come down are not those that add up
+        return interpretation.attribute_logits(model, letters(8 * n), vectors_of(model)[0], progress=False)
 
 
 def calibrated(model, n):
@@ -256,9 +262,7 @@ CALLS: dict[str, Run] = {
     "word_ranks": lambda m, n: cl.word_ranks(m, vectors_of(m), WORDS),
     "residual_lens": lambda m, n: cl.residual_lens(m, "Hello", vectors=[(vectors_of(m)[1], 1.0)]),
     "token_similarity": lambda m, n: cl.token_similarity(m, "Hello", vectors_of(m)),
-    "attribute_logits": lambda m, n: interpretation.attribute_logits(
-        m, letters(8 * n), vectors_of(m)[1], progress=False
-    ),
+    "attribute_logits": attributed,
     "geometry": geometry,
     "algebra": algebra,
     "stored": stored,
