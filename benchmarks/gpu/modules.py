@@ -9,6 +9,7 @@ RUN = (
     "tests/engine/test_shared_prefix.py",
     "tests/engine/test_staircase.py",
     "tests/engine/test_stream_responses.py",
+    "tests/engine/test_token_trees.py",
     "tests/evaluation/test_chats.py",
     "tests/evaluation/test_examinees.py",
     "tests/interpretation/test_attribution.py",
@@ -56,7 +57,6 @@ RUN = (
 # Modules that use a model, too, and why they stay on the CPU.
 STAY = {
     "tests/engine/test_any_model.py": "makes models of its own, of many families, on the CPU",
-    "tests/engine/test_waits.py": "counts on a card of its own, which has no values",
     "tests/interpretation/test_saved_results.py": "is about files",
     "tests/measures/test_calibration.py": "needs scipy, which is too large for the wheels",
     "tests/measures/test_question_slopes.py": "needs scipy, which is too large for the wheels",

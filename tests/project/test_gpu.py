@@ -231,11 +231,14 @@ def test_outcomes_are_kept_and_what_passed_is_not_run_again(tmp_path):
     file = tmp_path / "outcomes.jsonl"
     words = ["-m", "pytest", "-p", "benchmarks.gpu.plugin", "-p", "no:cacheprovider", "-q", "-c", os.devnull]
 
+    # The tests that run this one may share their work among several processes; the one started here does not.
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+
     def outcome():
         subprocess.run(
             [sys.executable, *words, "--rootdir", str(tmp_path), "test_some.py"],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "CAA_LENS_OUTCOMES": str(file)},
+            env={**alone, "PYTHONPATH": str(ROOT), "CAA_LENS_OUTCOMES": str(file)},
             capture_output=True,
             timeout=120,
         )
