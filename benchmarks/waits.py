@@ -4,8 +4,8 @@
     python benchmarks/waits.py sweep transfer   # some of them
     python benchmarks/waits.py sweep --places   # and where in the library
 
-Counted on a device that computes nothing (`tests/helpers/fake_gpu.py`), so no card is needed and nothing is measured. A wait
-keeps the program from preparing the card's next work while it does the last.
+Counted on a device that computes nothing (`tests/helpers/fake_gpu.py`), so no card is needed and nothing is measured. A
+wait keeps the program from preparing the card's next work while it does the last.
 """
 
 import argparse

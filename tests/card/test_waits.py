@@ -1,4 +1,4 @@
-"""How waits and uploads grow, in a small model: not by the layer, the condition or the pair; and models on two cards."""
+"""How waits and uploads grow, in a small model: not by layers, conditions or pairs; and a model on two cards."""
 
 from collections import Counter
 
@@ -28,8 +28,11 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def model(demo_tokenizer):
-    with fake_gpu():
-        return llama(n_layers=N_LAYERS, d_model=D_MODEL, d_mlp=48, n_heads=4, tokenizer=demo_tokenizer)
+    with fake_gpu(**READS):
+        model = llama(n_layers=N_LAYERS, d_model=D_MODEL, d_mlp=48, n_heads=4, tokenizer=demo_tokenizer)
+        cl.engine.pair_activations(model, COMPLETIONS, progress=False)  # which compares the engine with it, once
+        cl.logit_lens(model, VECTORS)
+        return model
 
 
 def counted(call, **reads):

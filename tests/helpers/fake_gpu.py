@@ -203,6 +203,8 @@ class FakeGpu(TorchDispatchMode):
         except NotImplementedError:
             _quick[func] = False
             return NotImplemented
+        except RuntimeError:  # said again by `FakeTensorMode`, in its own words, or it knows better
+            return NotImplemented
         known = _known(func, args, kwargs, fake)
         if isinstance(result, list | tuple):
             result = type(result)(map(self._on(device), result))
@@ -255,6 +257,7 @@ class _Held:
         key = storage._cdata
         if key in self._alive or (device := tensor.device).type not in CARDS:
             return
+        self.written.discard(key)  # of another storage, which lay at this address
         size, card = storage.nbytes(), device.index or 0
         if self.now[card] + size > memory:
             raise torch.OutOfMemoryError(
