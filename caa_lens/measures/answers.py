@@ -356,19 +356,22 @@ def _logp_in_trees(
     trees: Sequence[TokenTree],
 ) -> Float[Tensor, "pair group side"]:
     """`_completion_logp` where both completions of a pair lie in one row: one softmax for what they share."""
-    logp = torch.empty(*resid.shape[:2], 2, device=resid.device)
+    device = device_behind(model)  # where the unembedding lies, and its logits
+    logp = torch.empty(*resid.shape[:2], 2, device=device)
     for row, (item, tree) in enumerate(zip(items, trees, strict=True)):
         predicting = [
             place[first - rows.start(item) - 1 :] for place, first in zip(tree.places, item.firsts, strict=True)
         ]
         used = sorted({*predicting[0], *predicting[1]})
         # A token that one side alone has is given some target of the other's; it is not read.
-        targets = torch.zeros(len(used), 2, dtype=torch.long)
+        targets = torch.zeros(2, len(used), dtype=torch.long)
         which = [torch.tensor([used.index(token) for token in some]) for some in predicting]
         for side, prompt in enumerate(item.branches):
-            targets[which[side], side] = torch.tensor(prompt.tokens[item.firsts[side] :])
-        states = resid[row][:, torch.tensor(used, device=resid.device)]  # [group token d_model]
-        found = token_logps(model, states, targets.to(resid.device))
+            targets[side, which[side]] = torch.tensor(prompt.tokens[item.firsts[side] :])
+        moved = torch.cat([torch.tensor(used), *targets, *which]).to(device)  # all in one go
+        used_there, first_targets, other_targets, *which = moved.split([len(used)] * 3 + [len(one) for one in which])
+        states = resid[row].to(device)[:, used_there]  # [group token d_model]
+        found = token_logps(model, states, torch.stack([first_targets, other_targets], dim=-1))
         for side, index in enumerate(which):
-            logp[row, :, side] = found[:, index.to(resid.device), side].mean(-1)
+            logp[row, :, side] = found[:, index, side].mean(-1)
     return logp
