@@ -163,7 +163,7 @@ class FakeGpu(TorchDispatchMode):
         if real or wanted or (result := self._quickly(func, args, kwargs, fake)) is NotImplemented:
             with self._shapes:
                 result = func(*args, **kwargs)
-            known = fake and not real and isinstance(result, FakeTensor)
+            known = fake and not real and not wanted and isinstance(result, FakeTensor)
             if known and (value := _known(func, args, kwargs, fake)) is not None:
                 result.uploaded = value
         if func is aten._to_copy.default and fake and result.device.type == "cpu":
