@@ -163,9 +163,10 @@ class FakeGpu(TorchDispatchMode):
         if real or wanted or (result := self._quickly(func, args, kwargs, fake)) is NotImplemented:
             with self._shapes:
                 result = func(*args, **kwargs)
-            known = fake and not real and not wanted and isinstance(result, FakeTensor)
-            if known and (value := _known(func, args, kwargs, fake)) is not None:
-                result.uploaded = value
+        if not real and not wanted and (known := _known(func, args, kwargs, fake)) is not None:
+            several = isinstance(result, list | tuple)
+            for one, value in zip(result if several else [result], known if several else [known], strict=True):
+                one.uploaded = value
         if func is aten._to_copy.default and fake and result.device.type == "cpu":
             self._count("wait")
             known = _value(args[0])
@@ -208,16 +209,9 @@ class FakeGpu(TorchDispatchMode):
             return NotImplemented
         except RuntimeError:  # said again by `FakeTensorMode`, in its own words, or it knows better
             return NotImplemented
-        known = _known(func, args, kwargs, fake)
         if isinstance(result, list | tuple):
-            result = type(result)(map(self._on(device), result))
-            for one, value in zip(result, known or (), strict=False):
-                one.uploaded = value
-            return result
-        result = self._on(device)(result)
-        if known is not None:
-            result.uploaded = known
-        return result
+            return type(result)(map(self._on(device), result))
+        return self._on(device)(result)
 
     def _on(self, device: torch.device) -> Callable[[Any], Any]:
         def on(result: Any) -> Any:
