@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from caa_lens.engine.token_trees import TokenTree
 from caa_lens.models.adapters.adapter import BlockEdit, Coming
 from caa_lens.models.adapters.choice import adapter_of
 from caa_lens.models.adapters.torch_hooks import attached, stream_of
@@ -101,7 +102,21 @@ def _disagreement(model: Any) -> str | None:
 
     device = adapter.device(model)
     try:
-        run_suffixes(model, prefill(model, prefixes), suffixes, compare, coming=coming)
+        shared = prefill(model, prefixes)
+        run_suffixes(model, shared, suffixes, compare, coming=coming)
+        if adapter.takes_trees:
+            trees = [TokenTree.of(both) for both in suffixes]
+            places = torch.tensor([tree.places for tree in trees], device=device)  # [question row pos]
+
+            index = places.flatten(1)[:, None, :, None].expand(-1, -1, -1, cfg.d_model)
+
+            def apart(layer: int, resid: Tensor) -> Tensor:
+                rows = resid.gather(2, index).unflatten(2, places.shape[1:]).flatten(1, 2)
+                own = compare(layer, rows)[:, : rows.shape[1]]  # not split again
+                return torch.zeros_like(resid).scatter(2, index, own.flatten(1, 2)[:, None])
+
+            both_in_one = [[tree.tokens] for tree in trees]
+            run_suffixes(model, shared, both_in_one, apart, parents=[tree.parents for tree in trees])
     except CANNOT_RUN:
         return f"rows cannot be split off between the blocks of {cfg.model_name}, whose masks or positions count them"
     worst = torch.stack(differences).reshape(-1, cfg.n_layers).max(0).values
@@ -129,6 +144,7 @@ def run_suffixes(
     edit: BlockEdit,
     n_layers: int | None = None,
     coming: Coming | None = None,
+    parents: Sequence[Sequence[int]] | None = None,
 ) -> Float[Tensor, "question row pos d_model"]:
     """Take rows of suffix tokens through the blocks behind their question's prefix.
 
@@ -137,11 +153,13 @@ def run_suffixes(
         edit: `edit(layer, resid)` sees `resid_post` of every layer, `[question row pos d_model]`, and returns what
             the next block gets. It may change the number of rows. All questions and rows may come at once, or some at a
             time: `coming` is told which.
+        parents: for each token of a question's rows, the index of the one before it (`token_trees`), for a kind of
+            model that takes trees; by default each follows the one that it stands behind.
 
     Returns:
         What `edit` returned after the last block; positions past a row's end hold padding.
     """
-    return adapter_of(model).run_suffixes(model, prefix, suffixes, edit, n_layers, coming)
+    return adapter_of(model).run_suffixes(model, prefix, suffixes, edit, n_layers, coming, parents)
 
 
 def warn_unshared(reason: str, what: str = "the prompt that conditions share is run once for each of them,") -> None:

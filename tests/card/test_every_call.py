@@ -29,7 +29,7 @@ COUNTED = {
     "sweep completions": ((0, 1), (4, 7), 1),
     "score_answers": ((1, 0), (9, 0), 1),
     "transfer_layers": ((0, 1), (4, 5), 1),
-    "transfer_behaviors": ((1, 1), (19, 5), 1),
+    "transfer_behaviors": ((1, 1), (17, 5), 1),
     "transfer_prompts": ((6, 2), (16, 10), 1),  # two settings; vectors of each are extracted first
     "transfer_models": ((0, 1), (4, 5), 1),
     # text: one wait a token, and another one where it is sampled, or shown as it comes
@@ -58,7 +58,7 @@ COUNTED = {
     "divergence": ((5, 1), (20, 0), 2),
     "calibrate": ((20, 0), (43, 0), 1),
     "side_effects": ((7, 1), (37, 0), 2),
-    "compare": ((29, 0), (190, 0), 1),
+    "compare": ((29, 0), (185, 0), 1),
     # fits
     "ActAdd": ((4, 0), (4, 0), 1),
     "Linear-AcT": ((4, 0), (0, 8), 1),

@@ -47,13 +47,13 @@ def around(module, name, change):
     return plant
 
 
-def mask_on_the_cpu(attend, q, k, v, prefix_k, prefix_v, hidden, scale):
-    return attend(q, k, v, prefix_k, prefix_v, torch.zeros(hidden.shape, dtype=torch.bool), scale)
+def mask_on_the_cpu(attend, q, k, v, prefix_k, prefix_v, hidden, *rest):
+    return attend(q, k, v, prefix_k, prefix_v, torch.zeros(hidden.shape, dtype=torch.bool), *rest)
 
 
-def cache_copied_for_every_row(attend, q, k, v, prefix_k, prefix_v, hidden, scale):
+def cache_copied_for_every_row(attend, q, k, v, prefix_k, prefix_v, hidden, *rest):
     rows = len(q) // len(prefix_k)
-    return attend(q, k, v, *(one.repeat_interleave(rows, 0) for one in (prefix_k, prefix_v, hidden)), scale)
+    return attend(q, k, v, *(one.repeat_interleave(rows, 0) for one in (prefix_k, prefix_v, hidden)), *rest)
 
 
 def wide_keys_and_values(prefill, *given, **named):
