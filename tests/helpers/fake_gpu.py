@@ -365,6 +365,8 @@ def fake_gpu(*, memory: float = 1000 * GB, spread: float = 0.5, **answers: bool)
         raise RuntimeError(reason)
     import transformer_lens  # libraries that it imports look for CUDA's own functions where there is a card
 
+    from helpers.models import kinds_here
+
     torch._C._set_only_lift_cpu_tensors(True)  # numbers become a tensor on the CPU first, and the copy up is seen
     gpu = FakeGpu(answers, memory, spread)
     gpu.forget_peak()
@@ -372,9 +374,10 @@ def fake_gpu(*, memory: float = 1000 * GB, spread: float = 0.5, **answers: bool)
         with ExitStack() as stack:
             for place, name, value in _torch_cuda(gpu):
                 stack.enter_context(patch.object(place, name, value))
-            if hooked := getattr(transformer_lens, "HookedTransformer", None):
+            if "hooked" in kinds_here():
                 # It asks whether what it is given is a tensor, and not a kind of tensor.
-                stack.enter_context(patch.object(sys.modules[hooked.__module__], "type", _type, create=True))
+                module = sys.modules[transformer_lens.HookedTransformer.__module__]
+                stack.enter_context(patch.object(module, "type", _type, create=True))
             stack.enter_context(_AsTensor())
             stack.enter_context(gpu)
             yield gpu
