@@ -286,13 +286,12 @@ def _score_as_rows(
     )
     trees = [rows.tree(item) for item in items] if rows.trees else None
     suffixes = [[tree.tokens] for tree in trees] if trees else [rows.suffixes(item) for item in items]
-    shapes = [rows.shape(item) for item in items]
-    n_pos = max(length for _, length in shapes)
+    parents = [tree.parents for tree in trees] if trees else None
+    n_pos = max(len(row) for of_item in suffixes for row in of_item)
     budget = max_tokens or shared_prefix.token_budget(model, max(starts), n_pos)
-    at_once = max(1, budget // (n_pos * len(items) * shapes[0][0]))
+    at_once = max(1, budget // (n_pos * len(items) * len(suffixes[0])))
     logp = torch.empty(len(items), len(staircases.conditions), 2, device=device_of_tokens(model))
     for chunk, stairs in staircases.at_most(at_once):
-        parents = [tree.parents for tree in trees] if trees else None
         resid = shared_prefix.run_suffixes(model, prefix, suffixes, stairs, parents=parents)
         resid = resid.unflatten(1, (len(stairs.groups), -1))  # [pair group branch pos d_model]
         if trees:
