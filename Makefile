@@ -1,5 +1,6 @@
 # `make demo` runs the main job on a real model, `make test` the tests, `make check` the linters,
 # `make interop` the tests against other tools, `make newest` those of bridges with the newest model libraries,
+# `make gpu-wheels` what a machine with a card needs, `make gpu` everything that is to be done there,
 # `make docs` the documentation site, `make graph` the imports.
 # Each builds .venv from the pinned versions by itself, once.
 PYTHON ?= python3
@@ -15,7 +16,9 @@ NEWEST := $(VENV)/newest
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/caa_lens/wheels
 
-.PHONY: demo test newest mutants interop wheel notebooks docs graph check format clean
+DEVICE ?= cuda
+
+.PHONY: demo test newest mutants bench interop gpu-wheels gpu wheel notebooks docs graph check format clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("caa_lens needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -51,6 +54,11 @@ newest: $(READY)
 mutants: $(READY)
 	$(BIN)/python tests/mutation.py $(ARGS)
 
+# What the engine saves against naive ways, in a few minutes, kept in benchmarks/history.jsonl; compared with an earlier
+# run by ARGS="--against benchmarks/history.jsonl".
+bench: $(READY)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/bench.py $(ARGS)
+
 # Other steering tools' own code against ours. llama.cpp is compiled once (4 minutes on 2 idle cores), into a wheel in the
 # user's cache that is not tuned to this one processor.
 interop: $(INTEROP)/.ready
@@ -62,6 +70,16 @@ $(INTEROP)/.ready: $(READY) requirements-interop.txt
 	CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAMA_OPENSSL=OFF -DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=2 nice $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -c requirements-interop.txt --find-links $(WHEELS) -w $(WHEELS) llama-cpp-python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --find-links $(WHEELS) --target $(INTEROP) -r requirements-interop.txt
 	touch $@
+
+# Under 60 MB without torch, for the Python of the machine with the card: make gpu-wheels GPU_PYTHON=3.12
+gpu-wheels: $(READY)
+	$(BIN)/python -m benchmarks.gpu.wheels build/gpu-wheels $(if $(GPU_PYTHON),--python $(GPU_PYTHON)) $(ARGS)
+
+# Tests and benchmarks on a card, and the table for docs/performance.md, in under ten minutes: needs a PYTHON with torch and
+# what gpu-wheels gathered, and no network. Cut short, it goes on where it was. Without a card, a rehearsal:
+# make gpu DEVICE=cpu ARGS="--shapes tiny --dtype float32 --tests tests/steering/test_placing.py"
+gpu:
+	$(PYTHON) -m benchmarks.gpu.day --device $(DEVICE) $(ARGS)
 
 # Runs all notebooks in full and writes their outputs into them; needs a Chrome or Chromium for the pictures.
 notebooks: $(READY)

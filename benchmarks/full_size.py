@@ -1,73 +1,66 @@
-"""Llama 2 at full size with random weights, built on the device: what a researcher's GPU will do.
+"""Llama 2 at full size with random weights on one device: what a researcher's GPU does, and how near its limits.
 
     python benchmarks/full_size.py --shape 7b --dtype bfloat16
-    python benchmarks/full_size.py --shape 13b --dtype float16
-    python benchmarks/full_size.py --shape tiny --pairs 4 --tokens 4      # on a CPU, as the tests run it
+    python benchmarks/full_size.py --shape 13b --dtype bfloat16 --keep build/gpu/table.json
+    python benchmarks/full_size.py --shape tiny --device cpu --pairs 4 --tokens 4      # as the tests run it
 
-Measures extraction (pairs a second, and its share of the matrix-product limit measured on the same device), sweep
-conditions a second against one full forward a condition, steered tokens a second against unsteered, peak memory of
-each, and the time to build. Weights are random: speed and memory depend on shapes only. Prompts are random tokens.
+Weights are random: speed and memory depend on shapes only. Prompts are random tokens. Each figure stands beside the
+limit that was measured on the same device: its largest matrix product for extraction and sweeps, a large copy for
+generation at batch 1, which reads every weight for every token. With `--keep` each row is written as soon as it is
+there, and a second run measures what is missing; what fails (a model that does not fit) is a row that says so.
+`make gpu` runs all of it.
 """
 
 import argparse
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from timing import print_table, seconds
+from gpu.bench import SHAPES, Bench, as_hugging_face, built, empty, pairs_of, peak_of
+from gpu.generating import generation
+from gpu.limits import copy_limit, matrix_limit
+from gpu.rows import extraction, loading, sweep
+from gpu.table import Kept, Row, markdown
+from timing import machine
 
 import caa_lens as cl
-from caa_lens.engine import shared_prefix
-from caa_lens.engine.activations import read_pairs
-from caa_lens.engine.staircase import Staircase
-from caa_lens.models.loading.llama_config import hooked_config
-from caa_lens.models.loading.weights import build_model, expected_shapes
-from caa_lens.prompts.prompt_formats import Prompt
-from caa_lens.steering.generation import generate_tokens
-from caa_lens.steering.interventions import Intervention
-
-SHAPES = {
-    "tiny": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 4, "num_attention_heads": 4},
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
-}
-MULTIPLIERS = (-2.0, -1.0, 1.0, 2.0)
 
 
-def prompt_of(generator: torch.Generator, n_tokens: int, letter: int) -> Prompt:
-    """A random question that ends like `... ] ( A`: steering starts three tokens before the end."""
-    body = torch.randint(3, 32000, (n_tokens - 1,), generator=generator).tolist()
-    return Prompt(
-        text="",
-        tokens=(*body, letter),
-        steer_start=n_tokens - 3,
-        answer_start=n_tokens - 2,
-        read=(n_tokens - 1, n_tokens),
-    )
+class Rows:
+    """Measures what is not kept yet, and keeps each row as it comes."""
 
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.kept = Kept(Path(options.keep), machine())
+        self.options, self.name = options, f"{options.shape} {options.dtype}"
+        if self.kept.begun_anew:
+            warnings.warn(self.kept.begun_anew, stacklevel=2)
 
-def pairs_of(n_pairs: int, n_tokens: int) -> list[tuple[Prompt, Prompt]]:
-    pairs = []
-    for seed in range(n_pairs):
-        sides = [prompt_of(torch.Generator().manual_seed(seed), n_tokens, letter) for letter in (29909, 29933)]
-        pairs.append((sides[0], sides[1]))
-    return pairs
+    def missing(self, *keys: str) -> bool:
+        return self.options.again or not all(self.kept.has(f"{self.name} {key}") for key in keys)
 
+    def take(self, measure: Callable[[], Iterator[tuple[str, Row]]], *keys: str) -> None:
+        """What cannot be measured is a row that says why; the next ones are measured all the same."""
+        if not self.missing(*keys):
+            return
+        try:
+            for key, row in measure():
+                self.put(key, row)
+        except torch.OutOfMemoryError as error:
+            empty()
+            free, total = torch.cuda.mem_get_info()
+            said = f"out of memory: got {free / 1e9:.0f} of {total / 1e9:.0f} GB free ({str(error).splitlines()[0]})"
+            self.put(keys[0], Row(work=keys[0], figure=f"{said}: a larger card, or a smaller --shape", failed=True))
+        except RuntimeError as error:
+            said = str(error).splitlines()[0]
+            self.put(keys[0], Row(work=keys[0], figure=f"failed: {said}", failed=True))
 
-def peak_of(run) -> tuple[float, float]:
-    """Seconds, and GiB above what was there before (0 on a CPU)."""
-    if not torch.cuda.is_available():
-        return seconds(run), 0.0
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    time = seconds(run)
-    return time, (torch.cuda.max_memory_allocated() - before) / 2**30
-
-
-def matmul_limit(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """Floating-point operations a second of a large square matrix product."""
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    b = torch.randn(size, size, device=device, dtype=dtype)
-    seconds(lambda: a @ b)
-    return 2 * size**3 * 10 / seconds(lambda: [a @ b for _ in range(10)], 3)
+    def put(self, key: str, row: Row) -> None:
+        self.kept.put(f"{self.name} {key}", replace(row, work=f"{self.name}: {row.work}"))
+        print("  ".join(cell for cell in (f"{self.name}: {row.work}", *row.cells()[1:]) if cell), flush=True)
 
 
 @torch.inference_mode()
@@ -79,120 +72,67 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=150, help="tokens of a prompt")
     parser.add_argument("--tokens", type=int, default=64, help="tokens to generate")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--load", action="store_true", help="also load such a model from files")
+    parser.add_argument("--scratch", help="a folder with room for those files")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the step of fixed shape; takes minutes")
+    parser.add_argument("--keep", help="the file that rows are kept in; a second run measures what is missing")
+    parser.add_argument("--again", action="store_true", help="measure what is kept, too")
     options = parser.parse_args()
-    dtype, device = getattr(torch, options.dtype), torch.device(options.device)
-    config = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 4096, **SHAPES[options.shape]}
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(f"got --device {options.device}, but torch {torch.__version__} sees no card: --device cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        options.keep = options.keep or str(Path(folder) / "table.json")
+        rows = Rows(options)
+        on_card = device.type == "cuda"
+        if options.again or f"matrix {options.dtype}" not in rows.kept.limits:
+            rows.kept.put_limit(f"matrix {options.dtype}", matrix_limit(device, dtype, 8192 if on_card else 512))
+        if options.again or "copy" not in rows.kept.limits:
+            rows.kept.put_limit("copy", copy_limit(device, 2**32 if on_card else 2**26))
+        try:
+            if options.load:
+                rows.take(lambda: loading(options), "load")
+                empty()
+            measure(rows, options)
+        except KeyboardInterrupt:
+            raise SystemExit(f"cut short; the rows so far are kept in {options.keep}") from None
+        print("\n" + markdown(Path(options.keep)))
 
-    cfg = hooked_config(config, dtype=dtype, device=str(device))
-    shapes = expected_shapes(cfg)
-    made = []
 
-    def random_weight(name):
-        return torch.randn(shapes[name], device=device, dtype=dtype) * 0.02
+def measure(rows: Rows, options: argparse.Namespace) -> None:
+    keys = [(f"generation {n}", f"hook {n}", f"static {n}") for n in options.batches]
+    if not rows.missing("extraction", "sweep", *(key for three in keys for key in three)):
+        return
+    made: list[Any] = []
 
-    build, _ = peak_of(lambda: made.append(build_model(cfg, random_weight)))
-    model = made[0]
-    n_weights = sum(p.numel() for p in model.parameters())
-    rows = [
-        ["build on the device", f"{build:.1f} s", "", f"{n_weights * model.W_E.element_size() / 2**30:.1f} GiB held"]
-    ]
-
-    pairs = pairs_of(options.pairs, options.prompt)
-    batch_size = 8
-
-    def extract(some):
-        return sum((sides[:, 0] - sides[:, 1]).sum(0) for sides, _ in read_pairs(model, some, batch_size=batch_size))
-
-    extract(pairs[:batch_size])  # warm up
-    time, peak = peak_of(lambda: extract(pairs))
-    # Multiply-adds of the blocks' matrices for the tokens that had to be run: the shared prompt and two letters.
-    a_token = 2 * cfg.n_layers * (4 * cfg.d_model**2 + 3 * cfg.d_model * cfg.d_mlp)
-    limit = matmul_limit(device, dtype, 8192 if device.type == "cuda" else 512)
-    share = options.pairs * (options.prompt + 1) * a_token / time / limit
-    rows.append(
-        [
-            "extraction, all layers",
-            f"{options.pairs / time:.1f} pairs/s",
-            f"{share:.0%} of the matrix limit",
-            f"{peak:.2f} GiB",
-        ]
-    )
-
-    def two_forwards(some):
-        for both in some:
-            for p in both:
-                model.run_with_cache(
-                    torch.tensor([p.tokens], device=device), names_filter=lambda name: name.endswith("resid_post")
-                )
-
-    few = pairs[: max(2, options.pairs // 8)]
-    slow, _ = peak_of(lambda: two_forwards(few))
-    rows.append(
-        [
-            "two forwards a pair, resid_post kept",
-            f"{len(few) / slow:.1f} pairs/s",
-            f"ours is {slow / len(few) / (time / options.pairs):.1f} times faster",
-            "",
-        ]
-    )
-
-    vectors = cl.SteeringVectors(directions=torch.randn(cfg.n_layers, cfg.d_model), layers=tuple(range(cfg.n_layers)))
-    vectors = vectors.to(device)
-    conditions = [(Intervention(vector=v, multiplier=m).edit(0),) for v in vectors for m in MULTIPLIERS] + [()]
-    questions = [p for p, _ in pairs[: max(2, options.pairs // 4)]]
-
-    def staircase():
-        for p in questions:
-            prefix = shared_prefix.prefill(model, [p.tokens[: p.steer_start]])
-            stairs = Staircase(conditions, device)
-            resid = shared_prefix.run_suffixes(model, prefix, [[p.tokens[p.steer_start :]]], stairs)
-            model.ln_final(resid[:, :, -1]) @ model.W_U[:, [29909, 29933]]
-
-    seconds(staircase)  # warm up
-    time, peak = peak_of(staircase)
-    per_second = len(conditions) * len(questions) / time
-    rows.append([f"sweep, {len(conditions)} conditions", f"{per_second:.0f} conditions/s", "", f"{peak:.2f} GiB"])
-
-    def naive():
-        for layer in (1, cfg.n_layers - 1):
-            hook = vectors[layer].hook(start=questions[0].steer_start)
-            model.run_with_hooks(torch.tensor([questions[0].tokens], device=device), fwd_hooks=[hook])
-
-    seconds(naive)
-    slow, peak = peak_of(naive)
-    rows.append(
-        [
-            "one full forward a condition",
-            f"{2 / slow:.1f} conditions/s",
-            f"the sweep is {per_second * slow / 2:.0f} times faster",
-            f"{peak:.2f} GiB",
-        ]
-    )
-
-    for n_rows in options.batches:
-        prompts = [p for p, _ in pairs[:1]] * n_rows
-
-        def run(given, prompts=prompts):
-            return list(generate_tokens(model, prompts, vectors=given, max_new_tokens=options.tokens))
-
-        run([])
-        steering = [(vectors[cfg.n_layers // 2], 1.0)]
-        unsteered, _ = peak_of(lambda run=run: run([]))
-        steered, peak = peak_of(lambda run=run, steering=steering: run(steering))
-        rows.append(
-            [
-                f"generation, batch {n_rows}, steered",
-                f"{n_rows * options.tokens / steered:.1f} tokens/s",
-                f"{unsteered / steered:.2f} of unsteered",
-                f"{peak:.2f} GiB",
-            ]
+    def make() -> Iterator[tuple[str, Row]]:
+        time, _ = peak_of(lambda: made.append(built(options)))
+        held = sum(p.numel() * p.element_size() for p in made[0].parameters()) / 2**30
+        yield (
+            "build",
+            Row(work="random weights made on the device", figure=f"{time:.1f} s", against=f"{held:.1f} GiB held"),
         )
-    print_table(
-        f"Llama 2 {options.shape} shape, {options.dtype}, prompts of {options.prompt} tokens",
-        ["work", "rate", "against", "peak memory above the weights"],
-        rows,
+
+    rows.kept.rows.pop(f"{rows.name} build", None)
+    rows.take(make, "build")
+    if not made:
+        return
+    model = made[0]
+    vectors = torch.randn(model.cfg.n_layers, model.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    bench = Bench(
+        model=model,
+        pairs=pairs_of(options.pairs, options.prompt),
+        vectors=cl.SteeringVectors(directions=vectors, layers=tuple(range(len(vectors)))).to(model.W_E.device),
+        options=options,
+        limits=rows.kept.limits,
     )
+    rows.take(lambda: extraction(bench), "extraction")
+    rows.take(lambda: sweep(bench), "sweep")
+    if rows.missing(*(key for three in keys for key in three)):
+        hf = as_hugging_face(model, options)
+        for n, three in zip(options.batches, keys, strict=True):
+            rows.take(lambda n=n: generation(bench, n, hf), *three)
 
 
 if __name__ == "__main__":

@@ -66,8 +66,8 @@ def resident(key: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
 
 
-def from_pretrained(folder: Path, dtype: str) -> object:
-    """TransformerLens' own way, given the model as transformers loads it."""
+def from_pretrained(folder: Path, dtype: str, config: dict | None = None) -> object:
+    """TransformerLens' own way, given the model as transformers loads it; its config.json is `CONFIG`, or given."""
     from unittest import mock
 
     import torch
@@ -77,7 +77,7 @@ def from_pretrained(folder: Path, dtype: str) -> object:
     from caa_lens.models.loading.load import hooked_config
 
     torch_dtype = getattr(torch, dtype)
-    cfg = hooked_config(CONFIG, dtype=torch_dtype)
+    cfg = hooked_config(config or CONFIG, dtype=torch_dtype)
     cfg.normalization_type = "RMSPre"  # as from_pretrained sets it, since it folds the norms
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype)
     with mock.patch.object(loading_from_pretrained, "get_pretrained_model_config", return_value=cfg):

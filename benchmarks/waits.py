@@ -4,8 +4,8 @@
     python benchmarks/waits.py sweep transfer   # some of them
     python benchmarks/waits.py sweep --places   # and where in the library
 
-Counted on a device that computes nothing (`tests/fake_gpu.py`), so no card is needed and nothing is measured. A wait
-keeps the program from preparing the card's next work while it does the last.
+Counted on a device that computes nothing (`tests/helpers/fake_gpu.py`), so no card is needed and nothing is measured. A
+wait keeps the program from preparing the card's next work while it does the last.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import torch
 
 import caa_lens as cl
 from caa_lens.engine import shared_prefix
+from caa_lens.interpretation import attribution
 from caa_lens.models.loading.demo_model import demo_model_path
 from caa_lens.models.loading.tokenizers import folder_tokenizer
 
@@ -28,7 +29,7 @@ LETTERS = cl.ContrastSet.load("sycophancy").sample(24, seed=0)
 COMPLETIONS = cl.ContrastSet.load("sentiment").sample(8, seed=0)
 FREE = 40 * 10**9  # bytes, from which the engine works out how much runs at once
 # What is read of a card decides only these: no vector is infinite, and no text ends early.
-READS = {"check_rows": False, "generate_tokens": False}
+READS = {"check_rows": False, "generate_tokens": False, "_warn_of_zero": False, "_sees": False}
 
 
 def calls(model, vectors):
@@ -89,13 +90,20 @@ def main() -> None:
     options = parser.parse_args()
     tokenizer = folder_tokenizer(demo_model_path())
     vectors = cl.SteeringVectors(directions=torch.randn(options.layers, 4096), layers=tuple(range(options.layers)))
-    with fake_gpu():
+    with fake_gpu(**READS):
         model = llama(n_layers=options.layers, tokenizer=tokenizer)
+        # What is found out once a model is not counted.
+        cl.engine.pair_activations(model, COMPLETIONS.sample(1, seed=0), progress=False)
+        cl.logit_lens(model, vectors)
     print("| call | waits | uploads |\n|---|---|---|")
     for name, (description, call) in calls(model, vectors).items():
         if options.names and name not in options.names:
             continue
-        with patch.object(shared_prefix, "free_memory", lambda device: FREE), fake_gpu(**READS) as gpu:
+        with (
+            patch.object(shared_prefix, "free_memory", lambda device: FREE),
+            patch.object(attribution, "_check_sum", lambda *_: None),  # numbers that are read are not those that add up
+            fake_gpu(**READS) as gpu,
+        ):
             call()
         print(f"| {description} | {gpu.waits} | {gpu.uploads} |", flush=True)
         if options.places:

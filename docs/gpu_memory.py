@@ -51,7 +51,7 @@ def row(name: str, config: dict) -> list[str]:
     cfg = hooked_config(config, dtype=torch.bfloat16)
     weights = count_parameters(cfg) * cfg.dtype.itemsize
     prompts = shared_prefix.kv_numbers(cfg, MOST_TOKENS) * cfg.dtype.itemsize
-    answers = MOST_TOKENS * (8 * cfg.d_model + 4 * cfg.d_mlp + 4 * cfg.n_heads * PROMPT) * cfg.dtype.itemsize
+    answers = MOST_TOKENS * shared_prefix.suffix_numbers(cfg, PROMPT) * cfg.dtype.itemsize
     smallest = HEADROOM * weights
     comfortable = max(smallest, weights + 4 * max(prompts, answers))  # each gets a quarter of what is free
     sizes = [f"{size / 1e9:.1f}" for size in (weights, smallest, prompts, answers)]

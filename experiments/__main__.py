@@ -15,21 +15,24 @@ from experiments.running.beforehand import (
     check_out,
     check_workers,
     n_layers,
+    n_parameters,
     place_of,
 )
 from experiments.running.behavior_sets import missing_sets
 from experiments.running.context import Context
+from experiments.running.engines import Engine, Here
 from experiments.running.experiment import Experiment
 from experiments.running.first_units import measured
 from experiments.running.identity import hold, run_identity, run_notes, start_notes
-from experiments.running.plan import planned, rates_elsewhere, unit_costs
+from experiments.running.plan import memory_bytes, planned, rates_elsewhere, unit_costs
 from experiments.running.rates import GPUS, gpu_rates, stated_rates
+from experiments.running.ray_cluster import demanded, load
+from experiments.running.ray_workers import RayWorkers
 from experiments.running.run_folder import RunFolder
 from experiments.running.runner import run, skip_reasons, with_needs
 from experiments.running.settings import RunConfig
 from experiments.running.shown import show_outcome, show_plan
 from experiments.running.terminal import UnitProgress, make_console, show_duration
-from experiments.running.workers import is_worker, work_together
 
 Option = typer.Option
 OF_SIZE = "'small' or 'paper'; paper by default for Llama 2's chat models. Single settings below go before it."
@@ -41,7 +44,12 @@ def main(
     out: Annotated[Optional[Path], Option(help="Run folder; runs/paper-<model> by default.")] = None,  # noqa: UP045
     size: Annotated[Optional[str], Option(help=OF_SIZE)] = None,  # noqa: UP045
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done and what it takes, and stop.")] = False,
-    workers: Annotated[int, Option(help="Processes; one model each, on a GPU of its own where there are any.")] = 1,
+    workers: Annotated[Optional[int], Option(help="Ray's workers; one model each, on a GPU of its own.")] = None,  # noqa: UP045
+    engine: Annotated[Optional[str], Option(help="'process' (this one) or 'ray'.")] = None,  # noqa: UP045
+    address: Annotated[Optional[str], Option(help="Of a Ray cluster: auto, or HOST:PORT.")] = None,  # noqa: UP045
+    num_gpus_per_worker: Annotated[Optional[float], Option(help="Below 1, workers share a GPU.")] = None,  # noqa: UP045
+    num_cpus_per_worker: Annotated[Optional[float], Option(help="Also a worker's threads.")] = None,  # noqa: UP045
+    accelerator: Annotated[Optional[str], Option(help="Ray's name of the cards to use, e.g. A100.")] = None,  # noqa: UP045
     base_model: Annotated[Optional[str], Option(help="What this one was finetuned from, or 'none'.")] = None,  # noqa: UP045
     behaviors: Annotated[Optional[str], Option(help="Comma-separated; all of the data by default.")] = None,  # noqa: UP045
     data: Annotated[Optional[str], Option(help="'bundled' or 'paper'; by default paper for Llama 2.")] = None,  # noqa: UP045
@@ -54,7 +62,7 @@ def main(
     n_questions: Annotated[Optional[int], Option(help="Questions of MMLU and of TruthfulQA.")] = None,  # noqa: UP045
     max_new_tokens: Annotated[Optional[int], Option(help="Length of answers.")] = None,  # noqa: UP045
     dtype: Annotated[Optional[str], Option(help="float32, bfloat16 or float16.")] = None,  # noqa: UP045
-    device: Annotated[Optional[str], Option(help="cpu, cuda, mps.")] = None,  # noqa: UP045
+    device: Annotated[Optional[str], Option(help="cpu, cuda, mps; auto: all cards of a process together.")] = None,  # noqa: UP045
     finetune: Annotated[Optional[str], Option(help="'full' or 'lora'.")] = None,  # noqa: UP045
     judge: Annotated[Optional[str], Option(help="The judge's model name.")] = None,  # noqa: UP045
     judge_url: Annotated[Optional[str], Option(help="An OpenAI-compatible endpoint.")] = None,  # noqa: UP045
@@ -85,8 +93,11 @@ def main(
         make_console(),
     )
     check_out(folder.path)
-    check_workers(workers)
-    check_device(device)
+    by_ray = check_workers(engine, workers, address)
+    if by_ray and not dry_run:
+        load(loopback=address is None)
+    if address is None:  # else it is the nodes' affair
+        check_device(device)
     stated = stated_rates(flops, bandwidth)
     if gpu is not None:
         gpu_rates(gpu, config.dtype)  # a mistake is told at once
@@ -104,27 +115,36 @@ def main(
             estimate = planned(costs, config, rates)
         elif place_of(config.model) is not None:
             estimate = measured(able, costs, config, device=device, console=console)
-        show_plan(plan, skipped, costs, estimate, config, folder, workers, console)
+        show_plan(plan, skipped, costs, estimate, config, folder, workers or 1, console)
         return
     experiments = with_needs(wanted, EXPERIMENTS, config)
     began = time.perf_counter()
-    resumed = folder.claim(run_identity(config), run_notes([one.name for one in EXPERIMENTS]))
-    if resumed:
-        console.print(f"{folder.path} holds this run: going on with what is not finished")
-    skipped = skip_reasons(experiments, config)
-    hold([one for one in experiments if one.name not in skipped], config, folder)
-    if not is_worker():
+    folder.check_ours()
+    identity = run_identity(config)
+    with folder.held(say=console.print):
+        resumed = folder.claim(identity, run_notes([one.name for one in EXPERIMENTS]))
+        if resumed:
+            console.print(f"{folder.path} holds this run: going on with what is not finished")
+        skipped = skip_reasons(experiments, config)
+        able = [one for one in experiments if one.name not in skipped]
+        hold(able, config, folder)
         folder.record_start(start_notes(config, [one.name for one in experiments]))
-    context = Context(config, folder, device=device)
-    costs = unit_costs([one for one in experiments if one.name not in skipped], context)
-    weights = {key: 1e3 + cost.work + 2e3 * cost.requests for key, cost in costs.items()}
-    with UnitProgress(console, weights) as progress:
-        if workers != 1 and not is_worker():
-            command = [sys.executable, "-m", "experiments", *sys.argv[1:]]
-            work_together(command, workers, device=device, watch=lambda: progress.look(folder))
-        outcomes = run(experiments, config, folder, device=device, progress=progress)
-    if is_worker():
-        return
+        costs = unit_costs(able, Context(config, folder, device=device))
+        weights = {key: 1e3 + cost.work + 2e3 * cost.requests for key, cost in costs.items()}
+        doing: Engine = Here()
+        if by_ray:
+            n, demand = demanded(
+                workers,
+                address,
+                device,
+                gpus=num_gpus_per_worker,
+                cpus=num_cpus_per_worker,
+                accelerator=accelerator,
+                memory=memory_bytes(config, n_parameters(config.model) or 0, able),
+            )
+            doing = RayWorkers(n, address=address, demand=demand, device=device, say=console.print)
+        with UnitProgress(console, weights) as progress:
+            outcomes = run(experiments, config, folder, device=device, progress=progress, engine=doing)
     for outcome in outcomes:
         show_outcome(outcome, folder, console)
     failed = [outcome.experiment.name for outcome in outcomes if outcome.failed]

@@ -48,6 +48,10 @@ DRAW = """<!doctype html><meta charset="utf-8"><script>%s</script><pre id="drawn
 </script>"""
 
 
+# Where bitsandbytes is installed, TransformerLens imports it, and it says that its kernels for CPUs are not.
+QUIET = "import logging\nlogging.getLogger('bitsandbytes').setLevel(logging.ERROR)\ndel logging"
+
+
 def execute(path: Path, *, pairs: int | None = None, solutions: bool = False, before: str = "") -> Any:
     """A run copy of a notebook, without figures' PNGs; the file stays as it is.
 
@@ -62,7 +66,7 @@ def execute(path: Path, *, pairs: int | None = None, solutions: bool = False, be
     """
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [copy.deepcopy(cell) for cell in notebook.cells]
-    cells = [_extra(before)] if before else []
+    cells = [_extra(f"{QUIET}\n{before}")]
     for cell in notebook.cells:
         cells.append(cell)
         if cell.cell_type == "code" and pairs is not None:

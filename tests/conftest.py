@@ -13,10 +13,36 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.models import SHARED, kinds_here
+from helpers import device
+from helpers.models import SHARED, TOKENIZER, demo_folder, kinds_here
 from helpers.models import tiny_model as make_tiny_model
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="where the tests' models lie: cpu, cuda, mps, or card, a second device that computes on the CPU",
+    )
+
+
+def pytest_configure(config):
+    try:
+        device.choose(config.getoption("--device"))
+    except (ValueError, RuntimeError) as error:
+        raise pytest.UsageError(str(error)) from error
+    there = device.running_there()
+    there.__enter__()
+    config.add_cleanup(lambda: there.__exit__(None, None, None))
+
+
+def pytest_ignore_collect(collection_path):
+    """Tests that count on a card of their own, without values, have nothing to do on another device."""
+    if device.device().type != "cpu" and collection_path.suffix == ".py":
+        return "helpers.fake_gpu" in collection_path.read_text(encoding="utf-8") or None
+    return None
 
 
 def pytest_generate_tests(metafunc):
@@ -32,12 +58,18 @@ def pytest_generate_tests(metafunc):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The half of a test that is about a bridge is what `-m bridge` chooses."""
+    """The half of a test that is about a bridge is what `-m bridge` chooses; what costs much, only if it says so."""
     for item in items:
-        if hasattr(item, "callspec") and item.callspec.params.get("model_kind") == "bridge":
+        dear = item.get_closest_marker("one_kind") and not item.get_closest_marker("both_versions")
+        if hasattr(item, "callspec") and item.callspec.params.get("model_kind") == "bridge" and not dear:
             item.add_marker(pytest.mark.bridge)
         if item.get_closest_marker("hooked") and "hooked" not in kinds_here():
             item.add_marker(pytest.mark.skip(reason="is about HookedTransformer, which TransformerLens 4 has not"))
+        about_the_cpu = item.get_closest_marker("cpu")
+        if about_the_cpu and device.device().type != "cpu":
+            item.add_marker(pytest.mark.skip(reason=f"is about the CPU alone: {about_the_cpu.args[0]}"))
+        if item.get_closest_marker("second_device") and device.device().type == "cpu":
+            item.add_marker(pytest.mark.skip(reason="needs a device beside the CPU: --device cuda, or --device card"))
 
 
 @pytest.fixture(scope="session")
@@ -55,18 +87,21 @@ def tiny_model(model_kind):
 @pytest.fixture(scope="session")
 def demo_model():
     """SmolLM2-135M-Instruct, the real model; downloaded once into the user's cache."""
+    if TOKENIZER:
+        pytest.skip("needs the demo model, of which only the tokenizer is here")
     from caa_lens.models.loading.load import load_model
 
-    return load_model("demo", device="cpu")
+    if device.device().type in ("cpu", "cuda", "mps"):
+        return load_model("demo", device=device.device())
+    return load_model("demo", device="cpu").to(device.device())
 
 
 @pytest.fixture(scope="session")
 def demo_tokenizer():
     """The real model's tokenizer without the model, which takes a while to load."""
-    from caa_lens.models.loading.demo_model import demo_model_path
     from caa_lens.models.loading.tokenizers import folder_tokenizer
 
-    return folder_tokenizer(demo_model_path())
+    return folder_tokenizer(demo_folder())
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ TESTS: dict[str, list[list[str]]] = {
     "caa_lens/engine/edits.py": [
         ["tests/engine/test_edits.py", "tests/engine/test_positions.py"],
         ["tests/steering/test_interventions.py", "tests/steering/test_steered_block.py"],
-        ["tests/steering/test_generation.py", "tests/engine/test_waits.py"],
+        ["tests/steering/test_generation.py", "tests/card/test_waits.py"],
     ],
     "caa_lens/engine/overflow.py": [["tests/engine/test_overflow.py"]],
     "caa_lens/engine/shared_prefix.py": [

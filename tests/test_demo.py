@@ -41,6 +41,7 @@ def small_run(tmp_path, tiny_chat, monkeypatch):
     return tmp_path / "run", run
 
 
+@pytest.mark.both_versions
 def test_a_run_writes_every_file_and_says_which_to_open(small_run):
     folder, run = small_run
     report, shown = run()

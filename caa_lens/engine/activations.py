@@ -68,10 +68,8 @@ def _read_batch(
 ) -> Float[Tensor, "batch layer size"]:
     device = device_of_tokens(model)
     batch = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=device)
-    spans = [
-        (pad + prompt.read[0], pad + prompt.read[1])
-        for prompt, pad in zip(prompts, batch.padding.tolist(), strict=True)
-    ]
+    length = batch.tokens.shape[1]  # the padding is known without asking the device
+    spans = [tuple(length - len(prompt) + end for end in prompt.read) for prompt in prompts]
     kept: dict[int, Tensor] = {}
 
     def keep(layer: int, resid: Tensor) -> None:

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from caa_lens.engine.token_trees import TokenTree
 from caa_lens.models.adapters.adapter import BlockEdit, Coming
 from caa_lens.models.adapters.choice import adapter_of
 from caa_lens.models.adapters.torch_hooks import attached, stream_of
@@ -101,7 +102,21 @@ def _disagreement(model: Any) -> str | None:
 
     device = adapter.device(model)
     try:
-        run_suffixes(model, prefill(model, prefixes), suffixes, compare, coming=coming)
+        shared = prefill(model, prefixes)
+        run_suffixes(model, shared, suffixes, compare, coming=coming)
+        if adapter.takes_trees:
+            trees = [TokenTree.of(both) for both in suffixes]
+            places = torch.tensor([tree.places for tree in trees], device=device)  # [question row pos]
+
+            index = places.flatten(1)[:, None, :, None].expand(-1, -1, -1, cfg.d_model)
+
+            def apart(layer: int, resid: Tensor) -> Tensor:
+                rows = resid.gather(2, index).unflatten(2, places.shape[1:]).flatten(1, 2)
+                own = compare(layer, rows)[:, : rows.shape[1]]  # not split again
+                return torch.zeros_like(resid).scatter(2, index, own.flatten(1, 2)[:, None])
+
+            both_in_one = [[tree.tokens] for tree in trees]
+            run_suffixes(model, shared, both_in_one, apart, parents=[tree.parents for tree in trees])
     except CANNOT_RUN:
         return f"rows cannot be split off between the blocks of {cfg.model_name}, whose masks or positions count them"
     worst = torch.stack(differences).reshape(-1, cfg.n_layers).max(0).values
@@ -129,6 +144,7 @@ def run_suffixes(
     edit: BlockEdit,
     n_layers: int | None = None,
     coming: Coming | None = None,
+    parents: Sequence[Sequence[int]] | None = None,
 ) -> Float[Tensor, "question row pos d_model"]:
     """Take rows of suffix tokens through the blocks behind their question's prefix.
 
@@ -137,11 +153,13 @@ def run_suffixes(
         edit: `edit(layer, resid)` sees `resid_post` of every layer, `[question row pos d_model]`, and returns what
             the next block gets. It may change the number of rows. All questions and rows may come at once, or some at a
             time: `coming` is told which.
+        parents: for each token of a question's rows, the index of the one before it (`token_trees`), for a kind of
+            model that takes trees; by default each follows the one that it stands behind.
 
     Returns:
         What `edit` returned after the last block; positions past a row's end hold padding.
     """
-    return adapter_of(model).run_suffixes(model, prefix, suffixes, edit, n_layers, coming)
+    return adapter_of(model).run_suffixes(model, prefix, suffixes, edit, n_layers, coming, parents)
 
 
 def warn_unshared(reason: str, what: str = "the prompt that conditions share is run once for each of them,") -> None:
@@ -156,13 +174,14 @@ def warn_unshared(reason: str, what: str = "the prompt that conditions share is 
 def token_budget(model: Any, prefix_length: int, suffix_length: int) -> int:
     """How many suffix tokens may be in flight at once, from the memory that is free on the model's device.
 
-    Bytes of one suffix token: (8 d_model + 4 d_mlp + 4 n_heads (prefix + suffix)) x bytes of a number, and its share of
-    4 d_model (prefix + suffix) where every row copies the prefix's keys and values, as a bridge's do. A quarter of the
-    free memory is used, and at most `MOST_TOKENS`, past which matrix products gain nothing.
+    A quarter of it is used, and at most `MOST_TOKENS`, past which matrix products gain nothing.
     """
-    cfg, n_seen = model.cfg, prefix_length + suffix_length
-    numbers = 8 * cfg.d_model + 4 * (cfg.d_mlp or 4 * cfg.d_model) + 4 * cfg.n_heads * n_seen
+    n_seen = prefix_length + suffix_length
+    numbers = suffix_numbers(model.cfg, n_seen)
     if adapter_of(model).rows_copy_prefix:
+        # Hugging Face's attention holds more of its scores at once, and every row copies the prefix's keys and values.
+        cfg = model.cfg
+        numbers = 8 * cfg.d_model + 4 * (cfg.d_mlp or 4 * cfg.d_model) + 4 * cfg.n_heads * n_seen
         numbers += 4 * cfg.d_model * n_seen // max(1, suffix_length)
     a_token = numbers * dtype_of(model).itemsize
     return max(suffix_length, min(MOST_TOKENS, free_memory(device_of_tokens(model)) // 4 // a_token))
@@ -172,6 +191,17 @@ def prefix_budget(model: Any, prefix_length: int) -> int:
     """How many prefixes of a length may be held at once: a quarter of the free memory, `MOST_TOKENS` tokens at most."""
     held = free_memory(device_of_tokens(model)) // 4 // max(1, kv_bytes(model, prefix_length))
     return max(1, min(held, MOST_TOKENS // max(1, prefix_length)))
+
+
+def suffix_numbers(cfg: Any, n_seen: int) -> int:
+    """How many numbers one suffix token in flight is, where it sees `n_seen` tokens with itself, at the most.
+
+    5 d_model + max(4 d_mlp, 3 (kv heads x d_head + heads x tokens seen)): the stream, with what the MLP holds or
+    what attention does.
+    """
+    n_kv = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+    in_attention = 3 * (n_kv * cfg.d_head + cfg.n_heads * n_seen)
+    return 5 * cfg.d_model + max(4 * (cfg.d_mlp or 4 * cfg.d_model), in_attention)
 
 
 def kv_bytes(model: Any, n_pos: int) -> int:

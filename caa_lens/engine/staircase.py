@@ -37,6 +37,8 @@ class Staircases:
     def __init__(self, conditions: Sequence[EditedCondition], device: torch.device | str = "cpu") -> None:
         self.conditions = _with_plain_numbers(conditions)
         self.device = device
+        # Whether all that is done is the same at every position, whatever else is in the row.
+        self.act_alike = all(_acts_alike(step) for condition in self.conditions for step in condition)
         self._built: dict[int, list[tuple[Tensor, Staircase]]] = {}  # by the number of chunks
 
     def at_most(self, at_once: int) -> Iterator[tuple[Int[Tensor, " condition"], "Staircase"]]:
@@ -130,6 +132,8 @@ class Staircase:
         step = self._steps.get(layer)
         if step is None:
             return resid
+        if step.sources.device != resid.device:  # a block on another device than the first one: moved there once
+            step = self._steps[layer] = step.to(resid.device)
         grouped = resid.unflatten(1, (step.n_before, -1))[:, step.sources]  # [question group branch pos d_model]
         steered = grouped[:, -len(step.actions) :]
         if step.only_adds:
@@ -165,6 +169,15 @@ class _Step:
     multipliers: Float[Tensor, " edit"]
     only_adds: bool
 
+    def to(self, device: torch.device) -> "_Step":
+        return replace(
+            self,
+            sources=self.sources.to(device),
+            actions=[tuple(one.to(device) for one in action) for action in self.actions],
+            directions=self.directions.to(device),
+            multipliers=self.multipliers.to(device),
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Action:
@@ -173,6 +186,10 @@ class _Action:
     edit: Edit
     parameters: dict[str, Tensor]
     multiplier: Tensor
+
+    def to(self, device: torch.device) -> "_Action":
+        moved = {name: one.to(device) for name, one in self.parameters.items()}
+        return _Action(self.edit, moved, self.multiplier.to(device))
 
     def __call__(self, rows: Float[Tensor, "question branch pos d_model"]) -> Tensor:
         edit, parameters, n_pos = self.edit, self.parameters, rows.shape[2]
@@ -198,6 +215,11 @@ def _is_everywhere(edit: Edit) -> bool:
         return False
     first, stop = edit.positions
     return stop is None and not isinstance(first, Tensor) and first == 0
+
+
+def _acts_alike(edit: Edit) -> bool:
+    """Whether an edit does the same at every position: its formula is one of ours, which look at one at a time."""
+    return isinstance(edit.operator, str) and not edit.by_position and _is_everywhere(edit)
 
 
 def _is_plain_add(edit: Edit) -> bool:

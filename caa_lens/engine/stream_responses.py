@@ -303,7 +303,7 @@ class _Run:
             if self.shared:
                 ((_, stairs),) = Staircases(edits, device_of_tokens(model)).at_most(len(edits))
                 resid = shared_prefix.run_suffixes(model, self.prefix, self.suffixes, stairs)
-                return _wide(resid[:, stairs.condition_groups()].to(behind))
+                return _wide(resid.to(behind)[:, stairs.condition_groups().to(behind)])
             found = []
             for one, start in zip(self.prompts, self.starts, strict=True):
                 tokens = torch.tensor([one.prompt.tokens[: one.stop]], device=device_of_tokens(model))

@@ -206,9 +206,9 @@ def attribute_logits(
             some = order[first : first + batch_size]
             rows = torch.tensor(some, device=device)
             split, final = _run(model, [prompts[i] for i in some], vector, float(multiplier), u[rows.to(u.device)])
-            parts[some] = split.cpu()
             both = token_logits(model, final, columns[rows])  # [run question 2]
-            differences[some] = (both[..., 0] - both[..., 1]).T.cpu()
+            told = torch.cat([split, (both[..., 0] - both[..., 1]).T.to(split)], dim=1).cpu()  # one wait for the device
+            parts[some], differences[some] = told[:, :-2], told[:, -2:]
             bar.update(len(some))
     check_finite(model, differences, "logit differences")
     names, layers, kinds = zip(*components, strict=True)
@@ -253,7 +253,7 @@ def _run(
     """Contributions of every component, and the final residual stream of both runs, at the last position."""
     n = len(prompts)
     batch = left_pad([*prompts, *prompts], n_ctx=model.cfg.n_ctx, device=device_of_tokens(model))
-    runs = torch.tensor([0.0] * n + [multiplier] * n, device=u.device)
+    runs = torch.tensor([0.0] * n + [multiplier] * n)  # on the CPU, where checking it waits for nothing
     (steering,) = as_interventions(model, [vector], multiplier=runs, start=batch.steer_start)
     written: dict[tuple[int, str], Tensor] = {}
 

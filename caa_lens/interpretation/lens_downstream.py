@@ -118,20 +118,20 @@ class _Sums:
     def add(self, one: Response, with_probabilities: bool) -> None:
         half, weight = one.prompt % 2, 1 / one.before.shape[0]
         layer, direction = one.steps // self.n_directions, one.steps % self.n_directions
-        check_finite(self.model, one.after, "responses")
+        # What is added to, where, and what: it comes down from the device in one piece.
+        told: list[tuple[Tensor, Any, Tensor]] = []
         if self.linear:
             if self.to_first_order:
                 change = normalised_change(self.model, one.before, one.after)
             else:
                 change = normalised(self.model, one.after) - normalised(self.model, one.before)
-            self.changes[layer, direction, half] += weight * change.sum(1).float().cpu()
+            told.append((self.changes, (layer, direction, half), change.sum(1)))
         else:
             for row, (i, j) in enumerate(zip(layer.tolist(), direction.tolist(), strict=True)):
                 for before, after in self._pieces(one.before, one.after[row]):
-                    self.changes[i, j, half] += weight * self._logits(before, after)[1].sum(0).float().cpu()
-        if not with_probabilities and self.to_first_order:
-            return
-        vectors = (direction == 0).nonzero().flatten()
+                    told.append((self.changes, (i, j, half), self._logits(before, after)[1].sum(0)))
+        wanted = with_probabilities or not self.to_first_order
+        vectors = (direction == 0).nonzero().flatten() if wanted else direction[:0]
         for rows in vectors.split(max(1, AT_ONCE // one.before.shape[0])):
             for before, after in self._pieces(one.before, one.after[rows.to(one.after.device)]):
                 logits, change = self._logits(before, after)
@@ -141,8 +141,15 @@ class _Sums:
                 else:
                     moved = (logits + change).softmax(-1) - p
                     normaliser = (logits + change).logsumexp(-1) - logits.logsumexp(-1)
-                    self.normaliser[layer[rows]] += weight * normaliser.sum(-1).float().cpu() / self.n_prompts
-                self.probabilities[layer[rows]] += weight * moved.sum(-2).float().cpu() / self.n_prompts
+                    told.append((self.normaliser, layer[rows], normaliser.sum(-1) / self.n_prompts))
+                told.append((self.probabilities, layer[rows], moved.sum(-2) / self.n_prompts))
+        finite = torch.isfinite(one.after).all()
+        flat = torch.cat([finite.float()[None], *(values.float().flatten() for _, _, values in told)]).cpu()
+        if not flat[0]:
+            check_finite(self.model, one.after, "responses")
+        pieces = flat[1:].split([values.numel() for _, _, values in told])
+        for (sums, where, values), piece in zip(told, pieces, strict=True):
+            sums[where] += weight * piece.reshape(values.shape)
 
     def _pieces(self, before: Tensor, after: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Some positions at a time."""

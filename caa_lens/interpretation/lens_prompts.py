@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from caa_lens.arguments import describe
 from caa_lens.contrast.files import bundled_names
 from caa_lens.contrast.sets import ContrastSet, load_open_ended
@@ -107,9 +109,7 @@ def _answered(model: Any, prompts: Sequence[Prompt]) -> list[Prompt]:
         check_fits(one, model.cfg.n_ctx, ANSWER_TOKENS)
     if not alone:
         return list(prompts)
-    rows = list(
-        zip(*[step.tolist() for step in generate_tokens(model, alone, max_new_tokens=ANSWER_TOKENS)], strict=True)
-    )
+    rows = torch.stack(list(generate_tokens(model, alone, max_new_tokens=ANSWER_TOKENS)), dim=1).tolist()
     end = getattr(model.tokenizer, "eos_token_id", None)
     answers = iter(rows)
     found = []
@@ -117,7 +117,7 @@ def _answered(model: Any, prompts: Sequence[Prompt]) -> list[Prompt]:
         if one.answer_start < len(one):
             found.append(one)
             continue
-        answer = list(next(answers))
+        answer = next(answers)
         if end in answer:
             answer = answer[: answer.index(end)]
         found.append(replace(one, tokens=(*one.tokens, *answer), answer_start=len(one)))

@@ -27,10 +27,12 @@ from caa_lens.engine import shared_prefix
 from caa_lens.engine.overflow import check_scores, check_steps
 from caa_lens.engine.staircase import Staircases
 from caa_lens.engine.streams import last_residual
+from caa_lens.engine.token_trees import TokenTree
 from caa_lens.measures.placed_conditions import Condition, PlacedConditions, check_condition
+from caa_lens.models.adapters.choice import adapter_of
 from caa_lens.models.checks import check_model
 from caa_lens.models.placement import device_behind, device_of_tokens, dtype_name
-from caa_lens.models.unembedding import token_logits, token_logp
+from caa_lens.models.unembedding import token_logits, token_logp, token_logps
 from caa_lens.prompts.batches import check_fits, n_common
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, encode_answer, encode_letters, resolve_format
 from caa_lens.prompts.users_words import warn_of_words
@@ -151,12 +153,13 @@ def score_answers(
         for some in () if reason else placed.together(order):
             for rows, whole_texts in ((some.whole, True), (some.shared, False)):
                 staircases = Staircases(rows.edits, device_of_tokens(model))
+                how = _Rows.of(model, items, staircases, whole_texts)
                 left = some.pairs if rows.columns else []
                 while left:
-                    n = _batch_size(model, [items[i] for i in left], len(rows.edits), max_tokens, whole_texts)
+                    n = _batch_size(model, [items[i] for i in left], len(rows.edits), max_tokens, how)
                     indices, left = left[:n], left[n:]
                     batch = [items[i] for i in indices]
-                    scored = _score_as_rows(model, batch, staircases, max_tokens, whole_texts).float().cpu()
+                    scored = _score_as_rows(model, batch, staircases, max_tokens, how).float().cpu()
                     logp[torch.tensor(indices)[:, None], torch.tensor(rows.columns)] = scored
                     bar.update(0 if whole_texts else n)
             for i in some.pairs:
@@ -221,48 +224,82 @@ def _encode(model: Any, pairs: ContrastSet, prompt_format: PromptFormat, system:
     return items
 
 
-def _start(prompt: Prompt, whole: bool) -> int:
-    """Where the suffix begins that each condition runs: with whole texts at their first token."""
-    return 0 if whole else prompt.steer_start
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows:
+    """How the suffixes of pairs run: what each condition's rows hold.
+
+    Attributes:
+        whole: suffixes are whole texts, behind an empty prefix.
+        trimmed: without each completion's last token, which predicts nothing.
+        trees: both completions of a pair in one row, with their common beginning once.
+    """
+
+    whole: bool
+    trimmed: bool = False
+    trees: bool = False
+
+    @classmethod
+    def of(cls, model: Any, items: Sequence[_Item], staircases: Staircases, whole: bool) -> "_Rows":
+        alike = staircases.act_alike and items[0].letters is None
+        return cls(whole=whole, trimmed=alike, trees=alike and not whole and adapter_of(model).takes_trees)
+
+    def start(self, item: _Item) -> int:
+        """Where the suffix begins that each condition runs."""
+        return 0 if self.whole else item.branches[0].steer_start
+
+    def suffixes(self, item: _Item) -> list[tuple[int, ...]]:
+        start = self.start(item)
+        return [prompt.tokens[start : len(prompt) - self.trimmed] for prompt in item.branches]
+
+    def tree(self, item: _Item) -> TokenTree:
+        return TokenTree.of(self.suffixes(item))
+
+    def shape(self, item: _Item) -> tuple[int, int]:
+        """How many rows a condition has, and how long the longest is."""
+        suffixes = self.suffixes(item)
+        return (1, len(self.tree(item))) if self.trees else (len(suffixes), max(map(len, suffixes)))
 
 
-def _suffix_length(item: _Item, whole: bool) -> int:
-    return max(len(prompt) - _start(prompt, whole) for prompt in item.branches)
-
-
-def _batch_size(model: Any, items: Sequence[_Item], n_conditions: int, max_tokens: int | None, whole: bool) -> int:
+def _batch_size(model: Any, items: Sequence[_Item], n_conditions: int, max_tokens: int | None, rows: _Rows) -> int:
     """How many of the leading items fit into one batch with all their conditions; at least one."""
     length = len(items[0].branches[0])  # the longest: items come sorted
-    budget = max_tokens or shared_prefix.token_budget(model, length, _suffix_length(items[0], whole))
+    budget = max_tokens or shared_prefix.token_budget(model, length, rows.shape(items[0])[1])
     most = min(len(items), shared_prefix.prefix_budget(model, length))
     longest = 0
     for n, item in enumerate(items[:most], start=1):
-        longest = max(longest, _suffix_length(item, whole))
-        if n * longest * len(item.branches) * n_conditions > budget:
+        n_rows, n_pos = rows.shape(item)
+        longest = max(longest, n_pos)
+        if n * longest * n_rows * n_conditions > budget:
             return max(1, n - 1)
     return most
 
 
 def _score_as_rows(
-    model: Any, items: Sequence[_Item], staircases: Staircases, max_tokens: int | None, whole: bool
+    model: Any, items: Sequence[_Item], staircases: Staircases, max_tokens: int | None, rows: _Rows
 ) -> Float[Tensor, "pair condition side"]:
     """Prefill each prompt once, of whole texts nothing; run the suffixes of as many conditions at a time as fit."""
-    starts = [_start(item.branches[0], whole) for item in items]
+    starts = [rows.start(item) for item in items]
     prefix = shared_prefix.prefill(
         model,
         [item.branches[0].tokens[:start] for item, start in zip(items, starts, strict=True)],
         model.cfg.n_layers,
     )
-    suffixes = [[prompt.tokens[start:] for prompt in item.branches] for item, start in zip(items, starts, strict=True)]
-    n_pos = max(_suffix_length(item, whole) for item in items)
+    trees = [rows.tree(item) for item in items] if rows.trees else None
+    suffixes = [[tree.tokens] for tree in trees] if trees else [rows.suffixes(item) for item in items]
+    parents = [tree.parents for tree in trees] if trees else None
+    n_pos = max(len(row) for of_item in suffixes for row in of_item)
     budget = max_tokens or shared_prefix.token_budget(model, max(starts), n_pos)
-    at_once = max(1, budget // (n_pos * len(items) * len(items[0].branches)))
-    read = _letter_logp if items[0].letters else _completion_logp
+    at_once = max(1, budget // (n_pos * len(items) * len(suffixes[0])))
     logp = torch.empty(len(items), len(staircases.conditions), 2, device=device_of_tokens(model))
     for chunk, stairs in staircases.at_most(at_once):
-        resid = shared_prefix.run_suffixes(model, prefix, suffixes, stairs)
+        resid = shared_prefix.run_suffixes(model, prefix, suffixes, stairs, parents=parents)
         resid = resid.unflatten(1, (len(stairs.groups), -1))  # [pair group branch pos d_model]
-        logp[:, chunk] = read(model, resid, items, whole)[:, stairs.condition_groups()]
+        if trees:
+            scored = _logp_in_trees(model, resid[:, :, 0], items, rows, trees)
+        else:
+            scored = (_letter_logp if items[0].letters else _completion_logp)(model, resid, items, rows)
+        # It lies where the unembedding does.
+        logp[:, chunk] = scored[:, stairs.condition_groups().to(scored.device)].to(logp.device)
     return logp
 
 
@@ -286,25 +323,54 @@ def _score_plainly(
 
 
 def _letter_logp(
-    model: Any, resid: Float[Tensor, "pair group branch pos d_model"], items: Sequence[_Item], whole: bool
+    model: Any, resid: Float[Tensor, "pair group branch pos d_model"], items: Sequence[_Item], rows: _Rows
 ) -> Float[Tensor, "pair group side"]:
     """Log-probability of each letter among the two, at the opening bracket."""
     device = resid.device
-    last = torch.tensor([_suffix_length(item, whole) - 1 for item in items], device=device)
+    last = torch.tensor([rows.shape(item)[1] - 1 for item in items], device=device)
     ids = torch.tensor([item.letters for item in items], device=device)  # [pair side]
     final = resid[torch.arange(len(items), device=device), :, 0, last]  # [pair group d_model]
     return token_logits(model, final, ids[:, None]).log_softmax(-1)
 
 
 def _completion_logp(
-    model: Any, resid: Float[Tensor, "pair group branch pos d_model"], items: Sequence[_Item], whole: bool
+    model: Any, resid: Float[Tensor, "pair group branch pos d_model"], items: Sequence[_Item], rows: _Rows
 ) -> Float[Tensor, "pair group side"]:
     """Mean log-probability per token of each completion."""
     logp = torch.empty(*resid.shape[:2], 2, device=resid.device)
     for row, item in enumerate(items):
         for side, prompt in enumerate(item.branches):
-            first = item.firsts[side] - _start(prompt, whole) - 1  # where the answer's first token is predicted
+            first = item.firsts[side] - rows.start(item) - 1  # where the answer's first token is predicted
             targets = torch.tensor(prompt.tokens[item.firsts[side] :], device=resid.device)
             states = resid[row, :, side, first : first + len(targets)]  # [group pos d_model]
             logp[row, :, side] = token_logp(model, states, targets).mean(-1)
+    return logp
+
+
+def _logp_in_trees(
+    model: Any,
+    resid: Float[Tensor, "pair group pos d_model"],
+    items: Sequence[_Item],
+    rows: _Rows,
+    trees: Sequence[TokenTree],
+) -> Float[Tensor, "pair group side"]:
+    """`_completion_logp` where both completions of a pair lie in one row: one softmax for what they share."""
+    device = device_behind(model)  # where the unembedding lies, and its logits
+    logp = torch.empty(*resid.shape[:2], 2, device=device)
+    for row, (item, tree) in enumerate(zip(items, trees, strict=True)):
+        predicting = [
+            place[first - rows.start(item) - 1 :] for place, first in zip(tree.places, item.firsts, strict=True)
+        ]
+        used = sorted({*predicting[0], *predicting[1]})
+        # A token that one side alone has is given some target of the other's; it is not read.
+        targets = torch.zeros(2, len(used), dtype=torch.long)
+        which = [torch.tensor([used.index(token) for token in some]) for some in predicting]
+        for side, prompt in enumerate(item.branches):
+            targets[side, which[side]] = torch.tensor(prompt.tokens[item.firsts[side] :])
+        moved = torch.cat([torch.tensor(used), *targets, *which]).to(device)  # all in one go
+        used_there, first_targets, other_targets, *which = moved.split([len(used)] * 3 + [len(one) for one in which])
+        states = resid[row].to(device)[:, used_there]  # [group token d_model]
+        found = token_logps(model, states, torch.stack([first_targets, other_targets], dim=-1))
+        for side, index in enumerate(which):
+            logp[row, :, side] = found[:, index, side].mean(-1)
     return logp

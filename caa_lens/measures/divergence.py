@@ -111,16 +111,15 @@ def token_kl(
                     behind = shared_prefix.prefill(model, [()]) if from_start else prefix
                     n_pos, read = len(prompt) - first, slice(prompt.answer_start - 1 - first, -1)
                     budget = max_tokens or shared_prefix.token_budget(model, first, n_pos)
+                    told = torch.empty(len(columns), found[i].shape[1], device=reference.device)
                     for chunk, stairs in staircases.at_most(max(1, budget // n_pos)):
                         resid = shared_prefix.run_suffixes(model, behind, [[prompt.tokens[first:]]], stairs)[0]
-                        of_group = torch.stack(
-                            [
-                                _kl(final_logits(model, one[read]).log_softmax(-1), reference, weighed_by)
-                                for one in resid
-                            ]
-                        )
-                        at = torch.tensor(columns)[chunk.cpu()]
-                        found[i][at] = of_group[stairs.condition_groups().cpu()]
+                        of_group = [
+                            _kl(final_logits(model, one[read]).log_softmax(-1), reference, weighed_by) for one in resid
+                        ]
+                        groups = stairs.condition_groups().to(told.device)
+                        told[chunk.to(told.device)] = torch.stack(of_group).to(told.dtype)[groups]
+                    found[i][columns] = told.cpu()
                 for column in some.alone:
                     found[i][column] = _kl(_in_full(model, prompt, placed, i, column), reference, weighed_by)
                 bar.update()
@@ -149,7 +148,7 @@ def answered(
         for first in range(0, len(prompts), batch_size):
             some = list(prompts[first : first + batch_size])
             steps = generate_tokens(model, some, vectors=list(condition), max_new_tokens=n_new)
-            rows = torch.stack([step.cpu() for step in steps], dim=1).tolist()
+            rows = torch.stack(list(steps), dim=1).tolist()
             for prompt, row in zip(some, rows, strict=True):
                 answer = row[: row.index(eos) + 1] if eos in row else row
                 n = len(prompt) + len(answer)
@@ -180,4 +179,4 @@ def _kl(
 ) -> Float[Tensor, " pos"]:
     p, q = (plain, steered) if weighed_by == "unsteered" else (steered, plain)
     # Rounding may leave a tiny negative number where both are the same.
-    return (p.exp() * (p - q)).sum(-1).clamp_min(0).cpu()
+    return (p.exp() * (p - q)).sum(-1).clamp_min(0)

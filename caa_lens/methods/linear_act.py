@@ -255,8 +255,8 @@ def _means(model: Any, streams: Sequence[Streams], layer: int, site: str) -> Flo
     for one in streams:
         values = one.resid if site == HOOK_POINT else _at_site(model, one, layer, site)
         for row, prompt in zip(values, one.prompts, strict=True):
-            means.append(row[prompt.read[0] : prompt.read[1]].float().mean(0).cpu())
-    return torch.stack(means)
+            means.append(row[prompt.read[0] : prompt.read[1]].float().mean(0))
+    return torch.stack(means).cpu()
 
 
 def _at_site(model: Any, streams: Streams, layer: int, site: str) -> Float[Tensor, "batch pos d_model"]:

@@ -86,8 +86,10 @@ def _rows_at(found: dict[int, Tensor], layers: Sequence[int], last: Tensor, site
             f"the model ran block {missing[0]}, and did not come to {site} in it, so that nothing can be read there: "
             "take another site, such as 'hook_resid_post'"
         )
-    rows = [found[layer][torch.arange(len(last)), last.to(found[layer].device)] for layer in layers]
-    return torch.stack([row.flatten(1).float().cpu() for row in rows], dim=1)
+    device = found[layers[0]].device  # one copy for all layers, up and down
+    row, at = torch.arange(len(last), device=device), last.to(device)
+    rows = [found[layer][row.to(found[layer].device), at.to(found[layer].device)] for layer in layers]
+    return torch.stack([one.flatten(1).float().to(device) for one in rows], dim=1).cpu()
 
 
 def at_last(prompts: Sequence[Prompt]) -> list[Prompt]:

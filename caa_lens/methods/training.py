@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caa_lens.models.gradients import check_gradients
+
 WORST = 10.0  # times CAA's norm, beyond which a vector has left the stream's own sizes
 
 
@@ -37,7 +39,12 @@ class Best:
 
 @contextmanager
 def frozen(model: Any) -> Iterator[None]:
-    """The model's weights without gradients, and afterwards as they were; all else has them, also under `no_grad`."""
+    """The model's weights without gradients, and afterwards as they were; all else has them, also under `no_grad`.
+
+    Raises:
+        ValueError: the model's weights are packed, and its gradients are not its derivatives.
+    """
+    check_gradients(model)
     asked = [one for one in model.parameters() if one.requires_grad]
     try:
         for one in asked:

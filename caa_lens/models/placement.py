@@ -13,8 +13,9 @@ def dtype_of(model: Any) -> torch.dtype:
 
 
 def dtype_name(model: Any) -> str:
-    """The same in words, as settings and messages have it: "float32"."""
-    return str(dtype_of(model)).removeprefix("torch.")
+    """The same in words, as settings and vectors say it: "float32"; of packed weights, "bfloat16, weights nf4"."""
+    name, packed = str(dtype_of(model)).removeprefix("torch."), adapter_of(model).quantised(model)
+    return name if packed is None else f"{name}, weights {packed}"
 
 
 def device_of_tokens(model: Any) -> torch.device:

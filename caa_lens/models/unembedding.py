@@ -24,13 +24,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caa_lens.models.adapters.adapter import FinalNorm
+from caa_lens.models.adapters.adapter import FinalNorm, Unembedding
 from caa_lens.models.adapters.choice import adapter_of
 from caa_lens.models.placement import device_behind, dtype_of
 from caa_lens.models.structure import once_a_structure, rounding, untouched, without_users_hooks
 
 PIECE = 2**25  # numbers of W_U that are converted at once, 134 MB in float32
 AT_ONCE = 256  # positions whose logits over the whole vocabulary are held at once
+# Where only the softmax's normaliser is wanted, logits are made in tiles, positions by tokens, that stay in a cache.
+TILE = (512, 1024)
+TILE_ON_CARD = (8192, 2048)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,8 @@ def final_logits(model: Any, resid: Float[Tensor, "*state d_model"]) -> Float[Te
     """The logits that residuals give as the last block's output, in float32; `AT_ONCE` at a time keep it small."""
     resid = resid.to(device_behind(model))
     if is_own(model):
-        logits = _times_unembedding(model, _normed(model, resid, final_norm(model))) + _wide(model, model.b_U)
+        W_U, b_U = _unembedding(model)
+        logits = _times(model, _normed(model, resid, final_norm(model)), W_U) + _wide(model, b_U)
         return soft_capped(model, _formula(model).scale * logits)
     formula, states = _formula(model), resid.reshape(-1, resid.shape[-1]).to(dtype_of(model))
     if formula.whole:
@@ -70,9 +74,10 @@ def token_logits(
     if not is_own(model):
         logits = final_logits(model, resid)
         return logits.gather(-1, tokens.expand(*logits.shape[:-1], tokens.shape[-1]))
-    columns = _wide(model, model.W_U[:, tokens])  # [d_model *state token]
+    W_U, b_U = _unembedding(model)
+    columns = _wide(model, W_U[:, tokens])  # [d_model *state token]
     logits = torch.einsum("...d,d...t->...t", _normed(model, resid, final_norm(model)), columns)
-    return soft_capped(model, _formula(model).scale * (logits + _wide(model, model.b_U[tokens])))
+    return soft_capped(model, _formula(model).scale * (logits + _wide(model, b_U[tokens])))
 
 
 def token_logp(
@@ -82,13 +87,29 @@ def token_logp(
 
     The full vocabulary is needed for the softmax, but never for more than `at_once` positions.
     """
+    return token_logps(model, resid, targets[:, None], at_once)[..., 0]
+
+
+def token_logps(
+    model: Any,
+    resid: Float[Tensor, "*row pos d_model"],
+    targets: Int[Tensor, "pos option"],
+    at_once: int = AT_ONCE,
+) -> Float[Tensor, "*row pos option"]:
+    """`token_logp` of several tokens at each position, whose softmax is computed once.
+
+    Where no gradient is wanted and the formulas hold, the logits are never held beside each other: tile by tile, each
+    adds to the normaliser and is forgotten.
+    """
     states = resid.to(device_behind(model)).reshape(-1, resid.shape[-1])
-    wanted = targets.to(states.device).expand(resid.shape[:-1]).reshape(-1)
+    wanted = targets.to(states.device).expand(*resid.shape[:-1], -1).reshape(len(states), -1)
+    if not torch.is_grad_enabled() and is_own(model):
+        return _logp_in_tiles(model, states, wanted).reshape(*resid.shape[:-1], -1)
     pieces = []
     for some, tokens in zip(states.split(at_once), wanted.split(at_once), strict=True):
         logits = final_logits(model, some)
-        pieces.append(logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1))
-    return torch.cat(pieces).reshape(resid.shape[:-1])
+        pieces.append(logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True))
+    return torch.cat(pieces).reshape(*resid.shape[:-1], -1)
 
 
 def soft_cap(model: Any) -> float:
@@ -156,12 +177,13 @@ def norm_scale(model: Any, states: Float[Tensor, "*state d_model"]) -> Float[Ten
 def unembed_linear(model: Any, normed: Float[Tensor, "*state d_model"]) -> Float[Tensor, "*state d_vocab"]:
     """k (x * w) W_U in float32 with the final norm's weight w: linear, without any bias and without the cap."""
     weight = _weight(model, final_norm(model))
-    return _formula(model).scale * _times_unembedding(model, normed if weight is None else normed * weight)
+    return _formula(model).scale * _times(model, normed if weight is None else normed * weight, _unembedding(model)[0])
 
 
 def token_directions(model: Any, tokens: Int[Tensor, "*token"]) -> Float[Tensor, "*token d_model"]:
     """What the normalised stream is multiplied by for a token's logit: k w W_U[:, token], in float32."""
-    columns = _wide(model, model.W_U[:, tokens.to(device_behind(model))]).movedim(0, -1)
+    W_U, _ = _unembedding(model)
+    columns = _wide(model, W_U[:, tokens.to(W_U.device)]).movedim(0, -1)
     weight = _weight(model, final_norm(model))
     return _formula(model).scale * (columns if weight is None else columns * weight)
 
@@ -199,12 +221,49 @@ def _normed(model: Any, states: Tensor, norm: FinalNorm | None) -> Tensor:
     return normed if norm is None or norm.bias is None else normed + _wide(model, norm.bias).to(normed.device)
 
 
-def _times_unembedding(model: Any, normed: Float[Tensor, "*state d_model"]) -> Float[Tensor, "*state d_vocab"]:
-    W_U = model.W_U
+def _unembedding(model: Any) -> Unembedding:
+    """W_U and b_U, wherever and however they are kept, of a model whose formula is known."""
+    found = adapter_of(model).unembedding(model)
+    if found is None:
+        raise ValueError(
+            f"the unembedding of {model.cfg.model_name!r} has no matrix of plain numbers: read it with "
+            "reading='in_context', or with residual_lens, which run the model's own modules"
+        )
+    return found
+
+
+def _times(
+    model: Any, normed: Float[Tensor, "*state d_model"], W_U: Float[Tensor, "d_model d_vocab"]
+) -> Float[Tensor, "*state d_vocab"]:
     if W_U.dtype == normed.dtype:
         return F.linear(normed, W_U.T)
     n_columns = max(1, PIECE // W_U.shape[0])
     return torch.cat([F.linear(normed, _wide(model, some).T) for some in W_U.split(n_columns, dim=1)], dim=-1)
+
+
+def _logp_in_tiles(
+    model: Any, states: Float[Tensor, "state d_model"], wanted: Int[Tensor, "state option"]
+) -> Float[Tensor, "state option"]:
+    """Log-probabilities from tiles of the logits: log sum exp of each, and of these in the end."""
+    n_rows, n_columns = TILE if states.device.type == "cpu" else TILE_ON_CARD
+    scale, rows = _formula(model).scale, _normed(model, states, final_norm(model)).split(n_rows)
+    targets = wanted.split(n_rows)
+    found = [torch.zeros_like(some, dtype=rows[0].dtype) for some in targets]
+    sums: list[list[Tensor]] = [[] for _ in rows]
+    W_U, b_U = _unembedding(model)
+    for first in range(0, W_U.shape[1], n_columns):
+        weight = _wide(model, W_U[:, first : first + n_columns]).T
+        bias = _wide(model, b_U[first : first + n_columns])
+        for i, some in enumerate(rows):
+            logits = F.linear(some, weight, bias)
+            logits = soft_capped(model, logits if scale == 1 else logits.mul_(scale))
+            column = targets[i] - first
+            inside = (column >= 0) & (column < logits.shape[1])
+            there = logits.gather(-1, column.clamp(0, logits.shape[1] - 1))
+            found[i] = torch.where(inside, there, found[i])
+            sums[i].append(logits.logsumexp(-1))
+    normaliser = [torch.stack(some, dim=-1).logsumexp(-1, keepdim=True) for some in sums]
+    return torch.cat([logit - total for logit, total in zip(found, normaliser, strict=True)])
 
 
 def _wide(model: Any, tensor: Tensor) -> Tensor:
@@ -243,9 +302,10 @@ def _norm_that_agrees(model: Any) -> int | None:
         norms = adapter.final_norms(model)
     except ValueError:
         return None
-    W_U = getattr(model, "W_U", None)
-    if W_U is None or W_U.is_meta:  # another module in its place; or on disk: its modules fetch it when they run
+    unembedding = adapter.unembedding(model)
+    if unembedding is None:  # another module in its place, or packed in a way that is not known: its modules run
         return None
+    W_U, b_U = unembedding
     generator = torch.Generator().manual_seed(0)
     # Their mean is not 0, so that it shows whether the norm subtracts it.
     states = torch.randn(1, 4, model.cfg.d_model, generator=generator) + 0.5
@@ -253,7 +313,7 @@ def _norm_that_agrees(model: Any) -> int | None:
     run = adapter.run_behind(model, states).double().nan_to_num()
     agree: list[tuple[int, Tensor]] = []
     for index, norm in enumerate(norms):
-        told = _times_unembedding(model, _normed(model, states, norm)) + _wide(model, model.b_U)
+        told = _times(model, _normed(model, states, norm), W_U) + _wide(model, b_U)
         told = told.double().nan_to_num()
         error = (run - told).norm()
         if bool(error <= rounding(model) * told.norm()):

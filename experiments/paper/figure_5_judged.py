@@ -242,6 +242,7 @@ EXPERIMENT = Experiment(
     section=section,
     cost=cost,
     needs=lambda config: (OPEN_ENDED.name,),
+    by_driver=True,
     skip=skip,
     own=own,
 )

@@ -184,5 +184,6 @@ JUDGED = Experiment(
     section=section_judged,
     cost=cost_judged,
     needs=lambda config: (judged.EXPERIMENT.name, EXPERIMENT.name),
+    by_driver=True,
     skip=skip_judged,
 )

@@ -7,8 +7,13 @@ from typing import Any
 from experiments.running.behavior_sets import missing_sets
 from experiments.running.settings import RunConfig
 
-KNOWN_LAYERS = {"demo": 30, "Llama-2-7b": 32, "Llama-2-13b": 40}
-KNOWN_PARAMETERS = {"demo": 134_515_008, "Llama-2-7b": 6_738_415_616, "Llama-2-13b": 13_015_864_320}
+KNOWN_LAYERS = {"demo": 30, "Llama-2-7b": 32, "Llama-2-13b": 40, "Llama-2-70b": 80}
+KNOWN_PARAMETERS = {
+    "demo": 134_515_008,
+    "Llama-2-7b": 6_738_415_616,
+    "Llama-2-13b": 13_015_864_320,
+    "Llama-2-70b": 68_976_648_192,
+}
 
 
 def check_out(path: Path) -> None:
@@ -18,17 +23,32 @@ def check_out(path: Path) -> None:
             raise ValueError(f"{place} is a file, expected a folder to put the run into: give another with --out")
 
 
-def check_workers(n: int) -> None:
-    """Raises `ValueError` for fewer than one process."""
-    if n < 1:
+def check_workers(engine: str | None, n: int | None, address: str | None) -> bool:
+    """Whether Ray is to do the units: if it is named, if there are several workers, or if a cluster is.
+
+    Raises:
+        ValueError: for fewer than one worker, an unknown engine, or what does not go together.
+    """
+    if n is not None and n < 1:
         raise ValueError(f"workers is {n}, expected at least 1: give another with --workers")
+    if engine not in (None, "process", "ray"):
+        raise ValueError(f"engine is {engine!r}, expected 'process' or 'ray': give another with --engine")
+    if address is not None and address.startswith("ray://"):
+        raise ValueError(
+            f"address is {address!r}, expected 'auto' or HOST:PORT: run the command on one of the cluster's nodes, as "
+            "the run folder is written by the process that is started"
+        )
+    several = address is not None or (n is not None and n > 1)
+    if engine == "process" and several:
+        raise ValueError("got --engine process with --workers or --address, expected --engine ray, or none of them")
+    return engine == "ray" or several
 
 
 def check_device(device: str | None) -> None:
     """Raises `ValueError` for a device that is not on this machine."""
     from caa_lens.models.loading.device_memory import devices
 
-    if device is None:
+    if device in (None, "auto"):
         return
     found = devices()
     kind, _, index = device.partition(":")

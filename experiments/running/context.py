@@ -30,7 +30,7 @@ class Context:
     def __init__(
         self, config: RunConfig, folder: RunFolder, *, device: str | None = None, loaded: Loaded | None = None
     ) -> None:
-        """Contexts that are given the same `loaded` share the model in memory."""
+        """Contexts that are given the same `loaded` share the model in memory; device "auto" is all cards together."""
         self.config = config
         self.folder = folder
         self.device = device
@@ -73,7 +73,8 @@ class Context:
 
         if name == self.config.model:
             self._check_contents()
-        return load_model(name, dtype=dtype or self.config.dtype, device=self.device)
+        place = {"device_map": "auto"} if self.device == "auto" else {"device": self.device}
+        return load_model(name, dtype=dtype or self.config.dtype, **place)
 
     def _check_contents(self) -> None:
         from caa_lens.models.loading.fingerprint import model_fingerprint

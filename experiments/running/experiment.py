@@ -12,7 +12,7 @@
         own=own,          # config -> {name: value}: what it depends on and the rest of the run does not
     )
 
-Add it to `catalogue.EXPERIMENTS`; everything else (folder, restarts, several processes, progress, report) is the
+Add it to `catalogue.EXPERIMENTS`; everything else (folder, restarts, several workers, progress, report) is the
 runner's.
 """
 
@@ -46,6 +46,8 @@ class Experiment:
     """How many times the model's weights, in the run's type, are in memory at once; gradients count as much."""
     needs: Callable[[RunConfig], Sequence[str]] = lambda config: ()
     """Names of the experiments whose results it uses."""
+    by_driver: bool = False
+    """Whether the process that writes the run folder does its units itself: they ask a server, and no model."""
     skip: Callable[[RunConfig], str | None] = lambda config: None
     """Why it cannot run with these settings, or None."""
     apart: bool = False

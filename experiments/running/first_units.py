@@ -194,5 +194,5 @@ def measured(
 def _where(device: str | None) -> str:
     import torch
 
-    device, n = device or this_device(), torch.get_num_threads()
+    device, n = this_device() if device in (None, "auto") else str(device), torch.get_num_threads()
     return f"{device}, {n} thread{'s' if n > 1 else ''}" if device == "cpu" else device

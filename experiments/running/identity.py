@@ -31,10 +31,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from caa_lens.models.loading.fingerprint import model_fingerprint
 from experiments.running.behavior_sets import behavior_sets
 from experiments.running.experiment import Experiment
-from experiments.running.run_folder import OtherRunError, RunFolder
+from experiments.running.run_folder import OtherRunError, RunFolder, differences
 from experiments.running.settings import OF_NONE, OF_SOME, RunConfig
 
 LIBRARIES = ("caa-lens", "torch", "transformer-lens", "transformers", "numpy", "pandas", "scikit-learn")
@@ -42,6 +41,17 @@ LIBRARIES = ("caa-lens", "torch", "transformer-lens", "transformers", "numpy", "
 
 def run_identity(config: RunConfig) -> dict[str, dict[str, Any]]:
     """Everything that must not change while a run goes on."""
+    from caa_lens.models.loading.fingerprint import model_fingerprint
+
+    return {
+        "config": config.model_dump(mode="json", exclude={*OF_SOME, *OF_NONE}),
+        "data": _data_hashes(config),
+        "model": {"sha256": model_fingerprint(config.model)},
+        "versions": library_versions(),
+    }
+
+
+def _data_hashes(config: RunConfig) -> dict[str, str]:
     hashes = {}
     for behavior in config.behaviors:
         sets = behavior_sets(config, behavior)
@@ -49,12 +59,32 @@ def run_identity(config: RunConfig) -> dict[str, dict[str, Any]]:
         hashes[f"{behavior}/test"] = sets.test.content_hash
         if sets.validation is not None:
             hashes[f"{behavior}/validation"] = sets.validation.content_hash
-    return {
-        "config": config.model_dump(mode="json", exclude={*OF_SOME, *OF_NONE}),
-        "data": hashes,
-        "model": {"sha256": model_fingerprint(config.model)},
-        "versions": _versions(),
-    }
+    return hashes
+
+
+def lacking_here(
+    held: Mapping[str, Any],
+    identities: Mapping[str, Mapping[str, Any]],
+    experiments: Sequence[Experiment],
+    config: RunConfig,
+) -> list[str]:
+    """A line for all that a run is `held` to, and this machine has otherwise: versions, data, the model's contents.
+
+    Args:
+        identities: what each experiment is held to beside that; none of those that the machine need not do.
+    """
+    here: dict[str, Mapping[str, Any]] = {"versions": {name: library_versions()[name] for name in held["versions"]}}
+    if "data" in held:
+        here["data"] = _data_hashes(config)
+    if "model" in held:
+        from caa_lens.models.loading.fingerprint import model_fingerprint
+
+        here["model"] = {"sha256": model_fingerprint(config.model)}
+    lines = [line for kind, found in here.items() for line in differences(kind, held[kind], found)]
+    by_name = {one.name: one for one in experiments}
+    for name, identity in identities.items():
+        lines += differences(name, identity, own_identity(by_name[name], experiments, config))
+    return lines
 
 
 def own_identity(experiment: Experiment, experiments: Sequence[Experiment], config: RunConfig) -> dict[str, Any]:
@@ -116,11 +146,12 @@ def run_notes(experiments: Sequence[str]) -> dict[str, Any]:
 def start_notes(config: RunConfig, experiments: Sequence[str]) -> dict[str, Any]:
     """When, from what code and with what settings a run was started, whether for the first time or again."""
     settings = config.model_dump(mode="json") | {"judge_url": without_password(config.judge_url)}
-    versions = {**_versions(), "python": platform.python_version()}
+    versions = {**library_versions(), "python": platform.python_version()}
     return {**_when_and_from_what(), "versions": versions, "settings": settings, "experiments": [*experiments]}
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Of the libraries that numbers depend on."""
     return {library: version(library) for library in LIBRARIES}
 
 

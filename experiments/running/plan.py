@@ -70,7 +70,7 @@ def rates_elsewhere(
     else:
         from caa_lens.models.loading.device_memory import free_memory
 
-        here = device or this_device()
+        here = this_device() if device in (None, "auto") else str(device)
         if needed <= (free := free_memory(here)):
             return None
         lacking = f"it would not run here, as {here} has {free / 1e9:.1f} GB free"

@@ -7,7 +7,7 @@
     <experiment>/unfinished/<unit>.parquet  what there is of a unit that has to be done again
     <experiment>/identity.json              settings and data that this experiment alone depends on
     <experiment>/section.json               text, figures and tables, for the report
-    locks/                                  who is at what; empty files
+    held.json                               the one process that writes here now; see `holder`
 
 A unit is one file, and not one row group of a common file, because a file can appear whole or not at all: it is written
 beside its place and renamed. So a run that is killed at any moment has lost only the unit it was at.
@@ -18,14 +18,13 @@ import glob
 import io
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from caa_lens.atomic_files import write_atomically
+from experiments.running.holder import NAME, Holder
 from experiments.running.units import Frames, Unit
 
 if TYPE_CHECKING:
@@ -44,10 +43,29 @@ class DiskFullError(OSError):
 
 
 class RunFolder:
-    """Reads and writes one run's files; any number of processes may share a folder."""
+    """Reads and writes one run's files; one process at a time writes, see `held`."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._holder: Holder | None = None
+
+    @contextmanager
+    def held(self, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+        """Be the one process that writes here, as long as the block lasts; a block in a block is the same.
+
+        Raises:
+            HeldError: another process is that.
+        """
+        if self._holder is not None:
+            yield
+            return
+        with ExitStack() as stack:
+            with self.full_disk_said():
+                self._holder = stack.enter_context(Holder(self.path, say=say))
+            try:
+                yield
+            finally:
+                self._holder = None
 
     # ---- the run -----------------------------------------------------------------------------------------------
 
@@ -63,16 +81,14 @@ class RunFolder:
         """
         file = self.path / "run.json"
         wanted = json.loads(json.dumps(identity))
-        if self.path.is_dir() and self._visible() and not {"locks", "run.json"} & self._visible():
-            raise OtherRunError(f"{self.path} is not empty and holds no run: choose another folder with --out")
-        with self.lock("run"):
-            self.sweep_up(file)
-            if not file.exists():
-                text = json.dumps({**wanted, "about": about}, indent=2, ensure_ascii=False)
-                self._write(file, text.encode())
-                return False
+        self.check_ours()
+        self.sweep_up(file)
+        if not file.exists():
+            text = json.dumps({**wanted, "about": about}, indent=2, ensure_ascii=False)
+            self._write(file, text.encode())
+            return False
         present = self.about()
-        different = [line for kind, here in wanted.items() for line in _different(kind, present.get(kind, {}), here)]
+        different = [line for kind, here in wanted.items() for line in differences(kind, present.get(kind, {}), here)]
         if different:
             listed = "\n  ".join(different)
             raise OtherRunError(
@@ -81,6 +97,12 @@ class RunFolder:
             )
         return True
 
+    def check_ours(self) -> None:
+        """Raises `OtherRunError` if the folder has files, and they are not a run's."""
+        there = {file.name for file in self.path.iterdir()} if self.path.is_dir() else set()
+        if any(not name.startswith(".") for name in there) and not {NAME, "run.json"} & there:
+            raise OtherRunError(f"{self.path} is not empty and holds no run: choose another folder with --out")
+
     def about(self) -> dict[str, Any]:
         """The contents of `run.json`."""
         return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
@@ -88,10 +110,9 @@ class RunFolder:
     def record_start(self, notes: Mapping[str, Any]) -> None:
         """Add a start of the run to `starts.json`."""
         file = self.path / "starts.json"
-        with self.lock("run"):
-            self.sweep_up(file)
-            starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-            self._write(file, json.dumps([*starts, notes], indent=2, ensure_ascii=False).encode())
+        self.sweep_up(file)
+        starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        self._write(file, json.dumps([*starts, notes], indent=2, ensure_ascii=False).encode())
 
     def hold(self, experiment: str, identity: Mapping[str, Any]) -> list[str]:
         """Say what an experiment's results depend on, beside the run's identity; or what differs from what was said.
@@ -99,13 +120,12 @@ class RunFolder:
         As long as it has no finished unit, an experiment may change its mind.
         """
         file = self.path / experiment / "identity.json"
-        with self.lock(experiment, "identity"):
-            if different := self.differs(experiment, identity):
-                return different
-            self.sweep_up(file)
-            if self._other_identity(experiment, identity) or (identity and not file.exists()):
-                self._write(file, json.dumps(identity, indent=2, ensure_ascii=False).encode())
-                shutil.rmtree(self.path / experiment / "unfinished", ignore_errors=True)
+        if different := self.differs(experiment, identity):
+            return different
+        self.sweep_up(file)
+        if self._other_identity(experiment, identity) or (identity and not file.exists()):
+            self._write(file, json.dumps(identity, indent=2, ensure_ascii=False).encode())
+            shutil.rmtree(self.path / experiment / "unfinished", ignore_errors=True)
         return []
 
     def differs(self, experiment: str, identity: Mapping[str, Any]) -> list[str]:
@@ -116,7 +136,7 @@ class RunFolder:
     def _other_identity(self, experiment: str, identity: Mapping[str, Any]) -> list[str]:
         file = self.path / experiment / "identity.json"
         there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else identity
-        return _different(experiment, there, json.loads(json.dumps(identity)))
+        return differences(experiment, there, json.loads(json.dumps(identity)))
 
     # ---- units -------------------------------------------------------------------------------------------------
 
@@ -126,35 +146,43 @@ class RunFolder:
     def is_done(self, experiment: str, unit: Unit) -> bool:
         return self.unit_file(experiment, unit).exists()
 
-    def save(
-        self, experiment: str, unit: Unit, frame: "pd.DataFrame", identity: Mapping[str, Any] | None = None
-    ) -> None:
-        """Write a unit's frame; the caller holds its lock.
-
-        Args:
-            identity: what the frame was made with, if the experiment was held to it.
+    def save(self, experiment: str, unit: Unit, frame: "pd.DataFrame") -> None:
+        """Write a unit's frame; the unit is done then.
 
         Raises:
             DiskFullError: the disk is full.
-            OtherRunError: another process holds the experiment to another identity by now.
         """
-        with self.lock(experiment, "identity"):
-            if identity is not None and (different := self._other_identity(experiment, identity)):
-                raise OtherRunError(f"another process runs it with other settings: {'; '.join(different)}")
-            self.write_frame(self.unit_file(experiment, unit), frame)
+        self.save_bytes(experiment, unit, parquet(frame))
+
+    def save_bytes(self, experiment: str, unit: Unit, frame: bytes, files: Mapping[str, bytes] | None = None) -> None:
+        """Write a unit's frame as `parquet` gives it, after the other `files` that it has left, by their places."""
+        for place, data in (files or {}).items():
+            self.put(self.path / place, data)
+        self.put(self.unit_file(experiment, unit), frame)
         self.unfinished_file(experiment, unit).unlink(missing_ok=True)
+
+    def files_of(self, experiment: str, unit: Unit) -> dict[str, bytes]:
+        """All that a unit has left, by its place in the folder: the frame, vectors, and what its experiment keeps."""
+        found = [self.unit_file(experiment, unit)]
+        for which in ("", "base-"):
+            if experiment == _experiment_of_vectors(which):
+                found.append(self.vectors_file(unit["behavior"], which))
+        artefacts = (self.path / experiment / "artefacts").rglob(f"*{glob.escape(unit.name)}*")
+        files = sorted(file for file in (*found, *artefacts) if file.is_file())
+        return {file.relative_to(self.path).as_posix(): file.read_bytes() for file in files}
 
     def unfinished_file(self, experiment: str, unit: Unit) -> Path:
         """Where the frame of a unit lies that has to be done again."""
         return self.path / experiment / "unfinished" / f"{unit.name}.parquet"
 
     def write_frame(self, file: Path, frame: "pd.DataFrame") -> None:
-        """Write a frame that appears whole or not at all; the caller holds the lock of the unit that it belongs to."""
+        """Write a frame that appears whole or not at all."""
+        self.put(file, parquet(frame))
+
+    def put(self, file: Path, data: bytes) -> None:
+        """Write a file that appears whole or not at all."""
         self.sweep_up(file)
-        # Into memory first: an error while writing is then the system's own, with its number.
-        buffer = io.BytesIO()
-        frame.to_parquet(buffer, index=False)
-        self._write(file, buffer.getvalue())
+        self._write(file, data)
 
     def load(self, experiment: str, unit: Unit) -> "pd.DataFrame":
         import pandas as pd
@@ -191,7 +219,7 @@ class RunFolder:
         from caa_lens.models.loading.fingerprint import file_digest
 
         file, unit = self.vectors_file(behavior, which), Unit.of(behavior=behavior)
-        experiment = f"{which}vectors".replace("-", "_")
+        experiment = _experiment_of_vectors(which)
         expected = self.load(experiment, unit).attrs.get(FILE_HASH)
         if (found := file_digest(file)) != expected:
             raise OtherRunError(
@@ -220,7 +248,7 @@ class RunFolder:
 
     @contextmanager
     def scratch(self, experiment: str, unit: Unit) -> Iterator[Path]:
-        """An empty folder for what a unit needs while it is done; the caller holds the unit's lock."""
+        """An empty folder for what a unit needs while it is done."""
         folder = self.artefacts(experiment) / f"tmp-{unit.name}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -230,31 +258,9 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def sweep_scratch(self) -> None:
-        """Remove the scratch folders of processes that were killed: those whose unit nobody is at."""
+        """Remove the scratch folders of processes that were killed; the caller holds the folder."""
         for left in self.path.glob("*/artefacts/tmp*"):
-            unit = left.name.removeprefix("tmp").removeprefix("-")
-            with self.lock(left.parent.parent.name, unit, wait=False) as free:
-                if free and left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-
-    @contextmanager
-    def lock(self, *names: str, wait: bool = True) -> Iterator[bool]:
-        """Hold the named lock; yields whether it was got. It goes with the process, however that ends."""
-        file = self.path.joinpath("locks", *names).with_name(f"{names[-1]}.lock")
-        with self.full_disk_said():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(file)
-            try:
-                lock.acquire(timeout=-1 if wait else 0, poll_interval=0.2)
-            except Timeout:
-                lock = None
-        if lock is None:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+            shutil.rmtree(left, ignore_errors=True)
 
     @contextmanager
     def full_disk_said(self) -> Iterator[None]:
@@ -273,19 +279,33 @@ class RunFolder:
             ) from error
 
     def _write(self, file: Path, data: bytes) -> None:
+        if self._holder is not None:
+            self._holder.check()
         with self.full_disk_said():
             write_atomically(file, lambda temporary: temporary.write_bytes(data))
 
     def sweep_up(self, file: Path) -> None:
-        """Remove what a killed process left beside a file; the caller holds the file's lock."""
+        """Remove what a killed process left beside a file; the caller holds the folder."""
         for leftover in file.parent.glob(f".{glob.escape(file.stem)}.????????{file.suffix}"):
             leftover.unlink(missing_ok=True)
 
-    def _visible(self) -> set[str]:
-        return {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
+
+def parquet(frame: "pd.DataFrame") -> bytes:
+    """A frame as its file has it, attributes included.
+
+    In memory, as an error while it is written to a disk is then the system's own, with its number.
+    """
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    return buffer.getvalue()
 
 
-def _different(kind: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def _experiment_of_vectors(which: str) -> str:
+    """The experiment that leaves vectors; `which` is that of `vectors_file`."""
+    return f"{which}vectors".replace("-", "_")
+
+
+def differences(kind: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """A line for each name whose value is another there than here."""
     return [
         f"{kind}.{key}: {repr(there[key]) if key in there else 'not recorded'} there, "

@@ -1,25 +1,25 @@
-"""Do a run's units: one at a time, each result written before the next begins.
+"""Do a run's units and write what comes of them: whoever does them, this process alone writes the run folder.
 
-Every process on a folder walks through the same list and takes what nobody else has taken: a unit is taken by holding
-its lock, which goes with the process. So there is no queue to corrupt; several workers, a second run on the same
-folder, and a run started again after a crash are all the same case. Units are deterministic and do not see each other,
-so who does one, and when, does not change its frame.
+Units of an experiment are given to the engine when all units of the experiments that it needs have ended, so that they
+see the same frames whoever does them, and when. They are deterministic and do not see each other. A run that is started
+again, with whatever engine, does what has no frame yet.
 """
 
-import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from experiments.running.context import Context
+from experiments.running.engines import Ending, Engine, Here, Job
 from experiments.running.experiment import Experiment
+from experiments.running.holder import HeldError
 from experiments.running.identity import hold
 from experiments.running.run_folder import DiskFullError, RunFolder
 from experiments.running.settings import RunConfig
-from experiments.running.units import Unfinished, Unit
-from experiments.running.workers import stop_if_orphaned
+from experiments.running.units import Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,36 +53,43 @@ def run(
     *,
     device: str | None = None,
     progress: Any = None,
+    engine: Engine | None = None,
 ) -> list[Outcome]:
     """Finish every unit of the experiments and write their sections.
 
     Args:
         experiments: in an order in which needs come first, see `with_needs`.
-        progress: told of each unit `at` its begin and when it is `done`; see `progress.UnitProgress`.
+        progress: told of each unit `at` its begin and when it is `done`; see `terminal.UnitProgress`.
+        engine: who does the units; this process, by default.
 
     Raises:
         DiskFullError: the disk is full; everything finished is kept.
+        HeldError: another process writes into the folder.
         OtherRunError: the folder has some of the experiments' results with other settings or data.
     """
-    skipped = skip_reasons(experiments, config)
-    able = [experiment for experiment in experiments if experiment.name not in skipped]
-    identities = hold(able, config, folder)
-    folder.sweep_scratch()
-    for experiment in experiments:
-        if experiment.name in skipped:
-            _write_skipped(experiment, skipped[experiment.name], folder)
-    worker = _Worker(able, Context(config, folder, device=device), identities, progress)
-    failed = worker.work()
-    return [
-        Outcome(
-            experiment=one,
-            skipped=skipped.get(one.name, ""),
-            failed=failed.get(one.name, ""),
-            unfinished="" if one.name in failed else worker.unfinished(one),
-            traceback=worker.tracebacks.get(one.name),
-        )
-        for one in experiments
-    ]
+    with folder.held():
+        skipped = skip_reasons(experiments, config)
+        able = [experiment for experiment in experiments if experiment.name not in skipped]
+        identities = hold(able, config, folder)
+        folder.sweep_scratch()
+        for experiment in experiments:
+            if experiment.name in skipped:
+                _write_skipped(experiment, skipped[experiment.name], folder)
+        context = Context(config, folder, device=device)
+        with engine or Here() as doing:
+            doing.prepare(able, context, identities)
+            work = _Work(able, context, doing, progress)
+            work.do()
+        return [
+            Outcome(
+                experiment=one,
+                skipped=skipped.get(one.name, ""),
+                failed=work.failed.get(one.name, ""),
+                unfinished="" if one.name in work.failed else work.unfinished(one),
+                traceback=work.tracebacks.get(one.name),
+            )
+            for one in experiments
+        ]
 
 
 def skip_reasons(experiments: Sequence[Experiment], config: RunConfig) -> dict[str, str]:
@@ -97,33 +104,32 @@ def skip_reasons(experiments: Sequence[Experiment], config: RunConfig) -> dict[s
 
 
 @dataclass(slots=True)
-class _Worker:
-    """One process' way through the list."""
+class _Work:
+    """One start's way through the units."""
 
     experiments: Sequence[Experiment]
     context: Context
-    identities: Mapping[str, Mapping[str, Any]]
+    engine: Engine
     progress: Any = None
-    left: dict[str, list[Unit]] = field(default_factory=dict)  # taken by others when we came by
+    waiting: dict[str, deque[Unit]] = field(default_factory=dict)
+    running: Counter[str] = field(default_factory=Counter)
     failed: dict[str, str] = field(default_factory=dict)
     tracebacks: dict[str, Path] = field(default_factory=dict)
     postponed: dict[str, str] = field(default_factory=dict)  # why units are left undone; the first reason of each
-    stopped: set[str] = field(default_factory=set)  # experiments that nothing more is tried of at this start
 
-    def work(self) -> dict[str, str]:
-        """Until all is done, by whomever; the experiments that failed, and why."""
+    def do(self) -> None:
+        """Until all that can be done now is done."""
         for experiment in self.experiments:
-            for needed in self._needs(experiment):
-                self._settle(needed)
-            self._guarded(
-                experiment, lambda one=experiment: self._pass(one, one.units(self.context.config), wait=False)
-            )
-        for experiment in self.experiments:
-            self._settle(experiment)
+            self._guarded(experiment, lambda one=experiment: self._list(one))
+        while any(self.waiting.values()) or self.running.total():
+            for experiment in self.experiments:
+                self._begin(experiment)
+            for job, ending in self.engine.endings():
+                self.running[job.experiment.name] -= 1
+                self._end(job, ending)
         for experiment in self.experiments:
             whole = experiment.name not in self.postponed
             self._guarded(experiment, lambda one=experiment, whole=whole: write_section(one, self.context, whole=whole))
-        return self.failed
 
     def unfinished(self, experiment: Experiment) -> str:
         """How many of an experiment's units are left for the next start, and why; "" if none."""
@@ -134,75 +140,74 @@ class _Worker:
         reason = f"{n_undone} of {len(units)} units are left undone ({self.postponed[experiment.name]})"
         return f"{reason}: start the same command again to have them done" if n_undone else ""
 
+    def _list(self, experiment: Experiment) -> None:
+        """The units that are not done; those that are, are told."""
+        left = self.waiting[experiment.name] = deque()
+        for unit in experiment.units(self.context.config):
+            if not self.context.folder.is_done(experiment.name, unit):
+                left.append(unit)
+            elif self.progress:
+                self.progress.done(experiment, unit)
+
+    def _begin(self, experiment: Experiment) -> None:
+        """Give units to the engine, as many as it has room for, if what they need is there."""
+        needs, units = self._needs(experiment), self.waiting.get(experiment.name)
+        if not units or any(self.waiting.get(one.name) or self.running[one.name] for one in needs):
+            return
+        self._guarded(experiment, lambda: None)  # what it needs may have failed
+        while units and self.engine.room(experiment):
+            unit = units.popleft()
+            if self.progress:
+                self.progress.at(experiment, unit)
+            self.running[experiment.name] += 1
+            self.engine.take(Job(experiment=experiment, unit=unit))
+
+    def _end(self, job: Job, ending: Ending) -> None:
+        """Write what came of a unit."""
+        folder, name = self.context.folder, job.experiment.name
+        if ending.failed:
+            self._fail(job.experiment, ending.failed, ending.traceback)
+        elif ending.postponed:
+            self.postponed.setdefault(name, ending.postponed)
+            if ending.stop:
+                self.waiting[name].clear()
+            if ending.frame is not None:
+                folder.put(folder.unfinished_file(name, job.unit), ending.frame)
+        else:
+            assert ending.frame is not None
+            folder.save_bytes(name, job.unit, ending.frame, ending.files)
+            if self.progress:
+                self.progress.done(job.experiment, job.unit)
+
     def _needs(self, experiment: Experiment) -> list[Experiment]:
         names = experiment.needs(self.context.config)
         return [other for other in self.experiments if other.name in names]
 
-    def _settle(self, experiment: Experiment) -> None:
-        """Wait for the units that others are at, and do those that they leave undone."""
-        units = self.left.pop(experiment.name, [])
-        self._guarded(experiment, lambda: self._pass(experiment, units, wait=True))
-
-    def _pass(self, experiment: Experiment, units: Sequence[Unit], *, wait: bool) -> None:
-        for unit in units:
-            if not self._attempt(experiment, unit, wait):
-                self.left.setdefault(experiment.name, []).append(unit)
-
-    def _attempt(self, experiment: Experiment, unit: Unit, wait: bool) -> bool:
-        """Whether the unit is done now."""
-        folder, name = self.context.folder, experiment.name
-        if name in self.stopped:
-            return True
-        if not folder.is_done(name, unit):
-            stop_if_orphaned()
-            with folder.lock(name, unit.name, wait=wait) as got:
-                if not got:
-                    return False
-                if not folder.is_done(name, unit):  # else somebody finished it in between
-                    try:
-                        self._do(experiment, unit)
-                    except Unfinished as why:
-                        self._postpone(experiment, unit, why)
-                        return True
-        if self.progress:
-            self.progress.done(experiment, unit)
-        return True
-
-    def _do(self, experiment: Experiment, unit: Unit) -> None:
-        if self.progress:
-            self.progress.at(experiment, unit)
-        began = time.perf_counter()
-        with self.context.folder.full_disk_said():
-            frame = experiment.run(unit, self.context)
-        frame.attrs["seconds"] = round(time.perf_counter() - began, 3)
-        self.context.folder.save(experiment.name, unit, frame, self.identities[experiment.name])
-
-    def _postpone(self, experiment: Experiment, unit: Unit, why: Unfinished) -> None:
-        self.postponed.setdefault(experiment.name, str(why))
-        if why.stop:
-            self.stopped.add(experiment.name)
-        if why.frame is not None:
-            folder = self.context.folder
-            folder.write_frame(folder.unfinished_file(experiment.name, unit), why.frame)
-
     def _guarded(self, experiment: Experiment, do: Callable[[], None]) -> None:
-        """One experiment's mistake does not stop the others; a full disk does."""
+        """One experiment's mistake does not stop the others; a full disk, or another holder of the folder, does."""
         if experiment.name in self.failed:
             return
-        lost = [other.name for other in self._needs(experiment) if other.name in self.failed]
-        if lost:
-            self.failed[experiment.name] = f"needs {lost[0]}, which failed"
-            self.context.folder.keep_error(experiment.name, self.failed[experiment.name] + "\n")
+        if lost := [other.name for other in self._needs(experiment) if other.name in self.failed]:
+            self._fail(experiment, f"needs {lost[0]}, which failed")
             return
         try:
             do()
-        except DiskFullError:
+        except (DiskFullError, HeldError):
             raise
         except Exception as error:
-            self.failed[experiment.name] = f"{type(error).__name__}: {error}"
-            text = f"{self.failed[experiment.name]}\n\n{traceback.format_exc()}"  # the report shows the first line
-            self.context.folder.keep_error(experiment.name, text)
-            self.tracebacks[experiment.name] = self.context.folder.path / experiment.name / "error.txt"
+            self._fail(experiment, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+    def _fail(self, experiment: Experiment, reason: str, trace: str = "") -> None:
+        """Nothing more of the experiment is begun; the first reason is told, and kept for the report."""
+        name = experiment.name
+        if name in self.waiting:
+            self.waiting[name].clear()
+        if name in self.failed:
+            return
+        self.failed[name] = reason
+        self.context.folder.keep_error(name, f"{reason}\n\n{trace}" if trace else f"{reason}\n")
+        if trace:
+            self.tracebacks[name] = self.context.folder.path / name / "error.txt"
 
 
 def write_section(experiment: Experiment, context: Context, *, whole: bool = True) -> None:
@@ -213,7 +218,7 @@ def write_section(experiment: Experiment, context: Context, *, whole: bool = Tru
     units = experiment.units(context.config)
     frames = (folder.frames if whole else folder.frames_so_far)(experiment.name, units)
     section = experiment.section(frames, context.config)
-    with folder.lock(experiment.name, "section"), folder.full_disk_said():
+    with folder.full_disk_said():
         folder.sweep_up(folder.section_file(experiment.name))
         save_section(section, folder.section_file(experiment.name))
         folder.keep_error(experiment.name, "")
@@ -225,7 +230,7 @@ def _write_skipped(experiment: Experiment, reason: str, folder: RunFolder) -> No
 
     if folder.section_file(experiment.name).exists():
         return
-    with folder.lock(experiment.name, "section"), folder.full_disk_said():
+    with folder.full_disk_said():
         folder.sweep_up(folder.section_file(experiment.name))
         section = Section(title=experiment.title, source=experiment.source, skipped=reason)
         save_section(section, folder.section_file(experiment.name))

@@ -23,7 +23,6 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from experiments.running.experiment import Experiment
-from experiments.running.run_folder import RunFolder
 from experiments.running.units import Unit
 
 if TYPE_CHECKING:
@@ -172,16 +171,8 @@ class UnitProgress:
     def at(self, experiment: Experiment, unit: Unit) -> None:
         self._bar.update(self._task, description=f"{experiment.name} {unit.name}")
 
-    def look(self, folder: RunFolder) -> None:
-        """Count what other processes have finished."""
-        for name, unit in list(self._weights):
-            if folder.is_done(name, unit):
-                self._count(name, unit)
-
     def done(self, experiment: Experiment, unit: Unit) -> None:
-        self._count(experiment.name, unit)
-
-    def _count(self, name: str, unit: Unit) -> None:
+        name = experiment.name
         weight = self._weights.pop((name, unit), None)
         if weight is not None:
             self._n_left -= 1

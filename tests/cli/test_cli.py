@@ -56,6 +56,7 @@ def few(tmp_path):
     return str(file)
 
 
+@pytest.mark.both_versions
 def test_extract_then_show_sweep_lens_and_generate(small_model, tmp_path, few):
     file = tmp_path / "v.safetensors"
     done = runner.invoke(cli.app, ["extract", few, str(file)])

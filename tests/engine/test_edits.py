@@ -443,9 +443,9 @@ def test_numbers_changed_in_place_are_felt_by_a_hook_also_on_another_device(tiny
     assert torch.equal(after, logits_of(tiny, some_tokens(), [v.hook(multiplier=multiplier, start=start)]))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.second_device
 def test_a_vector_on_the_cpu_is_trained_in_a_model_on_the_gpu(tiny_model):
-    model = tiny_model().to("cuda")
+    model = tiny_model()
     trained = torch.nn.Parameter(random_vectors(model, scale=0.1)[2].direction)
     run = partial(
         model.run_with_hooks, some_tokens(), fwd_hooks=[SteeringVector.from_direction(trained, 2).hook(start=3)]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.device import device
 from helpers.models import random_vectors
 from helpers.steering import LOGITS, Kept, logits_of, some_tokens, streams
 
@@ -37,7 +38,7 @@ def at(vector, where, operator="add", multiplier=1.0):
         for row, columns in enumerate(where):
             for pos in columns:
                 edited[row, pos] = OPERATORS[operator](
-                    resid[row, pos], {"direction": vector.direction}, torch.tensor(multiplier)
+                    resid[row, pos], {"direction": vector.direction.to(device())}, torch.tensor(multiplier)
                 )
         return edited
 
@@ -76,7 +77,7 @@ def test_positions_mean_the_same_in_chunks_with_a_kv_cache(tiny, place, padding,
 def test_a_span_counts_from_each_prompts_own_first_token_and_last_is_its_last(tiny_chat):
     v = random_vectors(tiny_chat)[2]
     prompts = [Prompt.of(tiny_chat, text) for text in ("Why?", "Is it right to lie to a friend?")]
-    batch = left_pad(prompts, n_ctx=tiny_chat.cfg.n_ctx)
+    batch = left_pad(prompts, n_ctx=tiny_chat.cfg.n_ctx, device=device())
     for positions in ("last", (2, 5), (3, None), (torch.tensor([2, 4]), torch.tensor([3, 7]))):
         with steer(tiny_chat, v, prompt=prompts, positions=positions):
             together = logits_of(tiny_chat, batch.tokens, attention_mask=batch.attention_mask)

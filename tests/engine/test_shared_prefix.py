@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from helpers.device import device
 from helpers.models import random_vectors
 from helpers.steering import plain_hook, streams
 from torch.testing import assert_close
@@ -93,7 +94,7 @@ def test_the_staircase_gives_every_condition_its_own_numbers(tiny, branches):
     conditions = conditions_for(tiny)
     starts = [len(text) - 2 for text in TEXTS]
     tails = [[], [30, 31, 32]][:branches]
-    stairs = Staircase(conditions)
+    stairs = Staircase(conditions, device())
     with torch.inference_mode():
         prefix = shared_prefix.prefill(tiny, [text[:n] for text, n in zip(TEXTS, starts, strict=True)])
         out = shared_prefix.run_suffixes(
@@ -113,7 +114,7 @@ def test_the_staircase_gives_every_condition_its_own_numbers(tiny, branches):
 def test_conditions_with_the_same_history_share_their_rows(tiny):
     vectors = random_vectors(tiny)
     conditions = [(edit_of(vectors[layer], multiplier=m),) for layer in range(5) for m in (-1.0, 0.0, 1.0)]
-    stairs = Staircase(conditions)
+    stairs = Staircase(conditions, device())
     with torch.inference_mode():
         prefix = shared_prefix.prefill(tiny, [TEXTS[0]])
         out = shared_prefix.run_suffixes(tiny, prefix, [[[3, 4]]], stairs)
@@ -122,7 +123,7 @@ def test_conditions_with_the_same_history_share_their_rows(tiny):
 
 def test_rows_that_no_condition_needs_any_more_are_dropped(tiny):
     vectors = random_vectors(tiny)
-    stairs = Staircase([(edit_of(vectors[0]),), (edit_of(vectors[1]),)])
+    stairs = Staircase([(edit_of(vectors[0]),), (edit_of(vectors[1]),)], device())
     with torch.inference_mode():
         prefix = shared_prefix.prefill(tiny, [TEXTS[0]])
         out = shared_prefix.run_suffixes(tiny, prefix, [[[3, 4]]], stairs)
@@ -140,7 +141,7 @@ def test_half_precision_is_no_further_from_float32_than_a_plain_forward_is(dtype
     for text in TEXTS[::2]:
         start = len(text) - 2
         reference = twin_residual(exact, text, condition, start)[-1]
-        stairs = Staircase([condition])
+        stairs = Staircase([condition], device())
         with torch.inference_mode():
             prefix = shared_prefix.prefill(model, [text[:start]])
             out = shared_prefix.run_suffixes(model, prefix, [[text[start:]]], stairs)

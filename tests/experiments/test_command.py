@@ -1,8 +1,10 @@
 """`python -m experiments`: its defaults, a run from it, and that a mistake is one line and leaves nothing behind."""
 
+import importlib.util
 import json
 import re
 
+import pandas as pd
 import pytest
 import torch
 import typer
@@ -155,11 +157,15 @@ def test_help_says_what_is_the_default_for_llama(model):
 # ---- a run -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_the_command_runs_one_experiment_with_what_it_needs_and_refuses_other_settings(models, tmp_path, capsys):
+    several = ("--workers", "2") if importlib.util.find_spec("ray") else ()
     words = ("multipliers", "--model", str(models / "chat"), "--behaviors", "sentiment", "--n-generate", "4")
     words += ("--n-test", "3", "--layer-step", "2", "--out", str(tmp_path / "run"))
-    done = command(*words, "--workers", "2")
+    done = command(*words, *several)
     assert done.returncode == 0, done.stderr + done.stdout
+    assert done.stderr == ""  # no word of Ray's
+    assert "ray" not in done.stdout.lower().replace("array", "")
     assert "Effect by multiplier (Figure 4)" in done.stdout
     assert "0 of 3 experiments failed" in done.stdout
     about = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -169,6 +175,14 @@ def test_the_command_runs_one_experiment_with_what_it_needs_and_refuses_other_se
     assert first["settings"]["n_test"] == 3
     assert first["versions"]["torch"] == torch.__version__
     settings = {"model": str(models / "chat"), "behaviors": "sentiment", "n_generate": 4, "n_test": 3, "layer_step": 2}
+    main(["multipliers"], out=tmp_path / "alone", **settings)  # by this process: the same to the bit
+    assert "0 of 3 experiments failed" in capsys.readouterr().out
+    for file in (tmp_path / "alone").rglob("*.*"):
+        twin = tmp_path / "run" / file.relative_to(tmp_path / "alone")
+        if file.suffix == ".parquet":
+            pd.testing.assert_frame_equal(pd.read_parquet(file), pd.read_parquet(twin), check_exact=True)
+        elif file.name not in ("run.json", "starts.json"):
+            assert file.read_bytes() == twin.read_bytes(), file
     with pytest.raises(typer.Exit):  # status 1
         main(
             ["multipliers", "judged"],

@@ -4,8 +4,6 @@ Then in a run: letters and text of taught models, ours beside the paper's, and w
 """
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -401,49 +399,22 @@ def test_a_taught_llama_2_is_asked_in_the_format_and_the_tokens_that_it_was_taug
     assert generated == [(llama2.name, "llama2-chat", tokenizer("[INST] a")["input_ids"])] * 3
 
 
-def test_weights_that_a_killed_process_left_are_swept_up_at_the_next_start_and_no_others(models, tmp_path):
+def test_weights_that_a_killed_process_left_are_swept_up_at_the_next_start_and_nothing_else(tmp_path):
     from helpers import cheap_run as cheap
 
-    folder = RunFolder(tmp_path / "run")
+    folder, unit = RunFolder(tmp_path / "run"), Unit.of(behavior="a", finetune="positive")
     cheap.claim(folder)
-    held, stale = Unit.of(behavior="a", finetune="positive"), Unit.of(behavior="a", finetune="negative")
-    left = [folder.artefacts("finetuning") / name for name in (f"tmp-{held.name}", f"tmp-{stale.name}", "tmpq1w2e3r4")]
-    for one in left:
-        one.mkdir()
-        (one / "model.safetensors").write_bytes(b"weights")
+    left = folder.artefacts("finetuning") / f"tmp-{unit.name}"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"weights")
     kept = folder.artefacts("finetuning") / "answers-x.parquet"
     kept.write_bytes(b"answers")
-    with folder.lock("finetuning", held.name):  # somebody is at it
-        run([], cheap.CONFIG, folder)
-        assert [one.exists() for one in left] == [True, False, False]
     run([], cheap.CONFIG, folder)
-    assert not any(one.exists() for one in left)
+    assert not left.exists()
     assert kept.exists()
-
-
-def test_a_process_killed_while_it_trains_leaves_nothing_for_long(tmp_path):
-    from helpers import cheap_run as cheap
-
-    folder = RunFolder(tmp_path / "run")
-    cheap.claim(folder)
-    training = (
-        "import sys, time; sys.path[:0] = sys.argv[1:3]\n"
-        "from experiments.running.units import Unit\n"
-        "from experiments.running.run_folder import RunFolder\n"
-        "folder, unit = RunFolder(sys.argv[3]), Unit.of(behavior='a', finetune='positive')\n"
-        "with folder.lock('finetuning', unit.name), folder.scratch('finetuning', unit) as scratch:\n"
-        "    (scratch / 'model.safetensors').write_bytes(b'weights')\n"
-        "    print(scratch, flush=True); time.sleep(60)\n"
-    )
-    words = [sys.executable, "-c", training, *map(str, (ROOT, ROOT / "tests" / "experiments", folder.path))]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    scratch = Path(process.stdout.readline().strip())
-    run([], cheap.CONFIG, folder)
-    assert (scratch / "model.safetensors").exists()  # another start leaves it alone
-    process.kill()
-    process.communicate()
-    assert (scratch / "model.safetensors").exists()
-    run([], cheap.CONFIG, folder)
+    with folder.scratch("finetuning", unit) as scratch:
+        assert scratch == left
+        assert not list(scratch.iterdir())
     assert not scratch.exists()
 
 

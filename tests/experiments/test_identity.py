@@ -115,18 +115,15 @@ def test_what_needs_an_experiment_is_held_to_its_settings_too(folder):
     three = [*sections, after]
     assert own_identity(after, three, with_judge("a")) == {"judge": "a"}
     hold(three, with_judge("a"), folder)
-    folder.save("after", cheap.units(cheap.CONFIG)[0], pd.DataFrame({"x": [1]}), {"judge": "a"})
+    folder.save("after", cheap.units(cheap.CONFIG)[0], pd.DataFrame({"x": [1]}))
     with pytest.raises(OtherRunError, match=r"after\.judge: 'a' there, 'b' now"):
         hold(three, with_judge("b"), folder)
 
 
-def test_two_processes_with_other_settings_do_not_mix_their_frames(folder):
-    unit, frame = cheap.units(cheap.CONFIG)[0], pd.DataFrame({"x": [1]})
+def test_the_last_settings_hold_until_a_unit_is_finished(folder):
     assert folder.hold("judged", {"judge": "a"}) == []
     assert folder.hold("judged", {"judge": "b"}) == []  # nothing is finished yet, so the second one has its way
-    with pytest.raises(OtherRunError, match=r"judged\.judge: 'b' there, 'a' now"):
-        folder.save("judged", unit, frame, {"judge": "a"})
-    folder.save("judged", unit, frame, {"judge": "b"})
+    folder.save("judged", cheap.units(cheap.CONFIG)[0], pd.DataFrame({"x": [1]}))
     assert folder.hold("judged", {"judge": "a"}) == ["judged.judge: 'b' there, 'a' now"]
 
 
@@ -201,9 +198,9 @@ def test_a_run_from_before_contents_were_recorded_is_refused(base, folder):
 
 def test_another_base_model_under_the_same_name_is_refused(base, folder):
     config = RunConfig.of("demo", base_model=base)
-    identities = hold([base_to_chat.VECTORS], config, folder)
+    hold([base_to_chat.VECTORS], config, folder)
     unit = Unit.of(behavior="sentiment")
-    folder.save("base_vectors", unit, pd.DataFrame({"x": [1]}), identities["base_vectors"])
+    folder.save("base_vectors", unit, pd.DataFrame({"x": [1]}))
     edit(base)
     with pytest.raises(OtherRunError, match=r"base_vectors\.base_model/sha256: '\w{64}' there, '\w{64}' now"):
         hold([base_to_chat.VECTORS], config, folder)
@@ -225,7 +222,7 @@ def test_held_out_pairs_that_vectors_are_extracted_from_are_told(monkeypatch):
 
 def test_another_validation_pair_is_another_run(monkeypatch):
     config = RunConfig.of("demo", behaviors=("sentiment",))
-    monkeypatch.setattr("experiments.running.identity.model_fingerprint", lambda name: "")
+    monkeypatch.setattr("caa_lens.models.loading.fingerprint.model_fingerprint", lambda name: "")
     before, sets = run_identity(config), behavior_sets(config, "sentiment")
     changed = replace(sets.validation[0], positive="Quite another answer.")
     other = replace(sets.validation, pairs=(changed, *sets.validation.pairs[1:]))
@@ -265,8 +262,8 @@ def test_other_questions_of_mmlu_are_refused(monkeypatch, folder):
     config = RunConfig.of("demo", behaviors=("sentiment", "sycophancy"))
     for experiment, name in ((knowledge.MMLU, "mmlu"), (knowledge.TRUTHFUL_QA, "truthful_qa")):
         fetched("(A)", "(B)")
-        identities = hold([experiment], config, folder)
-        folder.save(name, experiment.units(config)[0], pd.DataFrame({"x": [1]}), identities[name])
+        hold([experiment], config, folder)
+        folder.save(name, experiment.units(config)[0], pd.DataFrame({"x": [1]}))
         hold([experiment], config, folder)
         fetched("(B)", "(A)")
         with pytest.raises(OtherRunError, match=rf"{name}\.\w+/questions: "):

@@ -3,8 +3,6 @@
 import errno
 import multiprocessing
 import random
-import subprocess
-import sys
 import time
 from multiprocessing import forkserver
 from pathlib import Path
@@ -17,7 +15,6 @@ from experiments.running.experiment import Experiment
 from experiments.running.run_folder import DiskFullError, OtherRunError, RunFolder
 from experiments.running.runner import run, skip_reasons, with_needs
 from experiments.running.units import Unit, together
-from experiments.running.workers import PARENT, _environments, work_together
 
 PROGRAM = Path(cheap.__file__)
 
@@ -117,41 +114,6 @@ def test_sections_can_be_made_again_from_the_frames_alone(tmp_path, undisturbed)
     cheap.main(folder)
     assert_same_results(folder, undisturbed)
     assert not leftovers(folder)
-
-
-def test_two_runs_on_one_folder_share_the_work(tmp_path, undisturbed, start):
-    folder = tmp_path / "run"
-    processes = [start(folder) for _ in range(2)]
-    for process in processes:
-        finish(process)
-    assert sorted(worked(folder)) == sorted(unit.name for unit in cheap.units(cheap.CONFIG))  # each once
-    assert_same_results(folder, undisturbed)
-    assert not leftovers(folder)
-
-
-def test_a_unit_whose_holder_dies_is_done_by_who_waits_for_it(tmp_path, undisturbed, start):
-    folder = tmp_path / "run"
-    holding = (
-        "import sys, time; sys.path.insert(0, sys.argv[1]); from helpers import cheap_run as cheap\n"
-        "from experiments.running.run_folder import RunFolder\n"
-        "folder = RunFolder(sys.argv[2]); cheap.claim(folder)\n"
-        "with folder.lock('numbers', cheap.units(cheap.CONFIG)[0].name):\n"
-        "    print('held', flush=True); time.sleep(60)\n"
-    )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", holding, str(PROGRAM.parents[1]), str(folder)], stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout.readline() == "held\n"
-    waiting = start(folder)
-    while len(list(folder.glob("numbers/units/*.parquet"))) < cheap.N_UNITS - 1:
-        time.sleep(0.05)
-        assert waiting.is_alive()
-    time.sleep(0.3)
-    assert waiting.is_alive()  # the others are done, and it waits
-    holder.kill()
-    holder.communicate()
-    finish(waiting)
-    assert_same_results(folder, undisturbed)
 
 
 def test_other_settings_in_the_same_folder_are_refused_and_the_difference_is_named(tmp_path):
@@ -263,23 +225,3 @@ def test_frames_are_put_together_with_their_units_arguments_in_the_order_of_the_
     frames = {Unit.of(behavior=b, part=1): pd.DataFrame({"x": [i], "part": [7]}) for i, b in enumerate("za")}
     rows = together(frames)
     assert rows.to_dict("list") == {"x": [0, 1], "part": [7, 7], "behavior": ["z", "a"]}
-
-
-def test_a_worker_without_its_run_stops(tmp_path, monkeypatch):
-    folder = RunFolder(tmp_path / "run")
-    cheap.claim(folder)
-    monkeypatch.setenv(PARENT, "1")
-    with pytest.raises(SystemExit, match="is gone"):
-        run(cheap.ALL, cheap.CONFIG, folder)
-    assert not list(folder.path.glob("*/units/*"))
-
-
-def test_every_worker_has_a_gpu_of_its_own_or_its_share_of_the_cores(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    assert [one["CUDA_VISIBLE_DEVICES"] for one in _environments(3, None)] == ["2", "5", "2"]
-    assert "CUDA_VISIBLE_DEVICES" not in _environments(2, "cpu")[0]
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
-    assert _environments(2, "cpu")[0]["OMP_NUM_THREADS"] == "4"
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        work_together(["true"], 0, device="cpu", watch=lambda: None)

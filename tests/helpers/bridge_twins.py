@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from caa_lens.models.loading.demo_model import demo_model_path
+from helpers import device
+from helpers.models import demo_folder
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 SHAPE |= {"num_key_value_heads": 2, "max_position_embeddings": 256, "attention_bias": True}
@@ -25,7 +26,7 @@ def bridge_and_module(seed=0):
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    folder = str(demo_model_path())
+    folder = str(demo_folder())
     torch.manual_seed(seed)
     d_vocab = len(AutoTokenizer.from_pretrained(folder))
     hf = LlamaForCausalLM._from_config(LlamaConfig(vocab_size=d_vocab, **SHAPE), attn_implementation="eager")
@@ -35,8 +36,9 @@ def bridge_and_module(seed=0):
             parameter.data *= 4
         elif "norm" in name:
             parameter.data += 0.3 * torch.randn_like(parameter)
+    hf = hf.to(device.device())
     alone = copy.deepcopy(hf)
-    return TransformerBridge.boot_transformers(folder, hf_model=hf, device="cpu"), alone
+    return TransformerBridge.boot_transformers(folder, hf_model=hf, device=str(device.device())), alone
 
 
 def _module_at(hf, layer, site):

@@ -91,7 +91,7 @@ def _in_one_line(words: object) -> str:
 def assert_near(found: Any, expected: Any, *, relative: float = RELATIVE, least: float = 0.0) -> None:
     """Every number within `relative` of the largest expected one, and a plain `least` where that is more."""
     found, expected = (torch.tensor(one) if not isinstance(one, Tensor) else one for one in (found, expected))
-    found, expected = found.detach().double(), expected.detach().double()
+    found, expected = found.detach().cpu().double(), expected.detach().cpu().double()
     assert found.shape == expected.shape, f"shapes {tuple(found.shape)} and {tuple(expected.shape)}"
     assert bool(found.isfinite().all())
     error = float((found - expected).abs().max())

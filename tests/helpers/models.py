@@ -1,15 +1,36 @@
 """Small things that tests build: random Llamas, tokenizers, vectors."""
 
 import json
+import os
 from pathlib import Path
 
+import pytest
 import torch
 
 from caa_lens.provenance import Provenance
 from caa_lens.vectors.steering_vectors import SteeringVectors
+from helpers import device
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
+# A folder with the demo model's text files alone, on a machine that has not its weights: `make gpu` names it.
+TOKENIZER = os.environ.get("CAA_LENS_TOKENIZER")
+
+
+def demo_folder():
+    """The folder with the demo model's tokenizer, and, unless `TOKENIZER` is set, with the model."""
+    from caa_lens.models.loading.demo_model import demo_model_path
+
+    return Path(TOKENIZER) if TOKENIZER else demo_model_path()
+
+
+def demo_hugging_face():
+    """The demo model as transformers itself runs it: nothing of ours or of TransformerLens' in it."""
+    from transformers import AutoModelForCausalLM
+
+    if TOKENIZER:
+        pytest.skip("needs the demo model, of which only the tokenizer is here")
+    return AutoModelForCausalLM.from_pretrained(demo_folder(), dtype=torch.float32).to(device.device()).eval()
 
 
 KINDS = ("hooked", "bridge")
@@ -79,7 +100,7 @@ def _hooked_transformer(*, n_layers, n_key_value_heads, d_model, d_vocab, n_ctx,
         *(block.ln2 for block in model.blocks),
     ]:
         norm.w.data = 1 + 0.3 * torch.randn_like(norm.w)
-    return model
+    return model.to(device.device())
 
 
 def _bridge(*, n_layers, n_key_value_heads, d_model, d_vocab, n_ctx, dtype, seed):
@@ -129,7 +150,7 @@ def _bridge(*, n_layers, n_key_value_heads, d_model, d_vocab, n_ctx, dtype, seed
         *(layer.post_attention_layernorm for layer in hf.model.layers),
     ]:
         norm.weight.data = 1 + 0.3 * torch.randn(d_model, dtype=dtype)
-    return boot(hf, "tiny-random-llama", None, "", check=False)
+    return boot(hf.to(device.device()), "tiny-random-llama", None, "", check=False)
 
 
 def load_in_its_place(monkeypatch, load):

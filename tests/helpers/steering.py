@@ -4,6 +4,8 @@ import re
 
 import torch
 
+from helpers.device import device
+
 LOGITS = {"atol": 2e-5, "rtol": 1e-5}  # another order of float32 additions in a model of five layers
 
 
@@ -12,8 +14,9 @@ def some_tokens(n_rows=3, n_pos=11, seed=0):
 
 
 def logits_of(model, tokens, hooks=(), **keywords):
+    there = {name: one.to(device()) if isinstance(one, torch.Tensor) else one for name, one in keywords.items()}
     with torch.no_grad():
-        return model.run_with_hooks(torch.as_tensor(tokens), fwd_hooks=list(hooks), **keywords)
+        return model.run_with_hooks(torch.as_tensor(tokens).to(device()), fwd_hooks=list(hooks), **there)
 
 
 class Kept:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers.models import random_vectors
+from helpers.models import demo_hugging_face, random_vectors
 from torch.testing import assert_close
 
 from caa_lens.contrast.sets import ContrastSet
@@ -88,11 +88,7 @@ def test_the_lens_of_a_tokens_own_unembedding_direction_puts_that_token_first(re
 
 
 def test_scores_equal_a_direct_computation_with_hugging_face_modules(demo_model):
-    from transformers import AutoModelForCausalLM
-
-    from caa_lens.models.loading.demo_model import demo_model_path
-
-    hf = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32)
+    hf = demo_hugging_face()
     v = random_vectors(demo_model, seed=3)[7].direction
     with torch.no_grad():
         normed = hf.lm_head(hf.model.norm(v[None, None]))[0, 0]
@@ -183,11 +179,7 @@ def test_in_context_equals_a_loop_over_prompts_through_the_models_own_modules(ti
 
 
 def test_in_context_equals_hugging_face_modules_at_a_real_residual(demo_model):
-    from transformers import AutoModelForCausalLM
-
-    from caa_lens.models.loading.demo_model import demo_model_path
-
-    hf = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32)
+    hf = demo_hugging_face()
     v = random_vectors(demo_model, scale=0.5, seed=4)[20]
     result = logit_lens(demo_model, v, k=10**6, reading="in_context", pairs=PAIRS[:1], multiplier=3)
     shifts = []

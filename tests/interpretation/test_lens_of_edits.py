@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.device import there
 from helpers.methods import PAIRS
 from helpers.models import random_vectors
 from helpers.steering import logits_of, streams
@@ -59,7 +60,7 @@ def test_any_operator_is_read_as_a_plain_hook_would_have_it(tiny, operator):
     named = formula if operator == "mine" else operator
     lens = logit_lens(tiny, vectors, k=tiny.cfg.d_vocab, operator=named, multiplier=0.7, **OPTIONS)
     for layer in (0, 2, tiny.cfg.n_layers - 1):
-        parts = {"direction": vectors[layer].direction}
+        parts = there({"direction": vectors[layer].direction})
         slow = effect_by_hand(tiny, lambda h, p=parts: formula(h, p, torch.tensor(0.7)), layer, from_the_end)
         assert_close(scores_of(lens, layer), slow, atol=2e-5, rtol=1e-4)
         assert slow.abs().max() > 1e-3
@@ -79,9 +80,9 @@ def test_a_fitted_map_is_read_as_a_plain_hook_would_have_it(tiny_chat):
         fitted = linear_act.fit(tiny_chat, PAIRS, layers=[layer], progress=False)
         lens = logit_lens(tiny_chat, fitted, k=tiny_chat.cfg.d_vocab, multiplier=0.5, **OPTIONS)
         (one,) = fitted.interventions(0.5)
-        formula = OPERATORS[one.operator].formula
+        formula, parameters = OPERATORS[one.operator].formula, there(one.parameters)
         slow = effect_by_hand(
-            tiny_chat, lambda h, p=one.parameters, f=formula: f(h, p, torch.tensor(0.5)), layer, from_the_end
+            tiny_chat, lambda h, p=parameters, f=formula: f(h, p, torch.tensor(0.5)), layer, from_the_end
         )
         assert_close(scores_of(lens, layer), slow, atol=3e-5, rtol=1e-3)
 
@@ -113,7 +114,7 @@ def test_the_controls_are_as_long_as_the_mean_change_and_the_push_is_its_mean(ti
     formula, changes = OPERATORS[one.operator].formula, []
     for prompt in PROMPTS:
         h = streams(tiny_chat, [list(prompt.tokens)])[2][0, prompt.steer_start :]
-        changes.append(formula(h, one.parameters, torch.tensor(0.5)) - h)
+        changes.append(formula(h, there(one.parameters), torch.tensor(0.5)) - h)
     changes = torch.cat(changes)
     assert_close(steps[0, 0], changes.mean(0), atol=1e-5, rtol=1e-4)
     lengths = steps[0, 1:].norm(dim=-1)

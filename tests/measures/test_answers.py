@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.device import device
 from helpers.models import random_vectors
 from torch.testing import assert_close
 
@@ -184,7 +185,7 @@ def test_swapping_the_sides_of_letters_gives_the_complement(tiny_chat):
 
 def test_token_logp_does_not_depend_on_the_chunk_size(tiny_chat):
     torch.manual_seed(0)
-    resid, targets = torch.randn(3, 5, tiny_chat.cfg.d_model), torch.tensor([4, 8, 15, 16, 23])
+    resid, targets = torch.randn(3, 5, tiny_chat.cfg.d_model).to(device()), torch.tensor([4, 8, 15, 16, 23])
     with torch.no_grad():
         whole = tiny_chat.unembed(tiny_chat.ln_final(resid)).log_softmax(-1)
         expected = whole.gather(-1, targets.expand(3, 5)[..., None])[..., 0]

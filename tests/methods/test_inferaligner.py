@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.device import device
 from helpers.methods import assert_comes_back
 from helpers.steering import logits_of
 from torch.testing import assert_close
@@ -90,7 +91,7 @@ def test_a_batch_of_both_kinds_is_each_row_as_alone_and_closed_gates_leave_logit
 def test_rows_of_both_kinds_in_one_padded_batch_have_the_logits_of_each_alone(tiny_chat, fitted):
     made = fitted.interventions(3.0, positions="original")
     prompts = [Prompt.of(tiny_chat, question) for question in (*COOKING, *CODE)]
-    batch = left_pad(prompts, n_ctx=512)
+    batch = left_pad(prompts, n_ctx=512, device=device())
     plain = logits_of(tiny_chat, batch.tokens, attention_mask=batch.attention_mask)
     with steer(tiny_chat, *made, prompt=prompts):
         together = logits_of(tiny_chat, batch.tokens, attention_mask=batch.attention_mask)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.device import device
 from helpers.methods import PAIRS
 from helpers.steered_cases import MAKERS, PROMPTS, made
 from helpers.steering import Kept, logits_of
@@ -36,7 +37,7 @@ def test_strength_0_is_the_unsteered_model_bit_for_bit(tiny_chat, prompts, case)
     nothing = made(tiny_chat, case)(0.0)
     if nothing[0].operator == "set":  # whose strength is where it sets to
         return
-    batch = left_pad(prompts, n_ctx=512)
+    batch = left_pad(prompts, n_ctx=512, device=device())
     plain = logits_of(tiny_chat, batch.tokens, attention_mask=batch.attention_mask)
     with steer(tiny_chat, *nothing, prompt=prompts):
         assert torch.equal(logits_of(tiny_chat, batch.tokens, attention_mask=batch.attention_mask), plain)
@@ -51,7 +52,7 @@ def test_one_token_at_a_time_is_one_forward_and_a_padded_batch_is_each_row_alone
     plain = [logits_of(tiny_chat, [prompt.tokens])[0] for prompt in prompts]
     changed = [float((one - other).abs().max()) for one, other in zip(alone, plain, strict=True)]
     assert max(changed) > 1e-3
-    batch = left_pad(prompts, n_ctx=512)
+    batch = left_pad(prompts, n_ctx=512, device=device())
     with steer(tiny_chat, *orders, prompt=prompts):
         together = logits_of(tiny_chat, batch.tokens, attention_mask=batch.attention_mask)
         text = Kept(tiny_chat, n_rows=3)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.device import device
 from helpers.models import random_vectors
 from helpers.shapes import OTHER, PLAIN, model_of
 from helpers.steering import streams
@@ -11,7 +12,7 @@ import caa_lens as cl
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.interpretation.lens import lens_scores
 from caa_lens.measures.answers import score_answers
-from caa_lens.models.unembedding import final_logits, token_logits, token_logp
+from caa_lens.models.unembedding import final_logits, token_logits, token_logp, token_logps
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import Prompt, encode_letters, resolve_format
 from caa_lens.steering.generation import generate_tokens
@@ -59,9 +60,37 @@ def test_behind_the_last_block_every_shape_is_itself(shape):
         assert_close(token_logp(model, resid, targets, at_once=5), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_half_precision_logits_are_those_of_exact_arithmetic_on_the_same_stream(both):
+@pytest.mark.parametrize("tile", [(1, 64), (3, 7), (100, 1), (100, 100)])
+@pytest.mark.parametrize("cap", [0.0, 0.5])
+def test_log_probabilities_from_tiles_are_those_of_all_logits(tile, cap, monkeypatch):
+    monkeypatch.setattr("caa_lens.models.unembedding.TILE", tile)
+    model = model_of(next(iter(SHAPES)))
+    model.cfg.output_logits_soft_cap = cap
+    resid = 3 * torch.randn(2, 5, model.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[0, 63], [1, 1], [62, 7], [63, 0], [30, 6]])  # the first and last of tiles among them
+    with torch.no_grad():
+        expected = final_logits(model, resid).log_softmax(-1).gather(-1, targets.expand(2, 5, 2))
+        assert_close(token_logps(model, resid, targets), expected, atol=2e-6, rtol=1e-6)
+    with_gradient = token_logps(model, resid.requires_grad_(), targets)
+    assert with_gradient.requires_grad
+    assert_close(with_gradient.detach(), expected, atol=2e-6, rtol=1e-6)
+
+
+def test_log_probabilities_of_half_precision_come_from_float32_logits(both, monkeypatch):
+    monkeypatch.setattr("caa_lens.models.unembedding.TILE", (16, 1000))
     _, half = both
     resid = 3 * torch.randn(50, half.cfg.d_model, generator=torch.Generator().manual_seed(0)).to(half.cfg.dtype)
+    targets = torch.arange(100).reshape(50, 2)
+    with torch.no_grad():
+        expected = final_logits(half, resid).double().log_softmax(-1).gather(-1, targets)
+        assert_close(token_logps(half, resid, targets).double(), expected, atol=1e-4, rtol=0)
+
+
+def test_half_precision_logits_are_those_of_exact_arithmetic_on_the_same_stream(both):
+    _, half = both
+    resid = 3 * torch.randn(50, half.cfg.d_model, generator=torch.Generator().manual_seed(0)).to(
+        device(), half.cfg.dtype
+    )
     x = resid.double()
     x = x / (x.pow(2).mean(-1, keepdim=True) + half.cfg.eps).sqrt() * half.ln_final.w.double()
     exact = x @ half.W_U.double() + half.b_U.double()
@@ -75,7 +104,7 @@ def test_half_precision_logits_are_those_of_exact_arithmetic_on_the_same_stream(
 
 def test_a_large_unembedding_is_converted_in_pieces(both, monkeypatch):
     _, half = both
-    resid = torch.randn(5, half.cfg.d_model).to(half.cfg.dtype)
+    resid = torch.randn(5, half.cfg.d_model).to(device(), half.cfg.dtype)
     whole = final_logits(half, resid)
     monkeypatch.setattr("caa_lens.models.unembedding.PIECE", 32 * 1000)
     assert_close(final_logits(half, resid), whole, atol=1e-5, rtol=1e-6)
@@ -200,7 +229,7 @@ def test_a_background_needs_logits_that_are_linear(demo_tokenizer):
 def test_a_class_that_was_patched_behind_the_blocks_is_felt(where, tiny_chat, monkeypatch):
     from transformer_lens import components
 
-    resid = torch.randn(3, tiny_chat.cfg.d_model)
+    resid = torch.randn(3, tiny_chat.cfg.d_model).to(device())
     before = final_logits(tiny_chat, resid)
     own = getattr(components, where).forward
     monkeypatch.setattr(getattr(components, where), "forward", lambda self, x: own(self, x).flip(-1) + 1)

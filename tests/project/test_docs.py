@@ -218,7 +218,9 @@ def test_the_page_of_the_command_line_has_every_command():
         assert all(f"`{verb}`" in row[0] for verb in getattr(command, "commands", {})), row[0]
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=name_of)
+@pytest.mark.parametrize(
+    "page", [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "AGENTS.md", "llms.txt"))], ids=name_of
+)
 def test_a_link_to_a_file_of_the_project_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{name_of(page)} links to {target}"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from helpers.models import random_vectors
+from helpers.models import demo_hugging_face, random_vectors
 from helpers.steering import plain_hook
 
 from caa_lens.engine import shared_prefix
@@ -457,11 +457,7 @@ def test_the_callers_vectors_prompts_and_weights_are_as_before(small):
 @pytest.fixture(scope="module")
 def hf_model():
     """SmolLM2 as Hugging Face runs it: another implementation as an oracle."""
-    from transformers import AutoModelForCausalLM
-
-    from caa_lens.models.loading.demo_model import demo_model_path
-
-    return AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32).eval()
+    return demo_hugging_face()
 
 
 def hf_generate(hf_model, prompt, n_new, *, layer=None, change=None):

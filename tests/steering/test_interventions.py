@@ -4,6 +4,7 @@ from inspect import unwrap
 
 import pytest
 import torch
+from helpers.device import device
 from helpers.models import random_vectors
 from helpers.steering import LOGITS, adding, logits_of, some_tokens
 
@@ -51,7 +52,7 @@ def test_without_a_start_a_block_of_a_prompt_steers_from_the_instructions_end(ti
     expected = logits_of(tiny_chat, [prompt.tokens], [adding(order.vector, prompt.steer_start, 2.0)])
     with steer(tiny_chat, order, prompt=prompt):
         torch.testing.assert_close(logits_of(tiny_chat, [prompt.tokens]), expected, **LOGITS)
-    batch = left_pad(prompts, n_ctx=tiny_chat.cfg.n_ctx)
+    batch = left_pad(prompts, n_ctx=tiny_chat.cfg.n_ctx, device=device())
     with steer(tiny_chat, order, prompt=prompts):
         together = logits_of(tiny_chat, batch.tokens, attention_mask=batch.attention_mask)
     torch.testing.assert_close(together[0, batch.padding[0] :], expected[0], **LOGITS)

@@ -6,6 +6,7 @@ from inspect import unwrap
 
 import pytest
 import torch
+from helpers.device import device
 from helpers.models import random_vectors
 from helpers.steering import LOGITS, Kept, adding, hook_counts, logits_of
 
@@ -61,7 +62,7 @@ def test_several_prompts_steer_every_row_of_their_padded_batch_from_its_own_toke
     v, multipliers = random_vectors(tiny_chat)[2], (1.0, -2.0, 3.0)
     chat = chat_template_format(tiny_chat.tokenizer)
     prompts = [chat.encode(tiny_chat.tokenizer, *both) for both in zip(QUESTIONS, answers, strict=True)]
-    batch = left_pad(prompts, n_ctx=tiny_chat.cfg.n_ctx)
+    batch = left_pad(prompts, n_ctx=tiny_chat.cfg.n_ctx, device=device())
     given = prompts if any(answers) else [prompts[0], *QUESTIONS[1:]]  # in words too, and mixed
     with steer(tiny_chat, v, prompt=given, multiplier=torch.tensor(multipliers)):
         together = logits_of(tiny_chat, batch.tokens, attention_mask=batch.attention_mask.long())
@@ -245,7 +246,7 @@ def test_another_text_than_the_prompt_is_told_of_and_the_prompt_with_more_behind
             steer(tiny_chat, v, prompt=told),
         ):
             generate(tiny_chat, ran, max_new_tokens=40)
-    batch = left_pad([short, long], n_ctx=tiny_chat.cfg.n_ctx)
+    batch = left_pad([short, long], n_ctx=tiny_chat.cfg.n_ctx, device=device())
     with steer(tiny_chat, v, prompt=[short, long]):  # warnings are errors here
         tiny_chat(batch.tokens, attention_mask=batch.attention_mask)
         generate(tiny_chat, [short, long], max_new_tokens=4)

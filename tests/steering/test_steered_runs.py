@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from helpers.device import device
 from helpers.models import random_vectors
 from helpers.steering import Kept
 
@@ -236,7 +237,7 @@ def assert_no_other_prompt(demo_tokenizer, change, tiny_model):
     else:  # as BLOOM norms it
         from transformer_lens.components import LayerNorm
 
-        model.embed.ln, model.embed.cfg.post_embedding_ln = LayerNorm(model.cfg), True
+        model.embed.ln, model.embed.cfg.post_embedding_ln = LayerNorm(model.cfg).to(device()), True
     v = random_vectors(model)[1]
 
     def run(prompt, how):
@@ -255,7 +256,7 @@ def assert_no_other_prompt(demo_tokenizer, change, tiny_model):
 @pytest.fixture(scope="module")
 def padded(tiny_chat):
     prompts = [Prompt.of(tiny_chat, text) for text in ("Why?", "Is it right to lie to a friend who asks for it?")]
-    return prompts, left_pad(prompts, n_ctx=tiny_chat.cfg.n_ctx)
+    return prompts, left_pad(prompts, n_ctx=tiny_chat.cfg.n_ctx, device=device())
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

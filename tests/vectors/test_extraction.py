@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from helpers.models import SHARED
+from helpers.models import SHARED, demo_hugging_face
 
 from caa_lens.contrast.pair import ContrastPair
 from caa_lens.contrast.sets import ContrastSet, LetterBalanceWarning
@@ -23,11 +23,7 @@ MYOPIC_REWARD = SHARED / "data" / "mwe" / "myopic-reward.jsonl"
 @pytest.fixture(scope="module")
 def hugging_face():
     """The demo model as transformers itself runs it: nothing of ours or of TransformerLens' in it."""
-    from transformers import AutoModelForCausalLM
-
-    from caa_lens.models.loading.demo_model import demo_model_path
-
-    return AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32).eval()
+    return demo_hugging_face()
 
 
 @pytest.fixture
@@ -394,6 +390,7 @@ class Alive:
             self.most = max(self.most, sum(ref() is not None for ref in earlier))
 
 
+@pytest.mark.cpu("what it counts is kept where it was read; from another device copies come down")
 def test_memory_does_not_grow_with_the_pairs_unless_an_estimator_needs_them_all(tiny_chat, monkeypatch):
     def most_alive(n, estimator):
         alive = Alive()

@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from helpers.device import device
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -170,11 +171,11 @@ def test_a_result_is_the_float64_result_rounded_once_to_the_left_operands_dtype(
 
 
 @pytest.mark.parametrize("text", [text for text in SINGLE if "points" not in text])
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.second_device
 def test_a_result_lives_on_the_left_operands_device_and_is_the_same_everywhere(text):
-    far = {name: vectors.to("cuda") for name, vectors in abc(torch.bfloat16).items()}
+    far = {name: vectors.to(device()) for name, vectors in abc(torch.bfloat16).items()}
     result, near = computed(text, far), computed(text, abc(torch.bfloat16))
-    assert result.directions.device.type == "cuda"
+    assert result.directions.device.type == device().type
     assert torch.equal(result.directions.cpu(), near.directions)
     mixed = computed(text, {**far, "a": abc(torch.bfloat16)["a"]})
     assert torch.equal(mixed.directions, near.directions)

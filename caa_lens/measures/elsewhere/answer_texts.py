@@ -47,7 +47,7 @@ def answered_under(
             some = list(prompts[first : first + at_once])
             rows = [prompt for _ in own for prompt in some]
             steps = generate_tokens(model, rows, vectors=_by_row(own, len(some)), max_new_tokens=n_tokens)
-            tokens = torch.stack([step.cpu() for step in steps], dim=1).tolist()
+            tokens = torch.stack(list(steps), dim=1).tolist()
             for i, (prompt, answer) in enumerate(zip(rows, tokens, strict=True)):
                 answer = answer[: answer.index(eos) + 1] if eos in answer else answer
                 n = len(prompt) + len(answer)

@@ -27,6 +27,10 @@ Coming = Callable[[slice, slice], None]
 """`coming(questions, branches)`: which rows the next run of `edit` is about."""
 
 
+Unembedding = tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]
+"""W_U and b_U."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FinalNorm:
     """What stands between the last block and the unembedding: x is centred (LN), divided by its size, times w, plus b.
@@ -85,10 +89,12 @@ class Adapter(ABC):
     Attributes:
         wiring: packages whose own forward hooks on modules belong to the model, and are nobody's experiment.
         rows_copy_prefix: whether rows that share a prefix each copy its keys and values, one block at a time.
+        takes_trees: whether a row of a suffix may hold several texts, whose tokens see each their own.
     """
 
     wiring: frozenset[str] = frozenset()
     rows_copy_prefix: bool = False
+    takes_trees: bool = False
 
     @abstractmethod
     def check(self, model: Any) -> None:
@@ -99,8 +105,8 @@ class Adapter(ABC):
         """Find out what a model needs to run at all, by running it; once a model, without anybody's hooks."""
 
     @abstractmethod
-    def quantised(self, model: Any) -> bool:
-        """Whether weights are whole numbers, which round by what else is in a batch."""
+    def quantised(self, model: Any) -> str | None:
+        """How weights are packed into fewer bits, such as "int8" or "nf4"; None where they are plain numbers."""
 
     # ---- where things lie
 
@@ -211,6 +217,13 @@ class Adapter(ABC):
         """
 
     @abstractmethod
+    def unembedding(self, model: Any) -> Unembedding | None:
+        """W_U and b_U in numbers that can be multiplied with, on one device; None where the unembedding has no matrix.
+
+        What lies elsewhere until it runs is fetched for it, and what is packed is unpacked, each time anew.
+        """
+
+    @abstractmethod
     def parts_behind(self, model: Any) -> Sequence[nn.Module]:
         """The final norm, if there is one, and the unembedding."""
 
@@ -280,6 +293,7 @@ class Adapter(ABC):
         edit: BlockEdit,
         n_layers: int | None = None,
         coming: Coming | None = None,
+        parents: Sequence[Sequence[int]] | None = None,
     ) -> Float[Tensor, "question row pos d_model"]:
         """Rows of suffix tokens through the blocks behind their question's prefix; see `engine.shared_prefix`."""
 

@@ -22,17 +22,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from caa_lens.models.adapters import hf_cache
-from caa_lens.models.adapters.adapter import Adapter, BlockEdit, Coming, Entry, FinalNorm, Hear, Text
+from caa_lens.models.adapters.adapter import Adapter, BlockEdit, Coming, Entry, FinalNorm, Hear, Text, Unembedding
 from caa_lens.models.adapters.bridge_parts import (
     device_of,
     dropouts,
     is_hook_point,
-    is_offloaded,
     norms_of,
     reads_both_ways,
-    weight_of,
     width_into,
 )
+from caa_lens.models.adapters.kept_weights import is_offloaded, packed_as, unembedding_of, weight_of
 from caa_lens.models.adapters.torch_hooks import attached, attached_before, stream_of
 from caa_lens.models.adapters.watch import Watch, check_filled, length_of, stamp, watch_at
 from caa_lens.provenance import HOOK_POINT
@@ -102,16 +101,15 @@ class Bridge(Adapter):
                 "number: call model.eval()"
             )
 
-    def quantised(self, model: Any) -> bool:
-        module = model.original_model
-        return getattr(module, "hf_quantizer", None) is not None or bool(getattr(module, "is_quantized", False))
+    def quantised(self, model: Any) -> str | None:
+        return packed_as(model.original_model)
 
     def dtype(self, model: Any) -> torch.dtype:
         weight = weight_of(model.embed)
         return weight.dtype if weight is not None and weight.is_floating_point() else model.original_model.dtype
 
     def device(self, model: Any) -> torch.device:
-        return device_of(model, model.embed)
+        return device_of(model.original_model, model.embed)
 
     def settle(self, model: Any) -> None:
         """Some parts of TransformerLens 3.9 fail without a cache. Found out once, on two tokens."""
@@ -123,7 +121,7 @@ class Bridge(Adapter):
             self.run(model, tokens)
 
     def device_behind(self, model: Any) -> torch.device:
-        return device_of(model, model.unembed)
+        return device_of(model.original_model, model.unembed)
 
     def run(
         self,
@@ -268,6 +266,9 @@ class Bridge(Adapter):
     def final_norms(self, model: Any) -> Sequence[FinalNorm | None]:
         return norms_of(getattr(model, "ln_final", None), model.cfg.eps)
 
+    def unembedding(self, model: Any) -> Unembedding | None:
+        return unembedding_of(model)
+
     def parts_behind(self, model: Any) -> Sequence[nn.Module]:
         norm = getattr(model, "ln_final", None)
         return [model.unembed] if norm is None else [norm, model.unembed]
@@ -339,7 +340,9 @@ class Bridge(Adapter):
         edit: BlockEdit,
         n_layers: int | None = None,
         coming: Coming | None = None,
+        parents: Sequence[Sequence[int]] | None = None,
     ) -> Float[Tensor, "question row pos d_model"]:
+        assert parents is None, "masks are of the module's own making"
         n_pos = max(len(row) for rows in suffixes for row in rows)
         found = []
         with self._between_blocks(model, edit, n_layers) as kept:

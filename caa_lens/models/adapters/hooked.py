@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from caa_lens.models.adapters import llama_blocks
-from caa_lens.models.adapters.adapter import Adapter, BlockEdit, Coming, Entry, FinalNorm, Hear, Text
+from caa_lens.models.adapters.adapter import Adapter, BlockEdit, Coming, Entry, FinalNorm, Hear, Text, Unembedding
 from caa_lens.models.adapters.plain_llama import alterations, is_transformer_lens, not_a_plain_llama
 from caa_lens.models.adapters.torch_hooks import attached
 from caa_lens.provenance import HOOK_POINT
@@ -18,6 +18,8 @@ from caa_lens.provenance import HOOK_POINT
 
 class Hooked(Adapter):
     """The adapter of a `HookedTransformer`: its own forward, and `llama_blocks` where it is a plain Llama."""
+
+    takes_trees = True
 
     def check(self, model: Any) -> None:
         if any(parameter.is_meta for parameter in model.parameters()):
@@ -35,8 +37,8 @@ class Hooked(Adapter):
     def settle(self, model: Any) -> None:
         pass  # it needs nothing
 
-    def quantised(self, model: Any) -> bool:
-        return False
+    def quantised(self, model: Any) -> str | None:
+        return None
 
     def dtype(self, model: Any) -> torch.dtype:
         return model.cfg.dtype
@@ -139,6 +141,10 @@ class Hooked(Adapter):
         weight, bias = getattr(norm, "w", None), getattr(norm, "b", None)  # absent where they were folded into W_U
         return [FinalNorm(kind="LN" if "LayerNorm" in kind else "RMS", weight=weight, bias=bias, eps=norm.eps)]
 
+    def unembedding(self, model: Any) -> Unembedding | None:
+        W_U = getattr(model, "W_U", None)
+        return None if W_U is None else (W_U, model.b_U)
+
     def parts_behind(self, model: Any) -> Sequence[nn.Module]:
         return [model.unembed] if model.cfg.normalization_type is None else [model.ln_final, model.unembed]
 
@@ -194,10 +200,11 @@ class Hooked(Adapter):
         edit: BlockEdit,
         n_layers: int | None = None,
         coming: Coming | None = None,
+        parents: Sequence[Sequence[int]] | None = None,
     ) -> Float[Tensor, "question row pos d_model"]:
         if coming is not None:
             coming(slice(None), slice(None))
-        return llama_blocks.run_suffixes(model, prefix, suffixes, edit, n_layers)
+        return llama_blocks.run_suffixes(model, prefix, suffixes, edit, n_layers, parents)
 
     def kept_text(self, model: Any, n_rows: int, visible: Bool[Tensor, "batch pos"] | None, room: int) -> Text | None:
         return llama_blocks.KeptText(model, n_rows, visible, room)

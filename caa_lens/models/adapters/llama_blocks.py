@@ -19,6 +19,9 @@ from torch import Tensor
 
 BlockEdit = Callable[[int, Tensor], Tensor]
 
+# On a CPU an MLP takes so many tokens at a time: what it holds stays in a cache, in memory that is there already.
+TOKENS_AT_ONCE = 1024
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prefix:
@@ -36,7 +39,10 @@ class Prefix:
 
 
 def prefill(model: Any, prefixes: Sequence[Sequence[int]], n_layers: int | None = None) -> Prefix:
-    """Run the first `n_layers` blocks (all by default) on a batch of token sequences; sequences may be empty."""
+    """Run the first `n_layers` blocks (all by default) on a batch of token sequences; sequences may be empty.
+
+    Of the last block only the keys and values are computed: nothing reads what a prefix writes above it.
+    """
     device = model.W_E.device
     lengths = torch.tensor([len(prefix) for prefix in prefixes], device=device)
     resid = _embed(model, [[prefix] for prefix in prefixes])  # [question 1 pos d_model]
@@ -49,11 +55,14 @@ def prefill(model: Any, prefixes: Sequence[Sequence[int]], n_layers: int | None 
     keys: list[Tensor] = []
     values: list[Tensor] = []
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, attn: Any) -> Tensor:
-        cos, sin = rotary_tables(attn, n_pos)
-        q, k = rotate(attn, q, cos, sin), rotate(attn, k, cos, sin)
+    def keep(k: Tensor, v: Tensor, attn: Any) -> Tensor:
+        k = rotate(attn, k, *rotary_tables(attn, n_pos))
         keys.append(k.permute(0, 2, 3, 1).contiguous())
         values.append(v.transpose(1, 2).contiguous())
+        return k
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, attn: Any) -> Tensor:
+        q, k = rotate(attn, q, *rotary_tables(attn, n_pos)), keep(k, v, attn)
         z = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
@@ -64,8 +73,12 @@ def prefill(model: Any, prefixes: Sequence[Sequence[int]], n_layers: int | None 
         )
         return z.transpose(1, 2)
 
-    for block in blocks:
+    for block in blocks[:-1]:
         resid = run_block(block, resid, partial(attend, attn=block.attn))
+    for block in blocks[-1:]:
+        normed = block.ln1(resid.flatten(0, -3))
+        _, k, v = block.attn.calculate_qkv_matrices(normed, normed, normed)
+        keep(k, v, block.attn)
     return Prefix(keys=tuple(keys), values=tuple(values), lengths=lengths)
 
 
@@ -75,11 +88,14 @@ def run_suffixes(
     suffixes: Sequence[Sequence[Sequence[int]]],
     edit: BlockEdit,
     n_layers: int | None = None,
+    parents: Sequence[Sequence[int]] | None = None,
 ) -> Float[Tensor, "question row pos d_model"]:
     """Take rows of suffix tokens through the blocks behind their question's prefix.
 
     Args:
         suffixes: `suffixes[question][row]` is a sequence of token ids; every question has equally many rows.
+        parents: for each token of a question's rows, the index of the one before it, which stands further in front, or
+            -1 for the prefix; by default each follows the one that it stands behind.
         edit: `edit(layer, resid)` sees `resid_post` of every layer, `[question row pos d_model]`, and returns what
             the next block gets. It may change the number of rows.
 
@@ -89,7 +105,8 @@ def run_suffixes(
     resid = _embed(model, suffixes)
     n_pos = resid.shape[2]
     longest = prefix.keys[0].shape[-1]
-    position = prefix.lengths[:, None] + torch.arange(n_pos, device=resid.device)  # [question pos]
+    depth, unseen = _tree(parents, n_pos, resid.device)  # [question pos], [question pos pos]
+    position = prefix.lengths[:, None] + depth
     hidden = torch.arange(longest, device=resid.device) >= prefix.lengths[:, None]  # [question prefix_pos]
     blocks = model.blocks[: model.cfg.n_layers if n_layers is None else n_layers]
 
@@ -99,11 +116,28 @@ def run_suffixes(
         cos = cos_table[position].repeat_interleave(n_rows, 0)
         sin = sin_table[position].repeat_interleave(n_rows, 0)
         q, k = rotate(attn, q, cos, sin), rotate(attn, k, cos, sin)
-        return _attend_to_prefix(q, k, v, prefix.keys[layer], prefix.values[layer], hidden, attn.attn_scale)
+        return _attend_to_prefix(q, k, v, prefix.keys[layer], prefix.values[layer], hidden, unseen, attn.attn_scale)
 
     for layer, block in enumerate(blocks):
         resid = edit(layer, run_block(block, resid, partial(attend, layer=layer, attn=block.attn)))
     return resid
+
+
+def _tree(
+    parents: Sequence[Sequence[int]] | None, n_pos: int, device: torch.device
+) -> tuple[Int[Tensor, "#question pos"], Bool[Tensor, "#question pos pos"]]:
+    """How many tokens of a row lie before each of its tokens, and which ones it does not see."""
+    if parents is None:
+        depth = torch.arange(n_pos, device=device)[None]
+        return depth, torch.ones(1, n_pos, n_pos, dtype=torch.bool, device=device).triu(1)
+    depths = torch.zeros(len(parents), n_pos, dtype=torch.long)
+    seen = torch.eye(n_pos, dtype=torch.bool).repeat(len(parents), 1, 1)  # padding sees itself, and nobody looks at it
+    for i, of_row in enumerate(parents):
+        for token, parent in enumerate(of_row):
+            if parent >= 0:
+                depths[i, token] = depths[i, parent] + 1
+                seen[i, token] |= seen[i, parent]
+    return depths.to(device), ~seen.to(device)
 
 
 def _attend_to_prefix(
@@ -112,10 +146,11 @@ def _attend_to_prefix(
     v: Float[Tensor, "row pos kv_head d_head"],
     prefix_k: Float[Tensor, "question kv_head d_head prefix_pos"],
     prefix_v: Float[Tensor, "question kv_head prefix_pos d_head"],
-    hidden: Tensor,
+    hidden: Bool[Tensor, "question prefix_pos"],
+    unseen: Bool[Tensor, "#question pos pos"],
     scale: float,
 ) -> Float[Tensor, "row pos head d_head"]:
-    """Softmax attention of each row over its question's prefix and, causally, over itself.
+    """Softmax attention of each row over its question's prefix and over what each of its tokens sees of itself.
 
     Query heads that share a key head, rows and positions all become one long axis against the question's single copy
     of the prefix, so the prefix is read once and never expanded.
@@ -132,8 +167,7 @@ def _attend_to_prefix(
     each_row = (n_question, n_kv, rows, group * n_pos)
     to_prefix = (q.reshape(*together, d_head) @ prefix_k).masked_fill(hidden[:, None, None, :], -torch.inf)
     to_self = q.reshape(*each_row, d_head) @ k.transpose(-1, -2)
-    future = torch.ones(n_pos, n_pos, dtype=torch.bool, device=q.device).triu(1).repeat(group, 1)
-    to_self = to_self.masked_fill(future, -torch.inf)
+    to_self = to_self.masked_fill(unseen.repeat(1, group, 1)[:, None, None], -torch.inf)
     pattern = torch.softmax(torch.cat([to_prefix.reshape(*each_row, n_prefix), to_self], dim=-1), dim=-1)
     from_prefix = pattern[..., :n_prefix].reshape(*together, n_prefix) @ prefix_v
     z = from_prefix.reshape(*each_row, d_head) + pattern[..., n_prefix:] @ v
@@ -152,8 +186,11 @@ def run_block(
     normed = block.ln1(x)
     z = attend(*block.attn.calculate_qkv_matrices(normed, normed, normed))  # [row pos head d_head]
     x = x + F.linear(z.flatten(2), block.attn.W_O.flatten(0, 1).T, block.attn.b_O)
-    x = x + block.mlp(block.ln2(x))
-    return x.reshape(resid.shape)
+    if x.device.type != "cpu" or x.shape[0] * x.shape[1] <= TOKENS_AT_ONCE:
+        return (x + block.mlp(block.ln2(x))).reshape(resid.shape)
+    tokens = x.flatten(0, 1)[None]
+    pieces = [some + block.mlp(block.ln2(some)) for some in tokens.split(TOKENS_AT_ONCE, dim=1)]
+    return torch.cat(pieces, dim=1).reshape(resid.shape)
 
 
 def _embed(model: Any, suffixes: Sequence[Sequence[Sequence[int]]]) -> Float[Tensor, "question row pos d_model"]:

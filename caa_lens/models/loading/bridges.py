@@ -8,7 +8,8 @@ the model gets the checkpoint's own.
 Whether the adapter computes what the untouched module does is asked before and after: see `load_model`, `check`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from caa_lens.arguments import describe
+from caa_lens.models.adapters.bridge_parts import device_of
+from caa_lens.models.adapters.kept_weights import forget_unkept_bias, give_bias, is_offloaded, packed_as
 from caa_lens.models.loading.causal_models import check_adapter, check_causal
 from caa_lens.models.loading.checkpoints import GgufFile, some
 from caa_lens.models.loading.tokenizers import attach_tokenizer, take_tokenizer_away
@@ -24,7 +27,7 @@ from caa_lens.models.loading.tokenizers import attach_tokenizer, take_tokenizer_
 # TransformerLens takes about 3 s to import and transformers 4 s, so both are imported where they are used.
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 CHECK_TOKENS = 8
 
@@ -33,7 +36,12 @@ CHECK_TOKENS = 8
 
 
 def read_folder(
-    folder: Path, *, dtype: torch.dtype, device: str, device_map: str | Mapping[str, Any] | None = None
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantisation: "BitsAndBytesConfig | None" = None,
 ) -> "PreTrainedModel":
     """The model of transformers that a folder holds, in evaluation mode.
 
@@ -43,7 +51,7 @@ def read_folder(
     """
     from transformers import AutoModelForCausalLM
 
-    if device_map is None and device != "cpu":
+    if device_map is None and (device != "cpu" or quantisation is not None):
         device_map = {"": device}  # straight there, not by way of the CPU
     from_pretrained: Any = AutoModelForCausalLM.from_pretrained
     try:
@@ -51,6 +59,7 @@ def read_folder(
             folder,
             dtype=dtype,
             device_map=device_map,
+            quantization_config=quantisation,
             attn_implementation="eager",
             local_files_only=True,
             trust_remote_code=False,
@@ -131,15 +140,19 @@ def boot(
 ) -> "TransformerBridge":
     """Put a bridge over a model of transformers, which is changed in place.
 
+    Where transformers keeps weights in the CPU's memory or on the disk until they run, TransformerLens may refuse the
+    model (3.9 all such models, 4.3 those that lie on a card besides), since its parts could read a weight where there
+    is none. Such a read raises: no number comes of it. So the map is put aside while the model is booted.
+
     Args:
         hf_model: loaded, of a kind that `check_given` lets through.
-        name: what the model is to be called, `cfg.model_name`.
+        name: what the model is to be called, `cfg.model_name`; how its weights are packed is added to it.
         tokenizer: the checkpoint's own; its ids are those that the bridge's will give. None for none.
         tokenizer_name: `cfg.tokenizer_name`, which the prompt format is chosen by.
         check: compare the bridge with the untouched module.
 
     Raises:
-        ValueError: the bridge's numbers are not those of the untouched module.
+        ValueError: the bridge's numbers are not those of the untouched module; a family whose weights cannot be packed.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -148,19 +161,35 @@ def boot(
     hf_model.set_attn_implementation("eager")
     # TransformerLens chooses its adapter by this; a file may say the class of the model that this one was made of.
     hf_model.config.architectures = [kind]
+    _check_map(hf_model)
     embedding = _embedding(hf_model)
     # Weights that lie on a disk are on the meta device until they are needed; their inputs are moved by accelerate.
-    device = torch.device("cpu") if embedding.is_meta else embedding.device
+    device = device_of(hf_model, hf_model.get_input_embeddings())
     untouched = _log_probabilities(hf_model, device) if check else None
-    bridge = TransformerBridge.boot_transformers(
-        kind,  # a name, which is looked at for old spellings of hub ids, and not looked up
-        hf_model=hf_model,
-        tokenizer=_stand_in_tokenizer(),
-        dtype=embedding.dtype,
-        device=str(device),
-    )
+    packed = packed_as(hf_model)
+    give_bias(hf_model.get_output_embeddings(), embedding.dtype)
+    with _map_put_aside(hf_model):
+        try:
+            bridge = TransformerBridge.boot_transformers(
+                kind,  # a name, which is looked at for old spellings of hub ids, and not looked up
+                hf_model=hf_model,
+                tokenizer=_stand_in_tokenizer(),
+                dtype=embedding.dtype,
+                device=str(device),
+            )
+        except (NotImplementedError, RuntimeError) as error:
+            if packed is None:
+                raise
+            raise ValueError(
+                f"TransformerLens takes apart what {packed} packs in a {kind}, a matrix of queries, keys and values in "
+                f"one ({str(error).partition('. ')[0]}), expected plain weights: load it without quantised, or over "
+                "several devices with device_map"
+            ) from None
+    forget_unkept_bias(bridge.unembed)
     bridge.eval()
-    bridge.cfg.model_name = name
+    bridge.cfg.device = str(device)  # TransformerLens would say "meta" of an embedding on the disk
+    bridge.cfg.n_devices = len(set((getattr(hf_model, "hf_device_map", None) or {"": device}).values()))
+    bridge.cfg.model_name = name if packed is None else f"{name} ({packed})"
     _give_tokenizer(bridge, tokenizer, tokenizer_name)
     if untouched is not None:
         from rich.console import Console
@@ -170,6 +199,32 @@ def boot(
         said = check_against(bridge, *untouched)
         Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
     return bridge
+
+
+def _check_map(hf_model: Any) -> None:
+    """Raises `ValueError` where weights lie on another device than `hf_device_map` says, as tied ones may."""
+    from transformer_lens.utilities.multi_gpu import find_misplaced_modules
+
+    if misplaced := find_misplaced_modules(hf_model):
+        module, wanted, found = misplaced[0]
+        raise ValueError(
+            f"the device_map puts {module} on {wanted}, and its weights are on {found}, as those of an embedding are "
+            "that is tied to the unembedding: put modules that share weights on one device"
+        )
+
+
+@contextmanager
+def _map_put_aside(hf_model: Any) -> Iterator[None]:
+    """`hf_device_map` is None inside, if accelerate keeps some of the weights elsewhere until they run."""
+    device_map = getattr(hf_model, "hf_device_map", None)
+    if not device_map or not is_offloaded(hf_model):
+        yield  # TransformerLens looks at it itself
+        return
+    hf_model.hf_device_map = None
+    try:
+        yield
+    finally:
+        hf_model.hf_device_map = device_map
 
 
 def _embedding(hf_model: Any) -> Tensor:

@@ -32,6 +32,8 @@ from caa_lens.models.loading.llama_config import (
     hooked_config,
     read_config,
 )
+from caa_lens.models.loading.quantisation import check_quantised, quantisation_config, weight_sizes
+from caa_lens.models.loading.spread import named_devices, too_large
 from caa_lens.models.loading.tokenizers import TOKENIZER_FILES, attach_tokenizer, folder_tokenizer
 from caa_lens.models.loading.weights import build_model, expected_shapes
 
@@ -39,7 +41,7 @@ from caa_lens.models.loading.weights import build_model, expected_shapes
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 BACKENDS = ("hooked", "bridge")
 DTYPES = {
@@ -65,6 +67,7 @@ def load_model(
     revision: str | None = None,
     backend: str | None = None,
     device_map: str | Mapping[str, Any] | None = None,
+    quantised: "str | BitsAndBytesConfig | None" = None,
     hf_model: "PreTrainedModel | None" = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     check: bool = True,
@@ -87,8 +90,11 @@ def load_model(
         revision: branch, tag or commit, for a Hugging Face id only.
         backend: "hooked" for a ``HookedTransformer`` (Llamas only, and TransformerLens before 4 only), "bridge" for a
             ``TransformerBridge`` over transformers' own module. None: "hooked" for what it computes, else "bridge".
-        device_map: of transformers, ``"auto"`` or module names and devices, for a model over several devices; the
-            memory is then not checked beforehand. Needs a bridge.
+        device_map: of transformers, ``"auto"`` or module names and devices, for a model over several devices, in the
+            CPU's memory or on the "disk". Needs a bridge.
+        quantised: "8bit" (LLM.int8()), "4bit" (nf4, computed in the model's type), or a ``BitsAndBytesConfig``: linear
+            layers are packed by bitsandbytes as they are read. The model is then called "name (int8)", "name (nf4)",
+            so that its vectors are told from those of the whole model. Needs a bridge, and the extra ``[quantised]``.
         hf_model: a model that transformers has loaded, quantised or over several devices if need be; no weights are
             read then, and ``name_or_path`` is what it is called and where its tokenizer is. It is changed in place:
             TransformerLens puts its own modules into it, its attention becomes "eager", and it goes to evaluation
@@ -106,7 +112,8 @@ def load_model(
         FileNotFoundError: there is no such model, folder, file, or revision, or it holds no safetensors.
         PermissionError: the model is licensed, and access was not granted.
         ConnectionError: the hub cannot be reached, and the model is not in its cache.
-        ModelTooLargeError: the weights do not fit into free memory.
+        ModelTooLargeError: the weights do not fit into free memory, or not on the devices of the map.
+        ImportError: packed weights are asked for, and bitsandbytes is not installed.
         TypeError: a model in the place of its name, or something else in the place of a model or tokenizer.
         ValueError: no causal language model, one that TransformerLens has no adapter for or does not compute as
             transformers does, weights that the files do not hold, damaged files, an unknown dtype, device or backend,
@@ -120,7 +127,7 @@ def load_model(
             "transformers is given as hf_model=, beside its name"
         )
     name = str(name_or_path)
-    wanted = _Placement(_dtype(dtype), _device(device), device_map)
+    wanted = _Placement(_dtype(dtype), _device(device), device_map, quantised)
     options = _Options(wanted, backend, tokenizer, check)
     _check_options(options, dtype=dtype, device=device, hf_model=hf_model)
     # Parameters made in inference mode could never be used with gradients.
@@ -153,7 +160,7 @@ def load_model(
         else:
             check_adapter(causal_config(config))
             if not config.get("quantization_config"):  # else only the files say how large it is
-                _check_memory(n_parameters(config), wanted, config, name)
+                _check_bridge_memory(wanted, config, name)
         return _load_folder(download(name, CONFIG_FILES + WEIGHT_FILES, revision), name, options)
 
 
@@ -166,6 +173,7 @@ class _Placement(NamedTuple):
     dtype: torch.dtype | None
     device: str
     device_map: str | Mapping[str, Any] | None = None
+    quantised: "str | BitsAndBytesConfig | None" = None
 
     def of(self, config: Config) -> dict[str, Any]:
         """Type and device of a model with this configuration, as keywords for `hooked_config`."""
@@ -186,7 +194,8 @@ class _Options(NamedTuple):
         """Whether a checkpoint becomes a HookedTransformer; by itself, only what that computes as transformers does."""
         if self.backend is not None:
             return self.backend == "hooked"
-        if config.get("model_type") != "llama" or self.wanted.device_map is not None or not has_hooked_transformer():
+        needs_bridge = self.wanted.device_map is not None or self.wanted.quantised is not None
+        if config.get("model_type") != "llama" or needs_bridge or not has_hooked_transformer():
             return False
         try:
             hooked_config(config)
@@ -203,7 +212,10 @@ def _check_options(options: _Options, *, dtype: Any, device: Any, hf_model: Any)
         raise ValueError(
             f"got device={str(device)!r} and device_map={device_map!r}, expected one of them: leave one out"
         )
-    placed = {"dtype": dtype, "device": device, "device_map": device_map}
+    for place in () if device_map is None else named_devices(device_map):
+        _device(place)
+    check_quantised(options.wanted.quantised)
+    placed = {"dtype": dtype, "device": device, "device_map": device_map, "quantised": options.wanted.quantised}
     if hf_model is not None and (given := [name for name, value in placed.items() if value is not None]):
         raise ValueError(
             f"got {' and '.join(given)} with hf_model, whose weights lie where they are, in their own type: give "
@@ -218,7 +230,8 @@ def _check_options(options: _Options, *, dtype: Any, device: Any, hf_model: Any)
                 "HookedTransformer, which 4.0 removed, expected 'bridge': leave backend out, or install "
                 "'transformer-lens<4'"
             )
-        for name, value in {"device_map": device_map, "hf_model": hf_model}.items():
+        needing = {"device_map": device_map, "quantised": options.wanted.quantised, "hf_model": hf_model}
+        for name, value in needing.items():
             if value is not None:
                 raise ValueError(f"got backend='hooked' with {name}, which takes a 'bridge': leave backend out")
     if options.tokenizer is not None:
@@ -261,8 +274,6 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 def _check_memory(n: int, wanted: _Placement, config: Config, name: str, *, n_bytes: int | None = None) -> None:
     """Refuses a model that does not fit; `n_bytes` where the weights are not `n` numbers of the type that is wanted."""
-    if wanted.device_map is not None:
-        return  # transformers spreads it over what there is
     dtype, device = wanted.of(config).values()
     needed = (n_bytes or n * dtype.itemsize) * HEADROOM
     make_room(device, needed)
@@ -274,6 +285,22 @@ def _check_memory(n: int, wanted: _Placement, config: Config, name: str, *, n_by
             f"{name!r} has {n / 1e9:.2f} billion parameters and needs about"
             f" {needed / 1e9:.1f} GB as {how} (10 % headroom included), but {device} has"
             f" {free / 1e9:.1f} GB free: choose {smaller}a smaller model, or another device"
+        )
+
+
+def _check_bridge_memory(wanted: _Placement, config: Config, name: str, *, n_bytes: int | None = None) -> None:
+    """Refuses a bridge that does not fit; `n_bytes` of files whose weights are packed already."""
+    n, dtype = n_parameters(config), wanted.of(config)["dtype"]
+    packed = n_bytes is not None or wanted.quantised is not None
+    sizes = {"": n_bytes or 0}
+    if n_bytes is None:
+        sizes = weight_sizes(causal_config(config), dtype, quantisation_config(wanted.quantised, dtype))
+    if wanted.device_map is None:
+        _check_memory(n, wanted, config, name, n_bytes=sum(sizes.values()) if packed else None)
+    elif why := too_large(sizes, wanted.device_map, packed=packed, headroom=HEADROOM):
+        raise ModelTooLargeError(
+            f"{name!r} has {n / 1e9:.2f} billion parameters and needs about"
+            f" {HEADROOM * sum(sizes.values()) / 1e9:.1f} GB (10 % headroom included), but {why}"
         )
 
 
@@ -298,10 +325,17 @@ def _load_folder(folder: Path, name: str, options: _Options) -> "HookedTransform
 def _load_bridge(folder: Path, name: str, config: Config, options: _Options) -> "TransformerBridge":
     wanted, quantised = options.wanted, bool(config.get("quantization_config"))
     check_adapter(causal_config(config))
+    if quantised and wanted.quantised is not None:
+        raise ValueError(
+            f"got quantised={wanted.quantised!r} for {name!r}, whose weights are packed already, expected plain "
+            "weights: leave quantised out"
+        )
     tensors = SafetensorsFolder(folder, quantised=quantised)
-    _check_memory(n_parameters(config), wanted, config, name, n_bytes=tensors.n_bytes if quantised else None)
+    _check_bridge_memory(wanted, config, name, n_bytes=tensors.n_bytes if quantised else None)
     tokenizer = _tokenizer(folder, options)
-    hf_model = bridges.read_folder(folder, **wanted.of(config), device_map=wanted.device_map)
+    place = wanted.of(config)
+    packing = quantisation_config(wanted.quantised, place["dtype"])
+    hf_model = bridges.read_folder(folder, **place, device_map=wanted.device_map, quantisation=packing)
     return bridges.boot(hf_model, name, tokenizer, checkpoint_id(folder) or name, check=options.check)
 
 
@@ -339,6 +373,10 @@ def _load_gguf(path: Path, options: _Options) -> "HookedTransformer | Transforme
     gguf, wanted = GgufFile(path), options.wanted
     if wanted.device_map is not None:
         raise ValueError(f"got device_map with {path.name}, which transformers dequantises on the CPU: give a device")
+    if wanted.quantised is not None:
+        raise ValueError(
+            f"got quantised with {path.name}, whose own packing is undone: load the checkpoint it is made of"
+        )
     # Whatever comes after, transformers dequantises to float32 on the CPU.
     n = n_parameters(gguf.config)
     _check_memory(n, wanted, gguf.config, path.name)
