@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caa_lens.atomic_files import write_atomically
+from caa_lens.extras import needed_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +86,8 @@ def write_parts(path: str | Path, *, title: str, lead: str, parts: Sequence[Part
     """Write one page of several runs, atomically, and return its path."""
     from importlib.metadata import version
 
-    from jinja2 import Environment, PackageLoader
+    with needed_for("reports"):
+        from jinja2 import Environment, PackageLoader
     from plotly.offline import get_plotlyjs
 
     environment = Environment(

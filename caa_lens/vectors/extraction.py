@@ -23,6 +23,7 @@ from caa_lens.arguments import check_count, describe
 from caa_lens.contrast.checking.set_check import warn_of_findings
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine.activations import read_pairs
+from caa_lens.extras import needed_for
 from caa_lens.models.checks import check_layers, check_model
 from caa_lens.models.placement import dtype_name, dtype_of
 from caa_lens.prompts.pair_prompts import encode_pairs
@@ -66,7 +67,8 @@ def logistic_probe(
     The regression is L2-regularised; features are standardised for the fit, and the weights taken back to the
     stream's own units.
     """
-    from sklearn.linear_model import LogisticRegression  # scikit-learn takes a second to import
+    with needed_for("logistic_probe"):
+        from sklearn.linear_model import LogisticRegression  # scikit-learn takes a second to import
 
     features = torch.cat([positive, negative]).double().cpu().numpy()
     labels = np.array([1] * len(positive) + [0] * len(negative))
