@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from einops import rearrange, reduce
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
@@ -268,9 +269,9 @@ def held_out_accuracy(
     # GroupKFold deals groups out by their number: drawing the numbers shuffles the pairs over the folds.
     groups = np.repeat(np.random.default_rng(as_seed(seed)).permutation(n_pairs), 2)
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=2000))
-    features = points.reshape(2 * n_pairs, -1)
+    features = rearrange(points, "pair side d_model -> (pair side) d_model")
     guessed = cross_val_predict(probe, features, sides, groups=groups, cv=GroupKFold(n_splits=folds))
-    return (guessed == sides).reshape(n_pairs, 2).mean(1)
+    return reduce((guessed == sides).astype(float), "(pair side) -> pair", "mean", side=2)
 
 
 def emergence_layer(layers: Sequence[int], accuracy: Float[np.ndarray, " layer"], chance: float | int = 0.5) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -74,7 +75,7 @@ class ResidualMap(Result):
         rows = torch.stack([vectors[layer].direction.cpu().float() for layer in self.source_layers])
         p = vectors.provenance
         return SteeringVectors(
-            directions=torch.einsum("ls,lst->lt", rows, self.weights),
+            directions=einsum(rows, self.weights, "layer source, layer source target -> layer target"),
             layers=self.layers,
             provenance=replace(
                 p,
