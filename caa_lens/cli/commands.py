@@ -13,6 +13,7 @@ from caa_lens.cli.comparisons import compare
 from caa_lens.cli.data import data_app
 from caa_lens.cli.lens_command import lens
 from caa_lens.cli.options import (
+    App,
     BackendOption,
     DataArgument,
     DeviceOption,
@@ -34,10 +35,9 @@ if TYPE_CHECKING:
     from caa_lens.contrast.sets import ContrastSet
     from caa_lens.vectors.steering_vectors import SteeringVectors
 
-app = typer.Typer(
+app = App(
     name="caa-lens",
     help="Contrastive Activation Addition: extract steering vectors, steer, and ask what the vectors are.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,

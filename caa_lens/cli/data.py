@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from caa_lens.cli.options import App
+
 if TYPE_CHECKING:
     import pandas
 
-data_app = typer.Typer(
-    help="The paper's question sets: fetch them, list them.", no_args_is_help=True, rich_markup_mode="markdown"
-)
+data_app = App(help="The paper's question sets: fetch them, list them.", rich_markup_mode="markdown")
 
 ToOption = Annotated[Optional[Path], typer.Option("--to", help="Data folder; the user's cache by default.")]  # noqa: UP045
 

@@ -97,8 +97,8 @@ def extract(
         pairs: what to contrast; a warning is given if its answer letters are unbalanced.
         layers: 0-based blocks; all by default.
         estimator: how a layer's activations become a direction: "mean_difference" (the paper's),
-            "pca_of_differences", "logistic_probe", or a function of yours, which gives a tensor `[d_model]` (an array
-            or a list of numbers becomes one).
+            "pca_of_differences", "logistic_probe", or "mean", "pca", "probe" for short; or a function of yours, which
+            gives a tensor `[d_model]` (an array or a list of numbers becomes one).
         prompt_format: a format or its name; by default the model's own, see `prompts.default_format`.
         system: a system prompt for every question; the paper extracts without.
         batch_size: pairs at a time.
@@ -168,9 +168,13 @@ def extract(
 def _estimator(estimator: str | Estimator) -> Estimator:
     """The function, also of its name. Raises `TypeError` or `ValueError` for anything else."""
     if isinstance(estimator, str):
-        if estimator not in ESTIMATORS:
-            raise ValueError(f"unknown estimator {estimator!r}: expected {', '.join(ESTIMATORS)}, or a function")
-        return ESTIMATORS[estimator]
+        name = SHORT_NAMES.get(estimator, estimator)
+        if name not in ESTIMATORS:
+            short = ", ".join(SHORT_NAMES)
+            raise ValueError(
+                f"unknown estimator {estimator!r}: expected {', '.join(ESTIMATORS)} ({short} for short), or a function"
+            )
+        return ESTIMATORS[name]
     if not callable(estimator):
         raise TypeError(
             f"estimator must be one of {', '.join(ESTIMATORS)}, or a function of yours, got {describe(estimator)}"
@@ -248,6 +252,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "pca_of_differences": pca_of_differences,
     "logistic_probe": logistic_probe,
 }
+SHORT_NAMES = {"mean": "mean_difference", "pca": "pca_of_differences", "probe": "logistic_probe"}
 
 
 def _rounding(sides: Float[Tensor, "pair side layer d_model"]) -> Float[Tensor, "pair layer"]:

@@ -13,7 +13,9 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,6 +28,9 @@ from caa_lens.vectors.algebra import expressions as write
 from caa_lens.vectors.algebra import rules, subspaces
 from caa_lens.vectors.algebra.arithmetic import VectorAlgebra
 from caa_lens.vectors.storage import Parts, load_parts, save_parts
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,7 +62,7 @@ class SteeringVector(VectorAlgebra):
     @classmethod
     def from_direction(
         cls,
-        direction: Float[Tensor, " d_model"],
+        direction: Float[Tensor, " d_model"] | Float[np.ndarray, " d_model"],
         layer: int,
         *,
         behavior: str = "by hand",
@@ -65,15 +70,19 @@ class SteeringVector(VectorAlgebra):
     ) -> "SteeringVector":
         """A vector built by hand, e.g. from a probe's weights or an unembedding direction.
 
-        The tensor is copied, unless it requires grad: then it is kept itself, so that gradients reach it and what an
-        optimiser does to it changes the vector; a probe that goes on being trained is given as `weight.detach()`.
+        The tensor or array is copied, unless it requires grad: then it is kept itself, so that gradients reach it and
+        what an optimiser does to it changes the vector; a probe that goes on being trained is given as
+        `weight.detach()`.
 
         Raises:
-            TypeError: for anything but a tensor.
+            TypeError: for anything but a tensor or an array of numpy.
         """
+        if isinstance(direction, np.ndarray):
+            direction = torch.tensor(direction)
         if not isinstance(direction, torch.Tensor):
             raise TypeError(
-                f"got a {type(direction).__name__}, expected a tensor [d_model]: torch.as_tensor(...) makes one"
+                f"got a {type(direction).__name__}, expected a tensor or an array [d_model]: "
+                "torch.as_tensor(...) makes one"
             )
         return cls(
             direction=direction if direction.requires_grad else direction.clone(),
@@ -229,9 +238,9 @@ class SteeringVectors(VectorAlgebra):
         return self.directions.shape[1]
 
     @property
-    def norms(self) -> Float[Tensor, " layer"]:
-        """Euclidean norm of each layer's vector, in float64 on the CPU."""
-        return subspaces.length(self._wide).squeeze(-1)
+    def norms(self) -> "pd.Series":
+        """Euclidean norm of each layer's vector, a pandas series by layer; gradients go through `directions`."""
+        return self._by_layer(subspaces.length(self._wide), "norm")
 
     @property
     def behavior(self) -> str:
@@ -266,5 +275,5 @@ class SteeringVectors(VectorAlgebra):
         p = self.provenance
         return (
             f"SteeringVectors({self._text}, layers={layer_ranges(self.layers)}, d_model={self.d_model}, "
-            f"model={p.model!r}, method={p.method!r}, pairs={p.n_pairs})"
+            f"model={p.model!r}, method={p.method!r}, pairs={p.n_pairs or 'unknown'})"
         )
