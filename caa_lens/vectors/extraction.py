@@ -121,7 +121,7 @@ def extract(
     check_model(model)
     check_contrast_set(pairs)
     batch_size = check_count("batch_size", batch_size)
-    estimate = _estimator(estimator)
+    estimate = check_estimator(estimator)
     pairs.warn_if_unbalanced(stacklevel=3)
     warn_of_findings(pairs, stacklevel=3)
     layers = check_layers(model, layers)
@@ -165,7 +165,7 @@ def extract(
     )
 
 
-def _estimator(estimator: str | Estimator) -> Estimator:
+def check_estimator(estimator: str | Estimator) -> Estimator:
     """The function, also of its name. Raises `TypeError` or `ValueError` for anything else."""
     if isinstance(estimator, str):
         name = SHORT_NAMES.get(estimator, estimator)
