@@ -2,6 +2,7 @@
 
     make notebooks                         # all six, in full
     python notebooks/run.py 3_*.ipynb      # some, from the folder of the notebooks
+    python notebooks/run.py --first-cell   # run nothing; only see to it that each begins with what Colab needs
 
 Figures are kept twice: as plotly's JSON, which Jupyter draws and which weighs little, and as a PNG for the sites
 that show code, which draw nothing themselves. A Chrome or Chromium of this machine makes the PNGs from the JSON;
@@ -33,6 +34,13 @@ FIGURE, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widg
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
 WIDTH, SCALE = 960, 1.5  # of a PNG, in pixels of a page, and pixels of the file for each of those
 SOLUTION = re.compile(r"<details>.*?```python\n(.*?)```.*?</details>", re.DOTALL)
+COLAB = """\
+import sys
+
+if "google.colab" in sys.modules:  # Colab has no caa_lens; elsewhere this cell does nothing
+    get_ipython().run_line_magic("pip", "install --quiet 'caa-lens[all] @ git+https://github.com/caa-lens/caa_lens'")
+"""
+"""The first code cell of every notebook."""
 SIZE = re.compile(r"^(N_\w+ = )(\d+)", re.MULTILINE)
 
 DRAW = """<!doctype html><meta charset="utf-8"><script>%s</script><pre id="drawn"></pre><script>
@@ -90,9 +98,20 @@ def execute(path: Path, *, pairs: int | None = None, solutions: bool = False, be
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]  # progress bars
+    _count(notebook)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
     return notebook
+
+
+def put_first_cell(notebook: Any) -> None:
+    """See to it that the first code cell is `COLAB`, in place; those behind it count on from there."""
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    if first.id == "cell-colab":
+        first.source = COLAB.strip()
+        return
+    notebook.cells.insert(notebook.cells.index(first), nbformat.v4.new_code_cell(COLAB.strip(), id="cell-colab"))
+    _count(notebook)
 
 
 def structure(notebook: Any) -> list[list[str]]:
@@ -147,6 +166,15 @@ def draw(figures: list[dict]) -> list[bytes]:
     return pngs
 
 
+def _count(notebook: Any) -> None:
+    """Number the cells of code from 1 on, as if nothing else had run."""
+    for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
+        cell.execution_count = number
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = number
+
+
 def _capped(pairs: int, size: re.Match[str]) -> str:
     most = max(2, pairs // 3) if size[1].startswith("N_TEST ") else pairs
     return f"{size[1]}{min(int(size[2]), most)}"
@@ -179,11 +207,19 @@ def _literal(text: str) -> object:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, default=NOTEBOOKS, help="all six by default")
-    for path in parser.parse_args().notebooks:
+    parser.add_argument(
+        "--first-cell", action="store_true", help="run nothing, only put the first cell where it is not"
+    )
+    options = parser.parse_args()
+    for path in options.notebooks:
         print(path.name, flush=True)
-        notebook = execute(path)
-        add_pictures(notebook)
+        notebook = nbformat.read(path, as_version=4)
+        put_first_cell(notebook)
         nbformat.write(notebook, path)
+        if not options.first_cell:
+            notebook = execute(path)
+            add_pictures(notebook)
+            nbformat.write(notebook, path)
 
 
 if __name__ == "__main__":
