@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from caa_lens.arguments import check_count
 from caa_lens.interpretation.lens_controls import READABLE, percentile_range, verdict
 from caa_lens.interpretation.words import check_words
 from caa_lens.plots.lens import rank_curves, token_heatmaps
-from caa_lens.provenance import name_of
+from caa_lens.provenance import last_part, name_of
 from caa_lens.results import Result
 
 BY_LAYER = ("agreement", "control_low", "control_high", "p_value", "verdict", "linearity", "size_ratio")
@@ -58,13 +59,17 @@ class LogitLens(Result):
         table = self.by_layer()
         return tuple(int(layer) for layer in table.loc[table["verdict"] == READABLE, "layer"])
 
-    def plot(self, k: int = 6) -> go.Figure:
+    def plot(self, k: int | None = None) -> go.Figure:
         """Heat maps of the first `k` promoted and suppressed: layer x rank, cells are tokens, colour is the score.
+
+        All that the lens was asked for, by default.
 
         A layer that is not told from the controls has its name in brackets.
         """
         vectors = name_of(self.provenance["vectors"])
-        return token_heatmaps(self.frame, k, vectors=vectors, reading=self.reading)
+        k = int(self.frame["rank"].max()) if k is None else check_count("k", k)
+        model = last_part(self.provenance["vectors"].model)
+        return token_heatmaps(self.frame, k, vectors=vectors, reading=self.reading, model=model)
 
     def __repr__(self) -> str:
         k = int(self.frame["rank"].max())
@@ -136,7 +141,14 @@ class WordRanks(Result):
         """Rank by layer, one line a word; the axis is logarithmic, with rank 1 on top. The band is the controls'."""
         vectors = name_of(self.provenance["vectors"])
         bands = self.medians() if self.control_medians else None
-        return rank_curves(self.frame, vectors=vectors, reading=self.reading, d_vocab=self.d_vocab, controls=bands)
+        return rank_curves(
+            self.frame,
+            vectors=vectors,
+            reading=self.reading,
+            d_vocab=self.d_vocab,
+            controls=bands,
+            model=last_part(self.provenance["vectors"].model),
+        )
 
     def __repr__(self) -> str:
         vectors = self.provenance["vectors"].expression

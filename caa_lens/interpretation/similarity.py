@@ -43,6 +43,7 @@ from caa_lens.plots.attribution import similarity_heatmap
 from caa_lens.prompts.batches import check_fits
 from caa_lens.prompts.checks import check_prompt
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
+from caa_lens.provenance import last_part
 from caa_lens.results import Result
 from caa_lens.vectors.checks import as_vector_set, check_width
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
@@ -221,10 +222,13 @@ class TokenSimilarity(Result):
         )
 
     def plot(self, *, measure: str | None = None, skip_first: bool = True) -> go.Figure:
-        """Heat map of one measure, layer x token."""
+        """Heat map of one measure, a row a token and a column a layer."""
         measure = _check_measure(measure or self.measure)
         reach = self.bound(measure, skip_first=skip_first)
-        return similarity_heatmap(self.frame, measure, behavior=self.provenance["vectors"].behavior, reach=reach)
+        about = self.provenance["vectors"]
+        return similarity_heatmap(
+            self.frame, measure, behavior=about.behavior, reach=reach, model=last_part(about.model)
+        )
 
     def to_html(self, *, full_page: bool = True, script: bool = True) -> str:
         """`show()` as a self-contained page, or a fragment with or without circuitsvis' script."""
