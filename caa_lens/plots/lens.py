@@ -145,10 +145,10 @@ def rank_curves(
     styled(
         figure,
         title=f"{vectors}: rank of words by layer ({reading})",
-        subtitle=said(model),
+        subtitle=said(model, f"of {d_vocab:,} tokens"),
         x="layer (0-based block)",
-        y=f"rank of {d_vocab:,} (1 = most promoted)",
-        height=480,
+        y="rank (1 = most promoted)",
+        height=540,
         legend=True,
     )
     middle = d_vocab / 2

@@ -11,6 +11,7 @@ a figure fills its page, and can be read from 390 pixels on, unless `styled` was
 
 import html
 import textwrap
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -40,12 +41,8 @@ NARROW, WIDEST = 390, 900  # pixels: a phone's page, and what a notebook's colum
 
 
 def _theme(ink: str, paper: str) -> go.layout.Template:
-    axis = {
-        "gridcolor": GRID,
-        "zerolinecolor": GRID,
-        "automargin": True,
-        "title": {"standoff": 8, "font": {"size": SMALL}},
-    }
+    axis: dict[str, Any] = {"gridcolor": GRID, "zerolinecolor": GRID, "automargin": True}
+    axis["title"] = {"standoff": 8, "font": {"size": SMALL}}
     bar = {"thickness": 12, "outlinewidth": 0, "ticks": "", "tickfont": {"size": SMALL - 1}}
     return go.layout.Template(
         layout={

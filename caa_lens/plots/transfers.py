@@ -14,7 +14,6 @@ from caa_lens.plots.style import (
     BLUE,
     GREEN,
     GREY,
-    GRID,
     NARROW,
     ORANGE,
     banded_curve,
@@ -191,7 +190,7 @@ def map_quality(frame: pd.DataFrame, *, source: str, target: str) -> go.Figure:
             name=name,
             hovertemplate="layer %{x} from layer %{customdata[0]}<br>R² %{y:.3f}<extra></extra>",
         )
-    figure.add_hline(y=0, line={"color": GRID, "width": 1})
+    figure.add_hline(y=0, line={"color": GREY, "width": 1})
     title, of = f"map from {source} to {target}", f"R² on {frame['n_held_out'].iloc[0]} held-out pairs"
     return styled(figure, title=title, subtitle=of, x=f"target {LAYER}", y="held-out R²", legend=True)
 

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from caa_lens.plots.style import BLUE, GREY, escaped, interval_text, said, styled
 
+LETTERS, ROW = 26, 50  # of a line that a phone has room for; pixels of a row of three lines
 SHORT = {"neutral questions": "", "harmless requests": ""}
 
 
@@ -72,10 +73,10 @@ def changes_forest(frame: pd.DataFrame, *, of: str, n_random: int, model: str = 
     styled(
         figure,
         title=f"{of}: changes where there should be none",
-        subtitle=said(model),
-        x="change, each row in its own scale",
+        subtitle=said(model, "each row in its own scale"),
+        x="",
         y="",
-        height=170 + 44 * len(rows),
+        height=170 + ROW * len(rows),
         legend=True,
     )
     figure.update_xaxes(range=[-1.12, 1.12], showticklabels=False, showgrid=False, fixedrange=True)
@@ -85,7 +86,10 @@ def changes_forest(frame: pd.DataFrame, *, of: str, n_random: int, model: str = 
 
 def _name(row: dict[Any, Any]) -> str:
     of = SHORT.get(row["of"], row["of"])
-    return escaped(f"{row['measure']}: {of}" if of else row["measure"])
+    if not of:
+        return escaped(row["measure"])
+    between = ":<br>" if len(f"{row['measure']}: {of}") > LETTERS else ": "
+    return escaped(row["measure"]) + between + escaped(of)
 
 
 def _numbers(row: dict[Any, Any]) -> str:
