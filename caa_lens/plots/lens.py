@@ -22,10 +22,10 @@ from caa_lens.plots.style import (
 )
 
 READING_LABEL = {
-    "direct": "score, direct (logits per unit of 1 / rms)",
+    "direct": "score, direct (logits per 1 / rms)",
     "normed": "score, normed (logits)",
     "in_context": "mean change of logit",
-    "causal": "response of the logit, to first order",
+    "causal": "logit response (first order)",
     "effect": "change of log p (nats)",
 }
 CHANGES = ("in_context", "causal", "effect")  # whose probability is a mean change

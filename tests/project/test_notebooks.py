@@ -5,9 +5,11 @@ Every notebook is run from top to bottom, with its hidden solutions, on fewer pa
 """
 
 import ast
+import base64
 import importlib.util
 import os
 import re
+import struct
 import symtable
 from pathlib import Path
 
@@ -52,6 +54,11 @@ def texts(notebook):
     """What outputs say in words and numbers; figures aside."""
     for output in outputs(notebook):
         yield output.text if output.output_type == "stream" else output.data.get("text/plain", "")
+
+
+def width_of(png):
+    """Pixels of a PNG, which stand behind its signature and the name of its first part."""
+    return struct.unpack(">I", base64.b64decode(png)[16:20])[0]
 
 
 def switched_on(path, flag, target):
@@ -118,11 +125,12 @@ def test_the_committed_outputs_say_nothing_about_the_machine_that_made_them(path
 
 
 def test_a_notebook_is_light_and_every_figure_has_a_picture_for_sites_that_draw_none(path, notebook):
-    assert path.stat().st_size < 500_000
+    assert path.stat().st_size < 1_500_000
     for cell in notebook.cells:
         shown = [output for output in cell.get("outputs", []) if run.FIGURE in output.get("data", {})]
         assert len(shown) <= 1, "one picture a cell"
         assert all("image/png" in output.data for output in shown)
+        assert all(width_of(output.data["image/png"]) <= run.WIDTH for output in shown)
     pages = [output.data["text/html"] for output in outputs(notebook) if "text/html" in output.get("data", {})]
     assert not [page for page in pages if "<script" in page]
 
