@@ -4,8 +4,8 @@
     python notebooks/run.py 3_*.ipynb      # some, from the folder of the notebooks
 
 Figures are kept twice: as plotly's JSON, which Jupyter draws and which weighs little, and as a PNG for the sites
-that show code, which draw nothing themselves. Both have the light background that is the figures' own. A Chrome or Chromium of this machine makes the PNGs from the JSON;
-`BROWSER` names it, if it is not found by itself.
+that show code, which draw nothing themselves. Both have the figures' own light background. A Chrome or Chromium of this
+machine makes the PNGs from the JSON; `BROWSER` names it, if it is not found by itself.
 """
 
 import argparse

@@ -80,8 +80,9 @@ class TokenColors:
 
     A page needs circuitsvis' script once. The picture that carries it leaves it on the page as
     `window.caaLensCircuitsVis`; pictures without it wait for that. It stays when that picture's output is cleared,
-    until the page is loaded anew. Where it is not (a saved notebook without that output, one that is not trusted, a front end
-    that keeps outputs apart, a site that shows code), a picture has the colours of one label, without a choice.
+    until the page is loaded anew. Where it is not (a saved notebook without that output, one that is not trusted, a
+    front end that keeps outputs apart, a site that shows code), a picture has the colours of one label, without a
+    choice.
 
     Attributes:
         caption: what is shown, above the tokens.

@@ -7,6 +7,7 @@ Every notebook is run from top to bottom, with its hidden solutions, on fewer pa
 import ast
 import base64
 import importlib.util
+import io
 import os
 import re
 import struct
@@ -14,9 +15,11 @@ import symtable
 from pathlib import Path
 
 import pytest
+from helpers.browser import CHROMIUM
 from helpers.models import SHARED
 
 nbformat = pytest.importorskip("nbformat", reason="needs the notebooks extra: pip install -e '.[notebooks]'")
+Image = pytest.importorskip("PIL.Image", reason="needs the notebooks extra: pip install -e '.[notebooks]'")
 pytest.importorskip("nbclient", reason="needs the notebooks extra: pip install -e '.[notebooks]'")
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
@@ -133,6 +136,28 @@ def test_a_notebook_is_light_and_every_figure_has_a_picture_for_sites_that_draw_
         assert all(width_of(output.data["image/png"]) <= run.WIDTH for output in shown)
     pages = [output.data["text/html"] for output in outputs(notebook) if "text/html" in output.get("data", {})]
     assert not [page for page in pages if "<script" in page]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium, which draws the pictures")
+def test_a_picture_is_as_wide_as_a_notebooks_column_and_keeps_its_colours():
+    steps = [[i / 400 for i in range(400)]]
+    layout = {"width": 1200, "height": 300, "margin": {"l": 0, "r": 0, "t": 0, "b": 0}}
+    scale = [[0, "#dd5f4a"], [0.5, "#ffffff"], [1, "#4584d6"]]
+    (wide, usual) = (
+        {"data": [{"type": "heatmap", "z": steps, "colorscale": scale, "showscale": False}], "layout": each}
+        for each in (layout, {"height": 300})
+    )
+    drawn = run.draw([wide, usual])
+    assert [width_of(base64.b64encode(png)) for png in drawn] == [run.WIDTH, run.WIDTH]
+    for png in drawn:
+        assert len(Image.open(io.BytesIO(png)).convert("RGB").getcolors(1 << 24)) > 350
+
+
+def test_a_saved_output_holds_no_script(tmp_path):
+    cell = nbformat.v4.new_code_cell("from IPython.display import HTML\nHTML('<b>text</b><script>alert(1)</script>')")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "one.ipynb")
+    (made,) = outputs(run.execute(tmp_path / "one.ipynb"))
+    assert made.data["text/html"] == "<b>text</b>"
 
 
 def test_every_number_with_decimals_in_the_prose_stands_in_an_output(notebook):
