@@ -112,7 +112,7 @@ def styled(
         height=round(height + LINE * (len(lines) + len(under) - 2)),
         margin={"l": 50, "r": 16, "t": top + (26 if panels else 0), "b": 46},
         # What a page that shows the title itself needs to know.
-        meta={"title": " ".join(lines), "subtitle": subtitle, "title_height": top - 16, "min_width": min_width},
+        meta={"title": title, "subtitle": subtitle, "title_height": top - 16, "min_width": min_width},
     )
     if legend:
         below = {"orientation": "h", "x": 0, "xref": "container", "xanchor": "left"}
@@ -124,7 +124,8 @@ def styled(
 
 
 def wrapped(text: str, most: int) -> list[str]:
-    """Lines of at most so many letters, as few as can be, and about as long as each other."""
+    """Lines of at most so many letters, as few as can be, and about as long as each other; 95 % stays together."""
+    text = text.replace(" %", "\N{NO-BREAK SPACE}%")
     lines = textwrap.wrap(text, most, break_on_hyphens=False)
     for width in range(most - 1, 0, -1):
         shorter = textwrap.wrap(text, width, break_on_hyphens=False)

@@ -209,8 +209,8 @@ def test_of_one_question_no_interval_is_shown_or_claimed():
     curve = dose_response(frame, 3, behavior="b", label="p", n_questions=1)
     map_ = sweep_heatmap(frame, behavior="b", test="", label="p", unsteered=0.2, n_questions=1)
     for figure in (curve, map_):
-        assert "1 question" in figure.layout.title.text
-        assert "95 %" not in figure.layout.title.text
+        assert "1 question" in figure.layout.meta["subtitle"]
+        assert "95" not in figure.layout.title.text
         assert "nan" not in figure.to_json().lower().replace("nanosecond", "")
 
 
