@@ -24,6 +24,7 @@ from caa_lens.arguments import check_list, describe
 from caa_lens.engine.edits import Edit
 from caa_lens.engine.positions import Positions
 from caa_lens.provenance import Provenance, hook_name_of, layer_ranges
+from caa_lens.vectors import shown
 from caa_lens.vectors.algebra import expressions as write
 from caa_lens.vectors.algebra import rules, subspaces
 from caa_lens.vectors.algebra.arithmetic import VectorAlgebra
@@ -31,6 +32,7 @@ from caa_lens.vectors.storage import Parts, load_parts, save_parts
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -245,6 +247,18 @@ class SteeringVectors(VectorAlgebra):
     @property
     def behavior(self) -> str:
         return self.provenance.behavior
+
+    def by_layer(self) -> "pd.DataFrame":
+        """Columns `layer`, `norm` (units of the residual stream) and `cosine_before`, with the layer before it."""
+        return shown.by_layer(self._wide, self.layers)
+
+    def plot(self) -> "go.Figure":
+        """Each layer's norm, and its cosine with the layer before."""
+        return shown.drawn(self.by_layer(), self.provenance)
+
+    def _repr_html_(self) -> str:
+        """In Jupyter a set shows its layers."""
+        return shown.written(self.by_layer(), self.provenance, self.d_model)
 
     def save(self, path: str | Path) -> Path:
         """Write one self-describing safetensors file, atomically; see `caa_lens.vectors.storage`."""
