@@ -100,10 +100,10 @@ def execute(path: Path, *, pairs: int | None = None, solutions: bool = False, be
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]  # progress bars
-    _count(notebook)
             for output in cell.outputs:
                 if "text/html" in output.get("data", {}):
                     output.data["text/html"] = SCRIPT.sub("", output.data["text/html"])
+    _count(notebook)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
     return notebook
