@@ -74,8 +74,6 @@ def cells_of(sweep: "Sweep", pairs: "ContrastSet", texts: Texts | None = None) -
     Raises:
         ValueError: for other pairs than the sweep's.
     """
-    from caa_lens.measures.answers import METRIC_LABEL
-
     if (known := sweep.settings.get("test_hash")) != pairs.content_hash:
         raise ValueError(
             f"the sweep scored a set with hash {str(known)[:12]}, and {pairs.name!r} has {pairs.content_hash[:12]}: "
@@ -85,7 +83,7 @@ def cells_of(sweep: "Sweep", pairs: "ContrastSet", texts: Texts | None = None) -
     layers, multipliers = (sorted(set(sweep.frame[name])) for name in ("layer", "multiplier"))
     swept = {(int(layer), float(m)) for layer, m in table.index}
     return Cells(
-        label=METRIC_LABEL[sweep.metric],
+        label=sweep.label,
         layers=[int(layer) for layer in layers],
         multipliers=[float(m) for m in multipliers],
         scores=[[table.loc[(layer, m)].tolist() for m in multipliers] for layer in layers],
