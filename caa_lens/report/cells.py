@@ -8,7 +8,6 @@ from caa_lens.provenance import layer_ranges
 
 if TYPE_CHECKING:
     from caa_lens.contrast.sets import ContrastSet
-    from caa_lens.measures.sweeps import Sweep
 
 Texts = Mapping[tuple[int, float], Sequence[tuple[str, str]]]
 
@@ -64,8 +63,8 @@ class Cells:
         )
 
 
-def cells_of(sweep: "Sweep", pairs: "ContrastSet", texts: Texts | None = None) -> Cells:
-    """The cells of a sweep's figures.
+def cells_of(sweep: Any, pairs: "ContrastSet", texts: Texts | None = None) -> Cells:
+    """The cells of the figures of a `caa_lens.measures.Sweep`.
 
     Args:
         pairs: those that the sweep scored.
