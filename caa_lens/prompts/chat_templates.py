@@ -15,7 +15,7 @@ from caa_lens.contrast.messages import Message
 # Mixed case, two blanks and a line: what upper-casing and tidying would change.
 _QUESTION, _SYSTEM = "Probe7:  qX\nyZ?", "Rule8:  wV\nuT!"
 _NEITHER = "choose another format with prompt_format=..., or write a PromptFormat of your own"
-_KNOWN = ("system", "user", "assistant")  # to every template that takes them at all
+_KNOWN = ("user", "assistant", "system")  # to every template that takes them at all
 
 Render = Callable[[str, str | None], str]
 Converse = Callable[[Sequence[Message], Any], str]
