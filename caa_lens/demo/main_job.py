@@ -237,14 +237,14 @@ def _texts(
     return kept.json(TEXTS, {"vectors": kept.digest(VECTORS), "layer": layer, **settings}, make)
 
 
-def _lens(model: Any, vectors: SteeringVectors, questions: list[str], best: int, kept: KeptFiles) -> "LogitLens":
+def _lens(model: Any, vectors: SteeringVectors, questions: list[Any], best: int, kept: KeptFiles) -> "LogitLens":
     """What the model answers the vectors of some layers, beside random directions, at held-out questions."""
     from caa_lens.interpretation.lens import logit_lens
     from caa_lens.interpretation.lens_results import LogitLens
 
     n = model.cfg.n_layers
     layers = sorted({n // 6, n // 3, n // 2, best, (2 * n) // 3, n - 4, n - 1})
-    made_from = {"vectors": kept.digest(VECTORS), "questions": questions, "layers": layers}
+    made_from = {"vectors": kept.digest(VECTORS), "questions": [str(one) for one in questions], "layers": layers}
     return kept.result(
         LogitLens,
         "lens",
@@ -253,7 +253,7 @@ def _lens(model: Any, vectors: SteeringVectors, questions: list[str], best: int,
     )
 
 
-def _words(model: Any, vectors: SteeringVectors, questions: list[str], behavior: str) -> "WordRanks | None":
+def _words(model: Any, vectors: SteeringVectors, questions: list[Any], behavior: str) -> "WordRanks | None":
     """Ranks of the words that were written down for a bundled behavior; nothing for other behaviors."""
     from caa_lens.interpretation.lens import word_ranks
     from caa_lens.interpretation.words import behavior_words

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from caa_lens.arguments import as_float, check_count, describe
 from caa_lens.atomic_files import write_atomically
+from caa_lens.contrast.messages import Asked
 from caa_lens.engine.overflow import check_finite
 from caa_lens.engine.streams import last_residual, reading
 from caa_lens.interpretation.words import show_token
@@ -44,7 +45,7 @@ from caa_lens.models.checks import check_layers, check_model
 from caa_lens.models.placement import device_of_tokens, dtype_name
 from caa_lens.plots.attribution import similarity_heatmap
 from caa_lens.prompts.batches import check_fits
-from caa_lens.prompts.checks import check_prompt
+from caa_lens.prompts.checks import check_prompt, is_question
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
 from caa_lens.provenance import last_part
 from caa_lens.results import Result
@@ -295,7 +296,7 @@ class TokenSimilarity(Result):
 @torch.inference_mode()
 def token_similarity(
     model: Any,
-    text: str | Prompt,
+    text: Asked | Prompt,
     vectors: SteeringVector | SteeringVectors,
     *,
     answer: str = "",
@@ -310,7 +311,8 @@ def token_similarity(
         token_similarity(model, question, vectors, answer=generate(model, question))
 
     Args:
-        text: a question (put into the model's format), a `Prompt`, or any text with `raw_text=True`.
+        text: a question (words or messages, put into the model's format), a `Prompt`, or any text with
+            `raw_text=True`.
         answer: what follows the question, e.g. a generated text.
         layers: those of the vectors by default.
         measure: which one pictures show, "cosine" or "dot"; the frame has both.
@@ -387,14 +389,21 @@ def _check_measure(measure: str) -> str:
 
 
 def _encode(
-    model: Any, text: str | Prompt, answer: str, prompt_format: PromptFormat | str | None, system: str | None, raw: bool
+    model: Any,
+    text: Asked | Prompt,
+    answer: str,
+    prompt_format: PromptFormat | str | None,
+    system: str | None,
+    raw: bool,
 ) -> tuple[Prompt, str]:
     """The tokens, and what their format is called."""
-    if not isinstance(text, str | Prompt):
+    if not isinstance(text, Prompt) and not is_question(text):
         raise TypeError(f"expected the text in words, one at a time, got {describe(text)}")
     if not isinstance(answer, str):
         raise TypeError(f"expected the answer in words, one at a time, got {describe(answer)}")
-    if isinstance(text, str) and not raw:
+    if raw and not isinstance(text, str | Prompt):
+        raise TypeError("got messages with raw_text=True, which takes a text as it is: give a text, or leave it out")
+    if not isinstance(text, Prompt) and not raw:
         chosen = resolve_format(model, prompt_format)
         return chosen.encode(model.tokenizer, text, answer, system=system), chosen.name
     given = {"an answer": answer, "a prompt format": prompt_format, "a system prompt": system}
@@ -407,6 +416,7 @@ def _encode(
         return text, "as given"
     if model.tokenizer is None:
         raise TypeError("this model has no tokenizer: load it from a folder that has tokenizer files")
+    assert isinstance(text, str)
     if not text.strip():
         raise ValueError("the text is empty: expected some text")
     tokens = tuple(model.tokenizer(text)["input_ids"])

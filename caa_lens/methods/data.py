@@ -97,6 +97,8 @@ def plain_prompt(model: Any, text: str, answer_start: int | None = None) -> Prom
         TypeError: without a tokenizer.
         ValueError: for a text of less than one token behind the first.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"expected texts, which stand in no prompt format, got {describe(text)} among them")
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise TypeError("this model has no tokenizer to make tokens of texts: load it from a folder that has one")

@@ -298,7 +298,7 @@ def _converted(name: str, files: dict[str, PublishedFile], folder: Path) -> tupl
     elif "generate" in paths:
         for split in ("generate", "test"):
             splits[split] = _usable(contrast_files.read_pairs(paths[split], dict), paths[split], notes)
-        splits["open_ended"] = [{"question": text} for text in contrast_files.read_questions(paths["open_ended"])]
+        splits["open_ended"] = [{"question": str(text)} for text in contrast_files.read_questions(paths["open_ended"])]
         if both := {row["question"] for row in splits["generate"]} & {row["question"] for row in splits["test"]}:
             notes.append(f"{len(both)} questions are in both halves, e.g. {min(both)!r}")
     else:

@@ -53,7 +53,7 @@ def load_paper_set(behavior: str, folder: str | Path | None = None) -> tuple[Con
     generate = _load(behavior, "generate", folder)
     open_ended = folder / behavior / "open_ended.jsonl"
     questions = contrast_files.read_questions(open_ended) if open_ended.is_file() else []
-    return generate, _load(behavior, "test", folder), questions
+    return generate, _load(behavior, "test", folder), [str(question) for question in questions]
 
 
 def load_paper_questions(name: str, folder: str | Path | None = None) -> tuple[ContrastSet, tuple[str, ...]]:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from caa_lens.arguments import as_float, as_seed, check_count
+from caa_lens.contrast.messages import Asked
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.edits import Edit, inside_blocks
 from caa_lens.engine.overflow import check_finite
@@ -31,7 +32,7 @@ from caa_lens.models.placement import device_of_tokens
 from caa_lens.models.structure import structure_of
 from caa_lens.models.unembedding import final_logits
 from caa_lens.prompts.batches import PromptBatch, left_pad
-from caa_lens.prompts.checks import as_prompt, check_prompt
+from caa_lens.prompts.checks import as_prompt, check_prompt, is_question, listed
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat
 from caa_lens.steering.interventions import Steering, as_interventions
 from caa_lens.steering.placing import placed
@@ -44,7 +45,7 @@ Forward = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch d_model"]]
 
 def generate(
     model: Any,
-    prompt: str | Prompt | Sequence[str | Prompt],
+    prompt: Asked | Prompt | Sequence[Asked | Prompt],
     vectors: Sequence[Steering] = (),
     *,
     max_new_tokens: int = 100,
@@ -57,7 +58,7 @@ def generate(
     """Steered text: a string for one prompt, a list for several prompts or for a multiplier `[batch]`.
 
     Args:
-        prompt: a question (put into the model's format) or a `Prompt`; or several of them.
+        prompt: a question (words, or a list of messages, put into the model's format) or a `Prompt`; or several.
         vectors: vectors, `(vector, multiplier)` pairs or `Intervention`s, which act from the instruction's end on
             unless an intervention says another start or positions. With one prompt, a multiplier tensor `[batch]` gives
             one text for each of its entries.
@@ -71,12 +72,12 @@ def generate(
             not finite in the model's dtype.
     """
     check_model(model)
-    given = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
+    given = listed(prompt)
     prompts = [as_prompt(model, one, prompt_format=prompt_format, system=system) for one in given]
     rows = {len(m) for i in as_interventions(model, vectors) if (m := torch.as_tensor(i.multiplier)).ndim}
     check_count("max_new_tokens", max_new_tokens)
     _check_text(model)
-    single = isinstance(prompt, str | Prompt) and not rows
+    single = (isinstance(prompt, Prompt) or is_question(prompt)) and not rows
     if len(prompts) == 1 and rows:
         prompts = prompts * max(rows)
     steps = generate_tokens(
@@ -95,7 +96,7 @@ def generate(
 
 def generate_stream(
     model: Any,
-    prompt: str | Prompt,
+    prompt: Asked | Prompt,
     vectors: Sequence[Steering] = (),
     *,
     max_new_tokens: int = 100,

@@ -183,7 +183,6 @@ def test_compare_writes_the_librarys_comparison_and_a_page_that_tells_it(small_m
         (["extract", "sentimant", "x.safetensors"], "sentiment"),
         (["extract", "sentiment", "x.pt"], "vectors are saved as .safetensors"),
         (["vectors", "show", "nowhere.safetensors"], "nothing at nowhere.safetensors: expected a file or folder"),
-        (["generate", "Hi", "--vectors", "v.safetensors"], "add --layer"),
         (["lens", "v.safetensors", "--layers", "a-b"], "not understood"),
         (["lens", "v.safetensors", "--prompts", "sentiment"], "add --reading causal"),
         (["sweep", "sentiment", "v.safetensors", "--multipliers=a,1"], "expected numbers, e.g. -1,0,1"),

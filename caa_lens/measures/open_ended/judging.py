@@ -159,6 +159,7 @@ def judge_texts(
     """
     rubric = find_rubric(rubric)
     frame = answers_frame(items, adds=["score", "raw", "attempts", "error"])
+    frame["question"] = [str(question) for question in frame["question"]]
     if settings is not None and not isinstance(settings, Mapping):
         raise TypeError(f"settings must be a mapping, got {type(settings).__name__}")
     sent = {name: value for name, value in {**SETTINGS, **(settings or {})}.items() if value is not None}
