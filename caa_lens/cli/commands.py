@@ -28,6 +28,7 @@ from caa_lens.cli.options import (
 from caa_lens.cli.outputs import check_out, check_result_and_figure, split_off, write_result_and_figure
 from caa_lens.cli.trust_commands import calibrate, reliability, side_effects
 from caa_lens.cli.vectors import vectors_app
+from caa_lens.models.cpu_threads import sleep_while_waiting
 from caa_lens.provenance import layer_ranges
 
 if TYPE_CHECKING:
@@ -328,6 +329,7 @@ def main() -> None:
     """Run the command line; mistakes of the caller end in one line and with exit code 2, not in a traceback."""
     import sys
 
+    sleep_while_waiting()
     warnings.showwarning = lambda message, *_, **__: typer.echo(f"note: {message}", err=True)
     try:
         app()
