@@ -37,6 +37,16 @@ def refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
+def kept_told(folder: Path) -> str:
+    """Which steps of a run are finished and kept, by the names of their files; "" if none."""
+    try:
+        said = json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    there = [Path(name).stem for name in said if (folder / name).exists()] if isinstance(said, dict) else []
+    return f"{folder} keeps {', '.join(there)}" if there else ""
+
+
 @dataclass(frozen=True, slots=True)
 class KeptFiles:
     """The files of a run's folder, and what each was made from."""

@@ -25,11 +25,12 @@ from caa_lens.atomic_files import write_atomically
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.demo.demo_page import write_page
 from caa_lens.demo.found import Found
-from caa_lens.demo.kept_files import SETTINGS, KeptFiles, refuse_other_settings
+from caa_lens.demo.kept_files import SETTINGS, KeptFiles, kept_told, refuse_other_settings
 from caa_lens.demo.on_screen import show_calibration, show_lens, show_reliability, show_side_effects, show_texts
 from caa_lens.models.checks import check_layers
 from caa_lens.models.loading.fingerprint import model_fingerprint
 from caa_lens.models.placement import device_of_tokens, dtype_of
+from caa_lens.stops import NOTHING, kept_if_stopped
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
 if TYPE_CHECKING:
@@ -88,7 +89,11 @@ def run_demo(config: DemoConfig, folder: str | Path, console: Console | None = N
         ValueError: if the folder holds a run with other settings, or the set has too few pairs.
     """
     folder = Path(folder)
-    console = console or Console()
+    with kept_if_stopped(lambda: kept_told(folder) or NOTHING):
+        return _run_demo(config, folder, console or Console())
+
+
+def _run_demo(config: DemoConfig, folder: Path, console: Console) -> Path:
     began = time.perf_counter()
     settings = {**config.model_dump(mode="json"), "caa_lens": importlib.metadata.version("caa-lens")}
     refuse_other_settings(folder, settings)
@@ -229,7 +234,7 @@ def _lens(model: Any, vectors: SteeringVectors, questions: list[str], best: int,
     from caa_lens.interpretation.lens_results import LogitLens
 
     n = model.cfg.n_layers
-    layers = sorted({n // 6, n // 3, n // 2, best, (2 * n) // 3, n - 4, n - 1})
+    layers = sorted({n // 6, n // 3, n // 2, best, (2 * n) // 3, max(n - 4, 0), n - 1})
     made_from = {"vectors": kept.digest(VECTORS), "questions": questions, "layers": layers}
     return kept.result(
         LogitLens,

@@ -193,8 +193,8 @@ def _groups(root: Path) -> Iterator[tuple[Path, Path]]:
         mount = root / fields[4].lstrip("/")
         # In a container the mount may begin at this process's own group, whose path from outside is what is said.
         above = PurePosixPath(fields[3])
-        path = PurePosixPath(own)
-        below = path.relative_to(above) if path.is_relative_to(above) else PurePosixPath()
+        outside = PurePosixPath(own)
+        below = outside.relative_to(above) if outside.is_relative_to(above) else PurePosixPath()
         folder = mount / below
         yield mount, folder if ".." not in below.parts and folder.is_dir() else mount
 
