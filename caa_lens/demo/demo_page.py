@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caa_lens.demo.found import Found
+from caa_lens.demo.found import Found, Texts
 from caa_lens.demo.on_screen import depth_told
 from caa_lens.report.page import Section, write_report
 from caa_lens.report.trust import chosen_on_told, trust_section
+from caa_lens.steering.generated_text import shown
 
 if TYPE_CHECKING:
     from caa_lens.interpretation.lens_results import LogitLens, WordRanks
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def write_page(
     path: Path,
     found: Found,
-    texts: dict[str, dict[str, str]],
+    texts: Texts,
     lens: "LogitLens",
     words: "WordRanks | None",
     side_effects: "SideEffects",
@@ -25,7 +26,7 @@ def write_page(
 ) -> Path:
     """Write the report of a run and return its path."""
     groups: Sequence[tuple[str, list[tuple[str, str]]]] = [
-        (prompt, [("unsteered" if float(m) == 0 else m, answer) for m, answer in answers.items()])
+        (prompt, [("unsteered" if float(m) == 0 else m, shown(**answer)) for m, answer in answers.items()])
         for prompt, answers in texts.items()
     ]
     n = found.sweep.frame["question"].nunique()
@@ -42,7 +43,8 @@ def write_page(
             ),
             Section(
                 title="Steered text",
-                text="The same greedy generation with the vector added at the multiplier above each text.",
+                text="The same greedy generation with the vector added at the multiplier above each text. An ellipsis "
+                "stands where a text was cut, because it had the most tokens that were asked for.",
                 texts=groups,
             ),
             trust_section(
