@@ -29,8 +29,10 @@ from caa_lens.cli.options import (
     read_question,
 )
 from caa_lens.cli.outputs import check_out, check_result_and_figure, split_off, write_result_and_figure
+from caa_lens.cli.stopping import StoppableGroup, end_stopped, keeps, stop_on_terminate
 from caa_lens.cli.trust_commands import calibrate, reliability, side_effects
 from caa_lens.cli.vectors import vectors_app
+from caa_lens.models.cpu_threads import sleep_while_waiting
 
 if TYPE_CHECKING:
     from caa_lens.contrast.sets import ContrastSet
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 app = App(
     name="caa-lens",
+    cls=StoppableGroup,
     help="Contrastive Activation Addition: extract steering vectors, steer, and ask what the vectors are.",
     add_completion=False,
     rich_markup_mode="markdown",
@@ -81,14 +84,17 @@ def demo(
 
     Example: `caa-lens demo --layers all --out runs/full`
     """
+    from caa_lens.demo.kept_files import kept_told
     from caa_lens.demo.main_job import DemoConfig, run_demo
 
     if out is None:
         given = [part for part in (behavior, layers) if part not in ("sentiment", "coarse")]
         out = Path("runs") / "-".join(["demo", *given]).replace(",", "_").replace("/", "_")
+    folder = out
+    keeps(lambda: kept_told(folder))
     chosen: Any = layers if layers in ("coarse", "all") else parse_layers(layers)
     config = DemoConfig(model=model, dtype=dtype, device=device, backend=backend, behavior=behavior, layers=chosen)
-    run_demo(config, out)
+    run_demo(config, folder)
 
 
 @app.command()
@@ -304,9 +310,13 @@ def main() -> None:
     """Run the command line; mistakes of the caller end in one line and with exit code 2, not in a traceback."""
     import sys
 
+    sleep_while_waiting()
+    stop_on_terminate()
     warnings.showwarning = lambda message, *_, **__: typer.echo(f"note: {message}", err=True)
     try:
         app()
+    except KeyboardInterrupt as stop:  # before any command began
+        end_stopped(stop)
     except (ValueError, TypeError, OSError, MemoryError, IndexError, ImportError) as error:
         # What the system could not read as text stands in messages as it does in `repr`.
         said = str(error).replace("on_bad='drop' leaves", "`caa-lens data convert IN OUT --on-bad drop` leaves")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 
 
-class _FlagsWithoutType:
+class FlagsWithoutType:
     """Flags, `--help` too, take no value, so their help shows no type of it."""
 
     def get_params(self, ctx: Any) -> list[Any]:
@@ -28,11 +28,11 @@ class _FlagsWithoutType:
         return params
 
 
-class _Command(_FlagsWithoutType, TyperCommand):
+class _Command(FlagsWithoutType, TyperCommand):
     pass
 
 
-class _Group(_FlagsWithoutType, TyperGroup):
+class _Group(FlagsWithoutType, TyperGroup):
     pass
 
 
@@ -40,7 +40,7 @@ class App(typer.Typer):
     """A command line, or a group of its commands, in one style."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(cls=_Group, no_args_is_help=True, **options)
+        super().__init__(no_args_is_help=True, **{"cls": _Group, **options})
 
     def command(self, name: str | None = None, **options: Any) -> Any:
         return super().command(name, cls=_Command, **options)

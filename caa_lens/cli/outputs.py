@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from caa_lens.cli.stopping import will_write
+
 if TYPE_CHECKING:
     from caa_lens.contrast.sets import ContrastSet
     from caa_lens.results import Result
@@ -18,6 +20,7 @@ def check_out(out: Path, ending: str, what: str) -> None:
     if out.suffix != ending:
         raise ValueError(f"{what} as {ending}, got {out.name!r}")
     check_writable(out)
+    will_write(out)
 
 
 def check_result_and_figure(out: Path) -> None:
@@ -28,6 +31,7 @@ def check_result_and_figure(out: Path) -> None:
     from caa_lens.results import check_result_path
 
     check_result_path(out)
+    will_write(out.with_suffix(".json"))
 
 
 def write_result_and_figure(result: "Result", out: Path) -> None:

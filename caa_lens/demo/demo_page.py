@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caa_lens.demo.found import Found
+from caa_lens.demo.found import Found, Texts
 from caa_lens.demo.on_screen import depth_told
 from caa_lens.report.cells import cells_of
 from caa_lens.report.page import Section, write_report
 from caa_lens.report.trust import chosen_on_told, trust_section
+from caa_lens.steering.generated_text import shown
 
 if TYPE_CHECKING:
     from caa_lens.contrast.sets import ContrastSet
@@ -20,7 +21,7 @@ def write_page(
     path: Path,
     found: Found,
     tested: "ContrastSet",
-    texts: dict[str, dict[str, str]],
+    texts: Texts,
     lens: "LogitLens",
     words: "WordRanks | None",
     side_effects: "SideEffects",
@@ -33,11 +34,11 @@ def write_page(
         texts: `texts[prompt][multiplier]`, at the layer that was found.
     """
     groups: Sequence[tuple[str, list[tuple[str, str]]]] = [
-        (prompt, [("unsteered" if float(m) == 0 else m, answer) for m, answer in answers.items()])
+        (prompt, [("unsteered" if float(m) == 0 else m, shown(**answer)) for m, answer in answers.items()])
         for prompt, answers in texts.items()
     ]
     written = {
-        (found.layer, float(m)): [(prompt, answers[m]) for prompt, answers in texts.items()]
+        (found.layer, float(m)): [(prompt, shown(**answers[m])) for prompt, answers in texts.items()]
         for m in next(iter(texts.values()))
     }
     cells = cells_of(found.sweep, tested, written)
@@ -56,7 +57,8 @@ def write_page(
             ),
             Section(
                 title="Steered text",
-                text="The same greedy generation with the vector added at the multiplier above each text.",
+                text="The same greedy generation with the vector added at the multiplier above each text. An ellipsis "
+                "stands where a text was cut, because it had the most tokens that were asked for.",
                 texts=groups,
             ),
             trust_section(

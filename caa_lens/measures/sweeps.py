@@ -34,6 +34,7 @@ from caa_lens.prompts.prompt_formats import PromptFormat
 from caa_lens.provenance import last_part
 from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention, is_fitted
+from caa_lens.stops import kept_if_stopped
 from caa_lens.vectors.checks import check_vector_set
 
 
@@ -267,7 +268,8 @@ def sweep(
         "max_tokens": max_tokens,
         "progress": progress,
     }
-    chosen_on = None if validation is None else _on_validation(model, validation, test, vectors, multipliers, how)
+    with kept_if_stopped():
+        chosen_on = None if validation is None else _on_validation(model, validation, test, vectors, multipliers, how)
     cells = [(layer, m) for layer in layers for m in multipliers]
     conditions: list[Condition]
     if fitted:
@@ -278,15 +280,16 @@ def sweep(
             (Intervention(vector=vectors[layer], multiplier=m, operator=operator, positions=positions),)
             for layer, m in cells
         ]
-    scores = score_answers(
-        model,
-        test,
-        conditions,
-        prompt_format=prompt_format,
-        system=system,
-        max_tokens=max_tokens,
-        progress=progress,
-    )
+    with kept_if_stopped():
+        scores = score_answers(
+            model,
+            test,
+            conditions,
+            prompt_format=prompt_format,
+            system=system,
+            max_tokens=max_tokens,
+            progress=progress,
+        )
     n_pairs = len(test)
     frame = pd.DataFrame(
         {

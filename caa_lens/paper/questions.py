@@ -141,7 +141,7 @@ def _load(name: str, split: str, folder: Path) -> ContrastSet:
     if not file.is_file():
         raise FileNotFoundError(
             f"the paper's {name!r} is not in {folder}: run `caa-lens data fetch {name}`. Without network, put these "
-            f"files there first:\n{places(authors_files(name), folder)}"
+            f"files there first:\n{places(authors_files(name).values(), folder)}"
         )
     loaded = ContrastSet(name=name, pairs=tuple(contrast_files.read_pairs(file, ContrastPair)), source=str(file))
     loaded.warn_if_unbalanced(stacklevel=4)

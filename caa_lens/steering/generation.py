@@ -34,6 +34,7 @@ from caa_lens.models.unembedding import final_logits
 from caa_lens.prompts.batches import PromptBatch, left_pad
 from caa_lens.prompts.checks import as_prompt, check_prompt, is_question, listed
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat
+from caa_lens.steering.generated_text import GeneratedText
 from caa_lens.steering.interventions import Steering, as_interventions
 from caa_lens.steering.placing import placed
 from caa_lens.steering.steered_runs import warn_past_the_end
@@ -54,8 +55,10 @@ def generate(
     system: str | None = None,
     prompt_format: PromptFormat | str | None = None,
     use_cache: bool = True,
-) -> str | list[str]:
+) -> GeneratedText | list[GeneratedText]:
     """Steered text: a string for one prompt, a list for several prompts or for a multiplier `[batch]`.
+
+    A string knows whether it is `cut`, by `max_new_tokens`; then its `shown` ends with an ellipsis.
 
     Args:
         prompt: a question (words, or a list of messages, put into the model's format) or a `Prompt`; or several.
@@ -90,7 +93,8 @@ def generate(
         use_cache=use_cache,
     )
     tokens = torch.stack(list(steps), dim=1).tolist()
-    texts = [_decode(model, row) for row in tokens]
+    eos = model.tokenizer.eos_token_id
+    texts = [GeneratedText(_decode(model, row), cut=eos not in row) for row in tokens]
     return texts[0] if single else texts
 
 

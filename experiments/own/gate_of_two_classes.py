@@ -106,7 +106,7 @@ def main() -> None:
     )
     for question in (held_out[0][0], held_out[1][0], REPORTING[0]):
         plain, steered = (cl.generate(model, question, list(some), max_new_tokens=24) for some in ((), condition))
-        print(f"\n{question}\n  without: {plain!r}\n  with:    {steered!r}")
+        print(f"\n{question}\n  without: {plain.shown!r}\n  with:    {steered.shown!r}")
 
 
 if __name__ == "__main__":
