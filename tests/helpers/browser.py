@@ -15,7 +15,10 @@ setTimeout(() => {
 </script>"""
 
 
-def browse(path, tmp_path):
+DARK = "--blink-settings=preferredColorScheme=0"  # as if the reader's system were dark
+
+
+def browse(path, tmp_path, *flags):
     """(document after scripts ran, console messages, requests) of a page in headless chromium."""
     told = tmp_path / "told.html"
     told.write_text(path.read_text(encoding="utf-8") + TELL_REQUESTS, encoding="utf-8")
@@ -29,6 +32,7 @@ def browse(path, tmp_path):
             *(f"--disable-{what}" for what in quiet.split()),
             f"--user-data-dir={tmp_path / 'profile'}",
             "--enable-logging=stderr",
+            *flags,
             "--virtual-time-budget=8000",
             "--dump-dom",
             told.resolve().as_uri(),
