@@ -1,13 +1,16 @@
 """The HTML page: complete, self-contained, quiet, and safe against what models write."""
 
+import itertools
 import json
 import re
 from html import unescape
+from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
 from helpers.browser import CHROMIUM, DARK, browse
+from helpers.contrast import between, contrast
 from helpers.figures import FIGURES
 from typer.testing import CliRunner
 
@@ -15,6 +18,7 @@ from caa_lens.measures.elsewhere.neutral_text import OF_TEXT
 from caa_lens.methods.compared import Choice, Comparison
 from caa_lens.methods.costs import Cost
 from caa_lens.plots.style import DARK_INK, DARK_PAPER, LIGHT_INK, LIGHT_PAPER
+from caa_lens.report import page as page_module
 from caa_lens.report.comparisons import comparison_section, differences
 from caa_lens.report.page import ColoredText, Section, write_report
 from caa_lens.report.runs import RunFolderError, load_section, read_run, save_section, write_run_report
@@ -157,6 +161,18 @@ def test_figures_have_the_theme_of_the_page_around_them(tmp_path, flags, ink, pa
         assert one["ink"] == [as_css(ink)]
         assert one["paper"] == as_css(paper)
         assert one["fits"]
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_the_pages_own_colours_can_be_read(theme):
+    css = (Path(page_module.__file__).parent / "templates" / "report.html").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", re.findall(r":root \{(.*?)\}", css, re.DOTALL)[theme]))
+    assert len(colours) == 6
+    for ink, paper in itertools.product(("ink", "soft", "accent"), ("page", "card")):
+        assert contrast(colours[ink], colours[paper]) >= 4.5, f"{ink} on {paper}"
+    for full in (page_module.ALONG, page_module.AGAINST):  # text on the strongest colour of a token
+        strongest = "#" + "".join(f"{int(part):02x}" for part in full.split(", "))
+        assert contrast(colours["ink"], between(colours["page"], strongest, page_module.FULLEST)) >= 4.5
 
 
 def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
