@@ -2,6 +2,7 @@
 
     make notebooks                         # all six, in full
     python notebooks/run.py 3_*.ipynb      # some, from the folder of the notebooks
+    python notebooks/run.py --first-cell   # run nothing; only see to it that each begins with what Colab needs
 
 Figures are kept twice: as plotly's JSON, which Jupyter draws and which weighs little, and as a PNG for the sites
 that show code, which draw nothing themselves. Both have the figures' own light background. A Chrome or Chromium of this
@@ -33,6 +34,13 @@ FIGURE, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widg
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
 WIDTH = 900  # pixels of a PNG at most, as many as a notebook's column has; a picture that is wider is cut off there
 SOLUTION = re.compile(r"<details>.*?```python\n(.*?)```.*?</details>", re.DOTALL)
+COLAB = """\
+import sys
+
+if "google.colab" in sys.modules:  # Colab has no caa_lens; elsewhere this cell does nothing
+    get_ipython().run_line_magic("pip", "install --quiet 'caa-lens[all] @ git+https://github.com/caa-lens/caa_lens'")
+"""
+"""The first code cell of every notebook."""
 # Sites that show code run none of it, nor does a notebook that is not trusted; run, it has them all.
 SCRIPT = re.compile(r"<script\b.*?</script>\s*", re.DOTALL)
 SIZE = re.compile(r"^(N_\w+ = )(\d+)", re.MULTILINE)
@@ -95,9 +103,20 @@ def execute(path: Path, *, pairs: int | None = None, solutions: bool = False, be
             for output in cell.outputs:
                 if "text/html" in output.get("data", {}):
                     output.data["text/html"] = SCRIPT.sub("", output.data["text/html"])
+    _count(notebook)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
     return notebook
+
+
+def put_first_cell(notebook: Any) -> None:
+    """See to it that the first code cell is `COLAB`, in place; those behind it count on from there."""
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    if first.id == "cell-colab":
+        first.source = COLAB.strip()
+        return
+    notebook.cells.insert(notebook.cells.index(first), nbformat.v4.new_code_cell(COLAB.strip(), id="cell-colab"))
+    _count(notebook)
 
 
 def structure(notebook: Any) -> list[list[str]]:
@@ -152,6 +171,15 @@ def draw(figures: list[dict]) -> list[bytes]:
     return pngs
 
 
+def _count(notebook: Any) -> None:
+    """Number the cells of code from 1 on, as if nothing else had run."""
+    for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
+        cell.execution_count = number
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = number
+
+
 def _capped(pairs: int, size: re.Match[str]) -> str:
     most = max(2, pairs // 3) if size[1].startswith("N_TEST ") else pairs
     return f"{size[1]}{min(int(size[2]), most)}"
@@ -184,11 +212,19 @@ def _literal(text: str) -> object:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, default=NOTEBOOKS, help="all six by default")
-    for path in parser.parse_args().notebooks:
+    parser.add_argument(
+        "--first-cell", action="store_true", help="run nothing, only put the first cell where it is not"
+    )
+    options = parser.parse_args()
+    for path in options.notebooks:
         print(path.name, flush=True)
-        notebook = execute(path)
-        add_pictures(notebook)
+        notebook = nbformat.read(path, as_version=4)
+        put_first_cell(notebook)
         nbformat.write(notebook, path)
+        if not options.first_cell:
+            notebook = execute(path)
+            add_pictures(notebook)
+            nbformat.write(notebook, path)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -63,7 +64,7 @@ class SteeringVector(VectorAlgebra):
     @classmethod
     def from_direction(
         cls,
-        direction: Float[Tensor, " d_model"],
+        direction: Float[Tensor, " d_model"] | Float[np.ndarray, " d_model"],
         layer: int,
         *,
         behavior: str = "by hand",
@@ -71,15 +72,19 @@ class SteeringVector(VectorAlgebra):
     ) -> "SteeringVector":
         """A vector built by hand, e.g. from a probe's weights or an unembedding direction.
 
-        The tensor is copied, unless it requires grad: then it is kept itself, so that gradients reach it and what an
-        optimiser does to it changes the vector; a probe that goes on being trained is given as `weight.detach()`.
+        The tensor or array is copied, unless it requires grad: then it is kept itself, so that gradients reach it and
+        what an optimiser does to it changes the vector; a probe that goes on being trained is given as
+        `weight.detach()`.
 
         Raises:
-            TypeError: for anything but a tensor.
+            TypeError: for anything but a tensor or an array of numpy.
         """
+        if isinstance(direction, np.ndarray):
+            direction = torch.tensor(direction)
         if not isinstance(direction, torch.Tensor):
             raise TypeError(
-                f"got a {type(direction).__name__}, expected a tensor [d_model]: torch.as_tensor(...) makes one"
+                f"got a {type(direction).__name__}, expected a tensor or an array [d_model]: "
+                "torch.as_tensor(...) makes one"
             )
         return cls(
             direction=direction if direction.requires_grad else direction.clone(),
@@ -235,9 +240,9 @@ class SteeringVectors(VectorAlgebra):
         return self.directions.shape[1]
 
     @property
-    def norms(self) -> Float[Tensor, " layer"]:
-        """Euclidean norm of each layer's vector, in float64 on the CPU."""
-        return subspaces.length(self._wide).squeeze(-1)
+    def norms(self) -> "pd.Series":
+        """Euclidean norm of each layer's vector, a pandas series by layer; gradients go through `directions`."""
+        return self._by_layer(subspaces.length(self._wide), "norm")
 
     @property
     def behavior(self) -> str:
@@ -284,5 +289,5 @@ class SteeringVectors(VectorAlgebra):
         p = self.provenance
         return (
             f"SteeringVectors({self._text}, layers={layer_ranges(self.layers)}, d_model={self.d_model}, "
-            f"model={p.model!r}, method={p.method!r}, pairs={p.n_pairs})"
+            f"model={p.model!r}, method={p.method!r}, pairs={p.n_pairs or 'unknown'})"
         )
