@@ -22,13 +22,13 @@ def browse(path, tmp_path, *flags):
     """(document after scripts ran, console messages, requests) of a page in headless chromium."""
     told = tmp_path / "told.html"
     told.write_text(path.read_text(encoding="utf-8") + TELL_REQUESTS, encoding="utf-8")
-    document, console = open_page(told, tmp_path)
+    document, console = open_page(told, tmp_path, *flags)
     requests = re.search(r'data-requests="([^"]*)"', document)
     assert requests, console
     return document, console, requests[1].split()
 
 
-def open_page(path, tmp_path):
+def open_page(path, tmp_path, *flags):
     """(document after scripts ran, console messages) of a file where it lies, in headless chromium."""
     quiet = "background-networking component-update sync default-apps extensions gpu breakpad"
     done = subprocess.run(
