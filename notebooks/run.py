@@ -47,7 +47,7 @@ DRAW = """<!doctype html><meta charset="utf-8"><script>%s</script><pre id="drawn
 (async () => {
   const drawn = [];
   for (const figure of %s) {
-    const layout = { ...figure.layout, paper_bgcolor: "white" };
+    const layout = { ...figure.layout, paper_bgcolor: "%s", plot_bgcolor: "%s" };
     const size = { width: layout.width || %d, height: layout.height || 450 };
     drawn.push(await Plotly.toImage({ data: figure.data, layout }, { format: "png", scale: %s, ...size }));
   }
@@ -135,8 +135,11 @@ def add_pictures(notebook: Any) -> None:
         output.data["image/png"] = base64.b64encode(png).decode()
 
 
-def draw(figures: list[dict]) -> list[bytes]:
+def draw(figures: list[dict], *, paper: str = "white") -> list[bytes]:
     """PNGs of plotly figures (their JSON), in 256 colours, which are a quarter of the size and look the same.
+
+    Args:
+        paper: the colour of the background.
 
     Raises:
         FileNotFoundError: there is no browser to draw them.
@@ -150,7 +153,7 @@ def draw(figures: list[dict]) -> list[bytes]:
     data = json.dumps(figures).replace("<", "\\u003c")  # so that nothing in it can end the script
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder, "figures.html")
-        page.write_text(DRAW % (get_plotlyjs(), data, WIDTH, SCALE), encoding="utf-8")
+        page.write_text(DRAW % (get_plotlyjs(), data, paper, paper, WIDTH, SCALE), encoding="utf-8")
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         flags += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=120000", "--dump-dom"]
         done = subprocess.run([browser, *flags, page.as_uri()], capture_output=True, text=True, timeout=600)
