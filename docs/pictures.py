@@ -1,6 +1,6 @@
 """The pictures of what the library shows, on the demo model: one function of it each, on few pairs.
 
-    python docs/pictures.py                   # all, in docs/images; four minutes of one core
+    python docs/pictures.py                   # all, in docs/images; three minutes of one core
     python docs/pictures.py lens transfer     # some
 
 Needs a Chrome or Chromium, which draws (`notebooks/run.py`). Every picture has a sister for dark pages, `x_dark.png`.
@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 
 import plotly.graph_objects as go
-import plotly.io as pio
 
 import caa_lens as cl
 from caa_lens.atomic_files import write_atomically
@@ -97,9 +96,7 @@ def light_and_dark(figure: go.Figure) -> list[go.Figure]:
     """A figure at a page's width, and the same for a dark page."""
     size = {"width": figure.layout.width or WIDTH, "height": figure.layout.height or HEIGHT}
     light = go.Figure(figure).update_layout(size)
-    dark = go.Figure(light)
-    if "caa_lens_dark" in pio.templates:
-        dark.update_layout(template="caa_lens_dark")
+    dark = go.Figure(light).update_layout(template="caa_lens_dark", paper_bgcolor=DARK, plot_bgcolor=DARK)
     return [light, dark]
 
 
@@ -110,9 +107,9 @@ def main() -> None:
     study = Study()
     for name in names:
         figures = light_and_dark(PICTURES[name](study))
-        for figure, paper, ending in zip(figures, ("white", DARK), ("", "_dark"), strict=True):
+        for figure, ending in zip(figures, ("", "_dark"), strict=True):
             path = IMAGES / f"{name}{ending}.png"
-            (png,) = draw([json.loads(figure.to_json())], paper=paper)
+            (png,) = draw([json.loads(figure.to_json())], finer=1.5)
             write_atomically(path, lambda file, png=png: file.write_bytes(png))
             print(f"{path.name}: {len(png) // 1000} kB", flush=True)
 

@@ -65,7 +65,7 @@ def write_page(
                 "is 'nothing to read here', random directions of the same size give tokens that stand out as much.",
                 found=[] if words is None else [depth_told(words)],
                 figures=[] if words is None else [words.plot()],
-                tables=[lens.summary(8).reset_index()],
+                tables=[lens.tokens().reset_index()],
             ),
         ],
         settings={**found.sweep.settings, **settings},

@@ -31,6 +31,7 @@ from caa_lens.measures.training_pairs import warn_of_training_pairs
 from caa_lens.models.checks import check_layers, check_model
 from caa_lens.plots.measures import dose_response, sweep_heatmap
 from caa_lens.prompts.prompt_formats import PromptFormat
+from caa_lens.provenance import last_part
 from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention, is_fitted
 from caa_lens.vectors.checks import check_vector_set
@@ -170,6 +171,8 @@ class Sweep(Result):
             test=self.settings.get("test", ""),
             label=METRIC_LABEL[self.metric],
             unsteered=self.unsteered,
+            n_questions=self.frame["question"].nunique(),
+            model=last_part(self.provenance["vectors"].model),
         )
 
     def plot_layer(self, layer: int | None = None) -> go.Figure:
@@ -180,6 +183,7 @@ class Sweep(Result):
             behavior=self.provenance["vectors"].behavior,
             label=METRIC_LABEL[self.metric],
             n_questions=self.frame["question"].nunique(),
+            model=last_part(self.provenance["vectors"].model),
         )
 
     def __repr__(self) -> str:

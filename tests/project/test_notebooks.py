@@ -5,10 +5,13 @@ Every notebook is run from top to bottom, with its hidden solutions, on fewer pa
 """
 
 import ast
+import base64
 import copy
 import importlib.util
+import io
 import os
 import re
+import struct
 import symtable
 import sys
 import tomllib
@@ -16,9 +19,11 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from helpers.browser import CHROMIUM
 from helpers.models import SHARED
 
 nbformat = pytest.importorskip("nbformat", reason="needs the notebooks extra: pip install -e '.[notebooks]'")
+Image = pytest.importorskip("PIL.Image", reason="needs the notebooks extra: pip install -e '.[notebooks]'")
 pytest.importorskip("nbclient", reason="needs the notebooks extra: pip install -e '.[notebooks]'")
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
@@ -57,6 +62,11 @@ def texts(notebook):
     """What outputs say in words and numbers; figures aside."""
     for output in outputs(notebook):
         yield output.text if output.output_type == "stream" else output.data.get("text/plain", "")
+
+
+def width_of(png):
+    """Pixels of a PNG, which stand behind its signature and the name of its first part."""
+    return struct.unpack(">I", base64.b64decode(png)[16:20])[0]
 
 
 def switched_on(path, flag, target):
@@ -152,13 +162,36 @@ def test_the_committed_outputs_say_nothing_about_the_machine_that_made_them(path
 
 
 def test_a_notebook_is_light_and_every_figure_has_a_picture_for_sites_that_draw_none(path, notebook):
-    assert path.stat().st_size < 500_000
+    assert path.stat().st_size < 1_500_000
     for cell in notebook.cells:
         shown = [output for output in cell.get("outputs", []) if run.FIGURE in output.get("data", {})]
         assert len(shown) <= 1, "one picture a cell"
         assert all("image/png" in output.data for output in shown)
+        assert all(width_of(output.data["image/png"]) <= run.WIDTH for output in shown)
     pages = [output.data["text/html"] for output in outputs(notebook) if "text/html" in output.get("data", {})]
     assert not [page for page in pages if "<script" in page]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium, which draws the pictures")
+def test_a_picture_is_as_wide_as_a_notebooks_column_and_keeps_its_colours():
+    steps = [[i / 400 for i in range(400)]]
+    layout = {"width": 1200, "height": 300, "margin": {"l": 0, "r": 0, "t": 0, "b": 0}}
+    scale = [[0, "#dd5f4a"], [0.5, "#ffffff"], [1, "#4584d6"]]
+    (wide, usual) = (
+        {"data": [{"type": "heatmap", "z": steps, "colorscale": scale, "showscale": False}], "layout": each}
+        for each in (layout, {"height": 300})
+    )
+    drawn = run.draw([wide, usual])
+    assert [width_of(base64.b64encode(png)) for png in drawn] == [run.WIDTH, run.WIDTH]
+    for png in drawn:
+        assert len(Image.open(io.BytesIO(png)).convert("RGB").getcolors(1 << 24)) > 350
+
+
+def test_a_saved_output_holds_no_script(tmp_path):
+    cell = nbformat.v4.new_code_cell("from IPython.display import HTML\nHTML('<b>text</b><script>alert(1)</script>')")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "one.ipynb")
+    (made,) = outputs(run.execute(tmp_path / "one.ipynb"))
+    assert made.data["text/html"] == "<b>text</b>"
 
 
 def test_every_number_with_decimals_in_the_prose_stands_in_an_output(notebook):
