@@ -163,13 +163,18 @@ class Sweep(Result):
         """Mean score without steering (multiplier 0); NaN if 0 was not swept."""
         return float(self.frame.loc[self.frame["multiplier"] == 0, self.metric].mean())
 
+    @property
+    def label(self) -> str:
+        """What a score is, in words, with its units."""
+        return METRIC_LABEL[self.metric]
+
     def plot(self) -> go.Figure:
         """Heat map of the mean score, layer x multiplier."""
         return sweep_heatmap(
             self.summary(),
             behavior=self.provenance["vectors"].behavior,
             test=self.settings.get("test", ""),
-            label=METRIC_LABEL[self.metric],
+            label=self.label,
             unsteered=self.unsteered,
             n_questions=self.frame["question"].nunique(),
             model=last_part(self.provenance["vectors"].model),
@@ -181,7 +186,7 @@ class Sweep(Result):
             self.summary(),
             self.best_layer if layer is None else check_count("layer", layer, least=0),
             behavior=self.provenance["vectors"].behavior,
-            label=METRIC_LABEL[self.metric],
+            label=self.label,
             n_questions=self.frame["question"].nunique(),
             model=last_part(self.provenance["vectors"].model),
         )

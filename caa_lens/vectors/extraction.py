@@ -28,7 +28,7 @@ from caa_lens.models.checks import check_layers, check_model
 from caa_lens.models.placement import dtype_name, dtype_of
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import PromptFormat, resolve_format
-from caa_lens.provenance import PAIR_HASHES, Provenance, layer_ranges
+from caa_lens.provenance import Provenance, layer_ranges
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
 
@@ -153,7 +153,6 @@ def extract(
             dataset_hash=pairs.content_hash,
             expression=pairs.behavior,
             details={
-                PAIR_HASHES: " ".join(pairs.pair_hashes),
                 **pairs.provenance_details,
                 "model_dtype": dtype_name(model),
                 **({"system": system} if system else {}),
