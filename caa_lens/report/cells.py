@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from caa_lens.contrast.sets import ContrastSet
 
 Texts = Mapping[tuple[int, float], Sequence[tuple[str, str]]]
+"""Of a cell (layer, multiplier), prompts and what the model wrote."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
