@@ -194,6 +194,7 @@ def page_html(session: Session) -> str:
         session=session,
         layers=layers,
         first_layer=layers.index(session.middle_layer),
+        number=lambda value: f"{value:+g}".replace("-", "−"),
         low=low,
         high=high,
         first_multiplier=min(max(1.0, low), high),

@@ -11,6 +11,11 @@ NOT_READ = '<p class="soft">The lens was not read, as the text was stopped.</p>'
 WHY = {"end": "", "length": " …", "stopped": " … (stopped)"}
 
 
+def number(value: float | int, digits: int) -> str:
+    """With its sign, as it is set in print."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def piece_html(piece: Piece) -> str:
     """A token that has no colour yet."""
     return f"<span>{escape(piece.text)}</span>" if piece.text else ""
@@ -23,7 +28,7 @@ def text_html(coloured: Coloured) -> str:
         share = max(-1.0, min(1.0, cosine / coloured.bound))
         colour = f"rgba({ALONG if share > 0 else AGAINST}, {STRONGEST * abs(share):.3f})"
         if text:
-            spans.append(f'<span style="background: {colour}" title="{cosine:+.3f}">{escape(text)}</span>')
+            spans.append(f'<span style="background: {colour}" title="{number(cosine, 3)}">{escape(text)}</span>')
     return "".join(spans)
 
 
@@ -34,8 +39,10 @@ def end_html(finished: Finished) -> str:
 
 def legend_html(coloured: Coloured) -> str:
     """What the colours mean, in words."""
-    along, against = (f'<span style="background: rgba({c}, {STRONGEST})">&nbsp;{sign}{coloured.bound:.2f}&nbsp;</span>'
-                      for c, sign in ((ALONG, "+"), (AGAINST, "−")))  # fmt: skip
+    along, against = (
+        f'<span style="background: rgba({colour}, {STRONGEST})">&nbsp;{number(end, 2)}&nbsp;</span>'
+        for colour, end in ((ALONG, coloured.bound), (AGAINST, -coloured.bound))
+    )
     return (
         f"{against} to {along}: cosine of each token's residual stream behind layer {coloured.layer} with the vector. "
         "Both texts are read without steering."
@@ -44,7 +51,7 @@ def legend_html(coloured: Coloured) -> str:
 
 def title_of(side: str, layer: int, multiplier: float | int) -> str:
     """What stands above a text."""
-    return f"Steered: layer {layer}, times {multiplier:+g}" if side == STEERED else "Unsteered"
+    return f"Steered: layer {layer}, times {number(multiplier, 1)}" if side == STEERED else "Unsteered"
 
 
 def lens_html(read: LensRead) -> str:
@@ -57,8 +64,9 @@ def lens_html(read: LensRead) -> str:
     for side, head, colour in (("promoted", "raised", ALONG), ("suppressed", "lowered", AGAINST)):
         rows = frame[frame["side"] == side].sort_values("rank")
         items = "".join(
-            f'<tr><td class="token">{escape(token)}</td><td class="score" style="background: linear-gradient(to right, '
-            f'rgba({colour}, 0.45) {100 * abs(score) / reach:.0f}%, transparent 0)">{score:+.2f}</td></tr>'
+            f'<tr><td class="token" title="{escape(token)}" style="background: linear-gradient(to right, '
+            f'rgba({colour}, 0.35) {100 * abs(score) / reach:.0f}%, transparent 0)">{escape(token)}</td>'
+            f'<td class="score">{number(score, 2)}</td></tr>'
             for token, score in zip(rows["token"], rows["score"].astype(float), strict=True)
         )
         columns.append(f'<table class="lens"><caption>{head}</caption>{items}</table>')

@@ -42,7 +42,7 @@ STYLE = """<style>
 .caa-lens-explorer .lens { width: 100%; margin: 0; }
 .caa-lens-explorer .lens caption { text-align: left; font-weight: 600; }
 .caa-lens-explorer .lens td { text-align: left; white-space: nowrap; padding: .1em .2em; }
-.caa-lens-explorer .lens td.score { text-align: right; width: 5em; }
+.caa-lens-explorer .lens td.score { text-align: right; width: 4em; }
 .caa-lens-explorer p { line-height: 1.4; margin: 0 0 .5em; }
 </style>"""
 
