@@ -12,6 +12,8 @@ forbids it to ask anything of any other place.
 
 import asyncio
 import json
+import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,7 +27,6 @@ from caa_lens.explorer.turns import Said, Turns
 
 try:
     from tornado.httpserver import HTTPServer
-    from tornado.netutil import bind_sockets
     from tornado.web import Application, HTTPError, RequestHandler
     from tornado.websocket import WebSocketClosedError, WebSocketHandler
 except ImportError:
@@ -63,21 +64,33 @@ def serve(session: Session, *, port: int = PORT, started: Callable[[str], None] 
 
 
 async def _serve(session: Session, port: int, started: Callable[[str], None] | None) -> None:
-    try:
-        sockets = bind_sockets(port, LOOPBACK)
-    except OSError as error:
-        raise OSError(
-            f"port {port} cannot be used ({error.strerror}): is an explorer open already? choose another one, 0 for any"
-        ) from None
+    listening = listen(port)
     server = HTTPServer(application(session), max_body_size=LARGEST_MESSAGE)
-    server.add_sockets(sockets)
+    server.add_socket(listening)
     if started is not None:
-        started(f"http://{LOOPBACK}:{sockets[0].getsockname()[1]}")
+        started(f"http://{LOOPBACK}:{listening.getsockname()[1]}")
     try:
         await asyncio.Event().wait()
     finally:
         session.stop()
         server.stop()
+
+
+def listen(port: int) -> socket.socket:
+    """A socket of the loopback address. Raises `OSError` if its port cannot be had."""
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":  # elsewhere it would share a port that is in use
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setblocking(False)
+        listening.bind((LOOPBACK, port))
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        raise OSError(
+            f"port {port} cannot be used ({error.strerror}): is an explorer open already? choose another one, 0 for any"
+        ) from None
+    return listening
 
 
 def application(session: Session) -> Application:

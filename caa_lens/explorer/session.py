@@ -268,7 +268,7 @@ class Session:
     def _texts(self, asked: Asked, prompt: Prompt) -> Iterator[Event]:
         options: dict[str, Any] = {
             "max_new_tokens": asked.max_new_tokens,
-            "temperature": asked.temperature,
+            "temperature": float(asked.temperature),
             "seed": asked.seed,
         }
         key = prompt, *options.values(), self._state()

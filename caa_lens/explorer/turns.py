@@ -78,6 +78,9 @@ class Turns:
                     await asyncio.sleep(0)
             except SAID as error:
                 tell(Said(kind="error", text=str(error)))
+            except Exception as error:
+                tell(Said(kind="error", text=f"a fault of the explorer's own, {type(error).__name__}: {error}"))
+                raise
             finally:
                 events.close()
                 tell(Said(kind="done"))

@@ -62,8 +62,8 @@ def test_the_colours_are_cosines_of_the_unsteered_stream_of_each_tokens_place(se
     for side, steps in ids.items():
         tokens = [int(step) for step in steps]
         whole = cl.prompts.Prompt.from_tokens([*prompt.tokens, *tokens])
-        (stream,) = read_residuals(model, [whole], layers=[2])
-        h = torch.as_tensor(stream[0] if stream.ndim == 3 else stream).float()[len(prompt) :]
+        places = [replace(whole, read=(i, i + 1)) for i in range(len(prompt), len(whole))]
+        h = torch.cat(list(read_residuals(model, places, layers=[2])))[:, 0]
         expected = torch.nn.functional.cosine_similarity(h, v.to(h)[None], dim=-1)
         found = torch.tensor([cosine for _, cosine in last[side].tokens])
         torch.testing.assert_close(found, expected.cpu(), rtol=1e-5, atol=1e-6)
