@@ -1,4 +1,4 @@
-"""The explorer's page: only this machine reaches it, only its own script is obeyed, and it asks for nothing elsewhere."""
+"""The explorer's page: only this machine reaches it, only its own script is obeyed, it asks for nothing else."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The explorer's session: its texts are those of `generate`, its colours `token_similarity`'s, its lens `logit_lens`'."""
+"""The explorer's session: texts of `generate`, colours of `token_similarity`, and the lens of `logit_lens`."""
 
 from dataclasses import replace
 
@@ -218,7 +218,7 @@ def test_a_session_takes_a_file_one_vector_or_a_set(tiny_chat, tmp_path):
 def test_what_no_session_can_be_made_of_is_said(tiny_chat, tiny_model):
     vectors = random_vectors(tiny_chat)
     other = random_vectors(tiny_model(d_model=16))
-    with pytest.raises(ValueError, match="d_model=16.*extract them from this model"):
+    with pytest.raises(ValueError, match=r"d_model=16.*extract them from this model"):
         Session(tiny_chat, other)
     with pytest.raises(ValueError, match=r"layers \[2\] are zero"):
         Session(

@@ -1,4 +1,4 @@
-"""Turns of an explorer: the latest wish of one window counts, another window is told, and a text stops in the middle."""
+"""Turns of an explorer: the latest wish of a window counts, another window is told, a text stops in the middle."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A headless chromium that a test drives as a person would: keys, clicks, sizes, and all that the page said and asked for.
+"""A headless chromium, driven as by a person: keys, clicks, sizes, and all that the page said and asked for.
 
 Over chromium's own protocol, on a websocket of the loopback address; it is ended by its process id.
 """
