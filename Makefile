@@ -1,4 +1,5 @@
-# `make demo` runs the main job on a real model, `make explore` a page to play with its vectors, `make test` the tests, `make check` the linters,
+# `make demo` runs the main job on a real model, `make explore` opens a page to play with its vectors,
+# `make test` the tests, `make check` the linters,
 # `make interop` the tests against other tools, `make newest` those of bridges with the newest model libraries,
 # `make gpu-wheels` what a machine with a card needs, `make gpu` everything that is to be done there,
 # `make docs` the documentation site, `make graph` the imports.

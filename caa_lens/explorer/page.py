@@ -41,6 +41,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:; "
     "connect-src 'self' ws://{0}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+WORDS = {str: "text", bool: "yes or no"}
 KINDS = {"explorer.css": "text/css", "explorer.js": "text/javascript"}
 
 
@@ -226,12 +227,12 @@ def _asked(message: str | bytes) -> Asked | None:
         raise ValueError("the page sent something that is no message: reload it") from None
     if said.pop("kind", None) == "stop":
         return None
-    wanted = {"prompt": str, "layer": int, "multiplier": float | int, "max_new_tokens": int, "temperature": float | int}
+    number = float | int
+    wanted: dict[str, Any] = {"prompt": str, "layer": int, "multiplier": number, "max_new_tokens": int}
+    wanted |= {"temperature": number, "lens": bool}
     for name, kind in wanted.items():
-        if not isinstance(said.get(name), kind) or isinstance(said[name], bool):
-            raise ValueError(
-                f"{name.replace('_', ' ')} is not a {'text' if kind is str else 'number'}: reload the page"
-            )
+        if not isinstance(said.get(name), kind) or isinstance(said[name], bool) != (kind is bool):
+            raise ValueError(f"{name.replace('_', ' ')} is not a {WORDS.get(kind, 'number')}: reload the page")
     return Asked(**{name: said[name] for name in wanted})
 
 

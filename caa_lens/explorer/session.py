@@ -53,6 +53,7 @@ class Asked:
         max_new_tokens: of each of the two texts.
         temperature: 0 is greedy.
         seed: of the same samples in both texts.
+        lens: whether the layer's lens is read behind the texts; nothing can be stopped meanwhile.
     """
 
     prompt: str
@@ -61,6 +62,7 @@ class Asked:
     max_new_tokens: int = 60
     temperature: float | int = 0.0
     seed: int = 0
+    lens: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,8 +225,8 @@ class Session:
         as_seed(asked.seed)
         return as_prompt(self.model, asked.prompt, prompt_format=self._format, system=self._system)
 
-    def write(self, asked: Asked, *, lens: bool = True) -> Generator[Event, None, None]:
-        """Both texts piece by piece, with their colours, then the lens of the layer, unless it was stopped.
+    def write(self, asked: Asked) -> Generator[Event, None, None]:
+        """Both texts piece by piece, with their colours, then the lens of the layer, if wanted and not stopped.
 
         Raises:
             BusyError: while another text is being written.
@@ -235,7 +237,7 @@ class Session:
         self._busy, self._stopped = True, False
         try:
             yield from self._texts(asked, self.check(asked))
-            if lens and not self._stopped:
+            if asked.lens and not self._stopped:
                 if not self._known_lens(asked.layer):
                     yield LensRead(layer=asked.layer, lens=None)
                 if not self._stopped:

@@ -52,7 +52,7 @@ class Explorer:
 
     Attributes:
         session: what is explored.
-        prompt, layer, multiplier, max_new_tokens, temperature: the controls, whose `value` may be set from code, too.
+        prompt, layer, multiplier, max_new_tokens, temperature, lens: the controls; their `value` may be set from code.
         write_button, stop_button: their `click()` is a click.
         box: everything, a widget to put into others.
     """
@@ -97,6 +97,7 @@ class Explorer:
             layout=wide,
             style=style,
         )
+        self.lens = ipywidgets.Checkbox(value=True, description="Read the causal lens behind each text", indent=False)
         self.write_button = ipywidgets.Button(description="Write", button_style="primary")
         self.stop_button = ipywidgets.Button(description="Stop", disabled=True)
         self._status = ipywidgets.HTML()
@@ -143,7 +144,7 @@ class Explorer:
                 *note,
                 self.prompt,
                 ipywidgets.GridBox(
-                    [self.layer, self.multiplier, self.max_new_tokens, self.temperature], layout=columns
+                    [self.layer, self.multiplier, self.max_new_tokens, self.temperature, self.lens], layout=columns
                 ),
                 ipywidgets.HBox([self.write_button, self.stop_button, self._status]),
                 ipywidgets.GridBox([self._texts[UNSTEERED], self._texts[STEERED], self._lens], layout=columns),
@@ -165,6 +166,7 @@ class Explorer:
             multiplier=self.multiplier.value,
             max_new_tokens=self.max_new_tokens.value,
             temperature=self.temperature.value,
+            lens=self.lens.value,
         )
         self._turns.ask(self, asked, lambda event: self._tell(asked, event))
 

@@ -26,6 +26,7 @@ ASKED = {
     "multiplier": 3,
     "max_new_tokens": 20,
     "temperature": 0,
+    "lens": True,
 }
 
 
@@ -113,6 +114,7 @@ def test_the_page_writes_what_generate_writes(session):
         ({**ASKED, "max_new_tokens": 10**9}, "max_new_tokens must be at most 200"),
         ({**ASKED, "layer": "2"}, "layer is not a number"),
         ({**ASKED, "multiplier": True}, "multiplier is not a number"),
+        ({**ASKED, "lens": 1}, "lens is not a yes or no"),
         ({"kind": "write"}, "prompt is not a text"),
         ("no message", "the page sent something that is no message"),
         ([1], "the page sent something that is no message"),

@@ -38,7 +38,7 @@ def of_kind(events, kind):
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_both_texts_are_those_that_generate_writes_one_by_one(session, temperature):
     asked = replace(ASKED, temperature=temperature, seed=3)
-    found = texts(session.write(asked, lens=False))
+    found = texts(session.write(replace(asked, lens=False)))
     options = {"max_new_tokens": 40, "temperature": temperature, "seed": 3}
     assert found["unsteered"] == cl.generate(session.model, QUESTION, **options)
     steered = cl.generate(session.model, QUESTION, vectors=[(session.vectors[2], 3.0)], **options)
@@ -47,12 +47,12 @@ def test_both_texts_are_those_that_generate_writes_one_by_one(session, temperatu
 
 
 def test_tokens_come_in_turns(session):
-    sides = [event.side for event in of_kind(session.write(replace(ASKED, max_new_tokens=5), lens=False), Piece)]
+    sides = [event.side for event in of_kind(session.write(replace(ASKED, max_new_tokens=5, lens=False)), Piece)]
     assert sides[:10] == ["unsteered", "steered"] * 5
 
 
 def test_the_colours_are_cosines_of_the_unsteered_stream_of_each_tokens_place(session):
-    model, events = session.model, list(session.write(ASKED, lens=False))
+    model, events = session.model, list(session.write(replace(ASKED, lens=False)))
     prompt, v = cl.prompts.Prompt.of(model, QUESTION), session.vectors[2].direction
     ids = {
         "unsteered": generate_tokens(model, [prompt], max_new_tokens=40),
@@ -73,7 +73,7 @@ def test_the_colours_are_cosines_of_the_unsteered_stream_of_each_tokens_place(se
 
 
 def test_the_colours_are_those_of_token_similarity_with_the_text_as_the_answer(session):
-    last = {event.side: event for event in of_kind(session.write(ASKED, lens=False), Coloured)}
+    last = {event.side: event for event in of_kind(session.write(replace(ASKED, lens=False)), Coloured)}
     text = "".join(piece for piece, _ in last["steered"].tokens)
     similar = cl.token_similarity(session.model, QUESTION, session.vectors[2], answer=text)
     expected = similar.frame["cosine"].tolist()[similar.answer_start :]
@@ -83,7 +83,9 @@ def test_the_colours_are_those_of_token_similarity_with_the_text_as_the_answer(s
 
 
 def test_colours_come_while_a_text_grows_and_again_at_its_end(session):
-    lengths = [len(one.tokens) for one in of_kind(session.write(ASKED, lens=False), Coloured) if one.side == "steered"]
+    lengths = [
+        len(one.tokens) for one in of_kind(session.write(replace(ASKED, lens=False)), Coloured) if one.side == "steered"
+    ]
     assert lengths == [16, 32, 40]
 
 
@@ -108,7 +110,7 @@ def test_a_text_is_stopped_in_the_middle_with_its_colours_and_without_a_lens(ses
     assert [len(one.tokens) for one in of_kind(seen, Coloured)] == [5, 4]
     assert not of_kind(seen, LensRead)
     assert not session.busy
-    whole = texts(session.write(ASKED, lens=False))  # nothing of the half of a text was kept
+    whole = texts(session.write(replace(ASKED, lens=False)))  # nothing of the half of a text was kept
     assert whole["unsteered"] == cl.generate(session.model, QUESTION, max_new_tokens=40)
 
 
@@ -119,17 +121,17 @@ def test_one_text_is_written_at_a_time_and_one_that_is_let_go_makes_room(session
         next(session.write(ASKED))
     first.close()
     assert not session.busy
-    assert len(of_kind(session.write(ASKED, lens=False), Finished)) == 2
+    assert len(of_kind(session.write(replace(ASKED, lens=False)), Finished)) == 2
 
 
 def test_a_text_says_why_it_ended(session, monkeypatch):
-    assert [one.why for one in of_kind(session.write(ASKED, lens=False), Finished)] == ["length", "length"]
+    assert [one.why for one in of_kind(session.write(replace(ASKED, lens=False)), Finished)] == ["length", "length"]
     end = next(generate_tokens(session.model, [cl.prompts.Prompt.of(session.model, QUESTION)], max_new_tokens=1))
     monkeypatch.setattr(type(session.model.tokenizer), "eos_token_id", int(end), raising=False)
-    events = list(session.write(replace(ASKED, max_new_tokens=6, multiplier=0.0), lens=False))
+    events = list(session.write(replace(ASKED, max_new_tokens=6, multiplier=0.0, lens=False)))
     assert [one.why for one in of_kind(events, Finished)] == ["end", "end"]
     assert not of_kind(events, Piece)
-    again = list(session.write(replace(ASKED, max_new_tokens=6, multiplier=0.0), lens=False))
+    again = list(session.write(replace(ASKED, max_new_tokens=6, multiplier=0.0, lens=False)))
     assert [one.why for one in of_kind(again, Finished)] == ["end", "end"]
 
 
@@ -144,7 +146,7 @@ def test_the_unsteered_text_is_kept_until_it_would_be_another_one(session, monke
 
     def write(**changes):
         written.clear()
-        found = texts(session.write(replace(ASKED, **changes), lens=False))
+        found = texts(session.write(replace(ASKED, **changes, lens=False)))
         return written.copy(), found["unsteered"]
 
     both, first = write()
@@ -174,7 +176,7 @@ def test_the_unsteered_text_is_kept_until_it_would_be_another_one(session, monke
 
 
 def test_with_a_multiplier_of_0_both_texts_are_the_same(session):
-    found = texts(session.write(replace(ASKED, multiplier=0), lens=False))
+    found = texts(session.write(replace(ASKED, multiplier=0, lens=False)))
     assert found["steered"] == found["unsteered"]
 
 

@@ -208,7 +208,7 @@ def encoded(model, texts):
 def explored(model, n):
     """What a click in the explorer costs, but for the lens, which is counted by itself."""
     session = explorer.Session(model, vectors_of(model), prompt_format=default_format(model))
-    return list(session.write(explorer.Asked(prompt="Hello", layer=1, max_new_tokens=2 * n), lens=False))
+    return list(session.write(explorer.Asked(prompt="Hello", layer=1, max_new_tokens=2 * n, lens=False)))
 
 
 def divergence(model, n):

@@ -28,6 +28,7 @@ function ask() {
     multiplier: multiplier(),
     max_new_tokens: Number(at("tokens").value),
     temperature: Number(at("temperature").value),
+    lens: at("with-lens").checked,
   }));
 }
 
