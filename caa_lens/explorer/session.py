@@ -66,7 +66,12 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class Event:
+    """Something that a session tells while it writes: a `Piece`, `Coloured`, `Finished` or `LensRead`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece(Event):
     """A token more of one text: what it adds to it, "" where a character is not whole yet."""
 
     side: str
@@ -74,7 +79,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Coloured:
+class Coloured(Event):
     """One text as it stands, with the cosine of each token with the layer's vector.
 
     Attributes:
@@ -91,7 +96,7 @@ class Coloured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
+class Finished(Event):
     """One text is written: it came to its "end", to the "length" that was asked for, or was "stopped"."""
 
     side: str
@@ -99,14 +104,11 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LensRead:
+class LensRead(Event):
     """The causal lens of a layer; None while it is being read."""
 
     layer: int
     lens: LogitLens | None
-
-
-Event = Piece | Coloured | Finished | LensRead
 
 
 class Session:
