@@ -36,14 +36,18 @@ except ImportError:
 
 SHOW_EVERY = 0.1  # seconds: each change of a text sends all of it to the browser
 STYLE = """<style>
-.caa-lens-explorer .soft { opacity: .75; font-size: .9em; }
-.caa-lens-explorer .text { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.7; margin: 0; }
-.caa-lens-explorer .lenses { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1em; }
-.caa-lens-explorer .lens { width: 100%; margin: 0; }
+.caa-lens-explorer, .caa-lens-explorer .jupyter-widgets { overflow: visible; }
+.caa-lens-explorer .widget-html-content { line-height: 1.45; white-space: normal; }
+.caa-lens-explorer .soft { opacity: .8; font-size: .92em; }
+.caa-lens-explorer p { margin: .2em 0 .6em; }
+.caa-lens-explorer .text { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.7; }
+.caa-lens-explorer .text span { border-radius: .15em; padding: .1em 0; }
+.caa-lens-explorer .lenses { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .8em; }
+.caa-lens-explorer .lens { font-size: .92em; width: 100%; margin: 0; border-collapse: collapse; table-layout: fixed; }
 .caa-lens-explorer .lens caption { text-align: left; font-weight: 600; }
-.caa-lens-explorer .lens td { text-align: left; white-space: nowrap; padding: .1em .2em; }
-.caa-lens-explorer .lens td.score { text-align: right; width: 4em; }
-.caa-lens-explorer p { line-height: 1.4; margin: 0 0 .5em; }
+.caa-lens-explorer .lens td { text-align: left; white-space: nowrap; padding: .1em .2em; line-height: 1.5;
+  overflow: hidden; text-overflow: ellipsis; }
+.caa-lens-explorer .lens td.score { text-align: right; width: 3.7em; }
 </style>"""
 
 
@@ -62,7 +66,7 @@ class Explorer:
     ) -> None:
         self.session, self._turns = session, Turns(session)
         low, high = session.multipliers
-        wide, style = ipywidgets.Layout(width="100%"), {"description_width": "6em"}
+        wide, style = ipywidgets.Layout(width="auto"), {"description_width": "7em"}
         self.prompt = ipywidgets.Textarea(value=prompt, description="Prompt", rows=2, layout=wide, style=style)
         self.layer = ipywidgets.SelectionSlider(
             options=session.layers, value=layer, description="Layer", continuous_update=False, layout=wide, style=style
@@ -97,7 +101,7 @@ class Explorer:
             layout=wide,
             style=style,
         )
-        self.lens = ipywidgets.Checkbox(value=True, description="Read the causal lens behind each text", indent=False)
+        self.lens = ipywidgets.Checkbox(value=True, description="Read the causal lens", indent=False, layout=wide)
         self.write_button = ipywidgets.Button(description="Write", button_style="primary")
         self.stop_button = ipywidgets.Button(description="Stop", disabled=True)
         self._status = ipywidgets.HTML()
@@ -135,7 +139,7 @@ class Explorer:
         return tuple(self._wrong)
 
     def _laid_out(self) -> Any:
-        columns = ipywidgets.Layout(grid_template_columns="repeat(auto-fit, minmax(18em, 1fr))", width="100%")
+        columns = ipywidgets.Layout(grid_template_columns="repeat(auto-fit, minmax(17em, 1fr))", grid_gap="0 1.5em")
         note = [ipywidgets.HTML(f"<b>{escape(self.session.note)}</b>")] if self.session.note else []
         head = f"<b>{escape(self.session.name)}</b> of {escape(self.session.model_name)}"
         box = ipywidgets.VBox(
@@ -143,9 +147,8 @@ class Explorer:
                 ipywidgets.HTML(STYLE + head),
                 *note,
                 self.prompt,
-                ipywidgets.GridBox(
-                    [self.layer, self.multiplier, self.max_new_tokens, self.temperature, self.lens], layout=columns
-                ),
+                ipywidgets.GridBox([self.layer, self.multiplier], layout=columns),
+                ipywidgets.GridBox([self.max_new_tokens, self.temperature, self.lens], layout=columns),
                 ipywidgets.HBox([self.write_button, self.stop_button, self._status]),
                 ipywidgets.GridBox([self._texts[UNSTEERED], self._texts[STEERED], self._lens], layout=columns),
                 self._legend,
