@@ -3,7 +3,10 @@
 import asyncio
 import json
 import re
+import shutil
 import socket
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -273,11 +276,43 @@ def test_the_layer_slider_has_the_vectors_layers_only(tiny_chat):
     assert re.search(r'id="layer".* disabled>', only)
 
 
+def test_the_command_says_what_cannot_be_explored(tiny_chat, tiny_model, monkeypatch, tmp_path):
+    from helpers.models import load_in_its_place
+    from typer.testing import CliRunner
+
+    from caa_lens.cli import commands
+
+    load_in_its_place(monkeypatch, lambda *given, **options: tiny_chat)
+    own = random_vectors(tiny_chat, layers=[1, 2]).save(tmp_path / "own.safetensors")
+    other = random_vectors(tiny_model(d_model=16)).save(tmp_path / "other.safetensors")
+    for arguments, kind, said in [
+        ([str(tmp_path / "nothing.safetensors")], FileNotFoundError, "nothing.safetensors"),
+        ([str(other)], ValueError, "extract them from this model"),
+        ([str(own), "--layers", "3"], IndexError, "3"),
+        ([str(own), "--multipliers=1"], ValueError, "the least and the greatest"),
+        ([str(own), "--port", "70000"], ValueError, "at most 65535"),
+    ]:
+        done = CliRunner().invoke(commands.app, ["explore", *arguments])
+        assert isinstance(done.exception, kind), (arguments, done.exception)
+        assert said in str(done.exception)
+
+
+def test_make_explore_says_what_to_do_where_the_demo_has_kept_nothing(tmp_path):
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("needs make")
+    command = [make, "-f", str(ROOT / "Makefile"), "-o", ".venv/.ready", "explore"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no vectors in runs/demo: run make demo first" in done.stderr
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "vectors.safetensors").touch()
+    done = subprocess.run([*command, "-n", "ARGS=--port 0"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "caa-lens explore runs/demo/vectors.safetensors --port 0" in done.stdout
+
+
 @pytest.mark.parametrize(("module", "missing"), [("page", "tornado"), ("widgets", "ipywidgets")])
 def test_without_the_extra_the_error_names_it(module, missing):
-    import subprocess
-    import sys
-
     code = (
         f"import sys; sys.modules[{missing!r}] = None\n"
         f"for name in ('httpserver', 'web', 'websocket'): sys.modules['tornado.' + name] = None\n"
