@@ -122,7 +122,7 @@ class Session:
         vectors: a set, or a file or folder of one.
         multipliers: the least and the greatest that are taken.
         max_chars: the longest prompt, in characters.
-        max_new_tokens: the longest text, in tokens.
+        max_new_tokens: the longest text, in tokens, within the model's context.
         controls: random directions beside the lens, see `logit_lens`.
         prompt_format, system: of the prompts; the model's own format by default.
 
@@ -158,7 +158,7 @@ class Session:
             )
         self.multipliers = _range(multipliers)
         self.max_chars = check_count("max_chars", max_chars)
-        self.max_new_tokens = check_count("max_new_tokens", max_new_tokens)
+        self.max_new_tokens = min(check_count("max_new_tokens", max_new_tokens), model.cfg.n_ctx)
         self._controls = None if controls is None else check_count("controls", controls, least=0)
         self._format = None if prompt_format is None else resolve_format(model, prompt_format)
         self._system = system

@@ -87,6 +87,8 @@ def test_the_sliders_have_the_vectors_layers_and_the_range_that_was_asked_for(ti
     assert found.layer.value in (1, 3)
     assert "caa-lens explore" in repr(found)
     assert "application/vnd.jupyter.widget-view+json" in found._repr_mimebundle_()
+    with pytest.raises(ValueError, match="max_new_tokens must be at most 512, got 513"):  # the model's context
+        cl.explore(tiny_chat, random_vectors(tiny_chat), max_new_tokens=513)
     with pytest.raises(ValueError, match="multiplier must be from -4 to 4"):
         cl.explore(tiny_chat, random_vectors(tiny_chat), multiplier=5)
     with pytest.raises(ValueError, match="no vector of layer 2: the layers are 1, 3"):
