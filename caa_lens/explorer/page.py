@@ -24,13 +24,13 @@ from caa_lens.arguments import check_count, describe
 from caa_lens.explorer.session import Asked, Coloured, Event, Finished, LensRead, Piece, Session
 from caa_lens.explorer.shown import NOT_READ, end_html, legend_html, lens_html, piece_html, text_html, title_of
 from caa_lens.explorer.turns import Said, Turns
+from caa_lens.extras import needed_for
 
-try:
+with needed_for("the explorer's page", extra="explore"):
+    from jinja2 import Environment
     from tornado.httpserver import HTTPServer
     from tornado.web import Application, HTTPError, RequestHandler
     from tornado.websocket import WebSocketClosedError, WebSocketHandler
-except ImportError:
-    raise ImportError("the explorer's page needs tornado: pip install 'caa-lens[explore]'") from None
 
 LOOPBACK = "127.0.0.1"
 OWN_NAMES = (LOOPBACK, "localhost")
@@ -200,8 +200,6 @@ class Telling:
 
 def page_html(session: Session) -> str:
     """The page, without any text yet."""
-    from jinja2 import Environment
-
     layers = list(session.layers)
     low, high = session.multipliers
     return Environment(autoescape=True).from_string(_template("explorer.html")).render(

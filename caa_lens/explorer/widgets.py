@@ -26,13 +26,12 @@ from caa_lens.explorer.session import (
 )
 from caa_lens.explorer.shown import NOT_READ, end_html, legend_html, lens_html, piece_html, text_html, title_of
 from caa_lens.explorer.turns import Said, Turns
+from caa_lens.extras import needed_for
 from caa_lens.prompts.prompt_formats import PromptFormat
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 
-try:
+with needed_for("the explorer in a notebook"):
     import ipywidgets
-except ImportError:
-    raise ImportError("the explorer needs ipywidgets: pip install 'caa-lens[explore]'") from None
 
 SHOW_EVERY = 0.1  # seconds: each change of a text sends all of it to the browser
 STYLE = """<style>
