@@ -11,6 +11,7 @@ import typer
 
 from caa_lens.cli.comparisons import compare
 from caa_lens.cli.data import data_app
+from caa_lens.cli.explore_command import explore
 from caa_lens.cli.generate_command import generate
 from caa_lens.cli.lens_command import lens
 from caa_lens.cli.options import (
@@ -244,6 +245,9 @@ app.command()(lens)
 
 
 app.command()(generate)
+
+
+app.command()(explore)
 
 
 @app.command()

@@ -24,6 +24,7 @@ COMMANDS = [
     ["sweep"],
     ["transfer"],
     ["lens"],
+    ["explore"],
     ["similarity"],
     ["generate"],
     ["vectors", "show"],
