@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 PAIR_HASHES = "pair_hashes"  # the key of `Provenance.details` that lists `ContrastSet.pair_hashes`
+LONGEST_SHOWN = 80  # characters of a detail; the whole is in `details`
 HOOK_POINT = "hook_resid_post"
 UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Provenance:
     """What a vector was computed from, and by which expression.
 
@@ -28,6 +29,13 @@ class Provenance:
     normalisation: str = "none"
     expression: str = ""
     details: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """What is known, a line each; of long lists, such as the hashes of all pairs, how many entries they have."""
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "details"}
+        lines = [f"{name}={value!r}" for name, value in known.items() if value not in ("", 0)]
+        lines += [f"details[{key!r}]={_shortened(value)}" for key, value in self.details.items()]
+        return "Provenance(\n" + "".join(f"  {line}\n" for line in lines) + ")"
 
     def merged(self, *others: "Provenance") -> "Provenance":
         """What a vector made of several says: what they agree on, or all of it, `a | b`; the expression is not merged.
@@ -49,6 +57,13 @@ class Provenance:
             n_pairs=self.n_pairs if same_pairs else 0,
             details={key: _joined(p.details[key] for p in every if key in p.details) for key in keys},
         )
+
+
+def _shortened(text: str) -> str:
+    words = text.split()
+    if len(text) <= LONGEST_SHOWN:
+        return repr(text)
+    return f"<{len(words)} entries, {words[0][:12]} ...>" if len(words) > 1 else f"{text[:LONGEST_SHOWN]!r}..."
 
 
 def one_model(names: Iterable[str]) -> str | None:

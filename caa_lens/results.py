@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 
 from caa_lens.arguments import describe
 from caa_lens.atomic_files import check_writable, write_atomically
+from caa_lens.extras import needed_for
 from caa_lens.provenance import Provenance
 
 FORMAT = 1
@@ -219,6 +220,7 @@ def _of_plain(value: Any, hint: Any) -> Any:
 
 def _encoded(frame: pd.DataFrame) -> bytes:
     """The frame as parquet; refused if it would be read back otherwise."""
+    _check_pyarrow()
     buffer = io.BytesIO()
     try:
         if json.loads(json.dumps(frame.attrs)) != frame.attrs:
@@ -234,7 +236,13 @@ def _encoded(frame: pd.DataFrame) -> bytes:
 
 
 def _decoded(data: bytes) -> pd.DataFrame:
+    _check_pyarrow()
     return pd.read_parquet(io.BytesIO(data))
+
+
+def _check_pyarrow() -> None:
+    with needed_for("results' files"):
+        import pyarrow  # noqa: F401  # pandas writes and reads parquet with it
 
 
 def _about(file: Path) -> dict[str, Any]:

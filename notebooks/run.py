@@ -2,10 +2,11 @@
 
     make notebooks                         # all six, in full
     python notebooks/run.py 3_*.ipynb      # some, from the folder of the notebooks
+    python notebooks/run.py --first-cell   # run nothing; only see to it that each begins with what Colab needs
 
 Figures are kept twice: as plotly's JSON, which Jupyter draws and which weighs little, and as a PNG for the sites
-that show code, which draw nothing themselves. A Chrome or Chromium of this machine makes the PNGs from the JSON;
-`BROWSER` names it, if it is not found by itself.
+that show code, which draw nothing themselves. Both have the figures' own light background. A Chrome or Chromium of this
+machine makes the PNGs from the JSON; `BROWSER` names it, if it is not found by itself.
 """
 
 import argparse
@@ -31,17 +32,26 @@ FOLDER = Path(__file__).parent
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 FIGURE, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
-WIDTH, SCALE = 960, 1.5  # of a PNG, in pixels of a page, and pixels of the file for each of those
+WIDTH = 900  # pixels of a PNG at most, as many as a notebook's column has; a picture that is wider is cut off there
 SOLUTION = re.compile(r"<details>.*?```python\n(.*?)```.*?</details>", re.DOTALL)
+COLAB = """\
+import sys
+
+if "google.colab" in sys.modules:  # Colab has no caa_lens; elsewhere this cell does nothing
+    get_ipython().run_line_magic("pip", "install --quiet 'caa-lens[all] @ git+https://github.com/caa-lens/caa_lens'")
+"""
+"""The first code cell of every notebook."""
+# Sites that show code run none of it, nor does a notebook that is not trusted; run, it has them all.
+SCRIPT = re.compile(r"<script\b.*?</script>\s*", re.DOTALL)
 SIZE = re.compile(r"^(N_\w+ = )(\d+)", re.MULTILINE)
 
 DRAW = """<!doctype html><meta charset="utf-8"><script>%s</script><pre id="drawn"></pre><script>
 (async () => {
   const drawn = [];
   for (const figure of %s) {
-    const layout = { ...figure.layout, paper_bgcolor: "white" };
-    const size = { width: layout.width || %d, height: layout.height || 450 };
-    drawn.push(await Plotly.toImage({ data: figure.data, layout }, { format: "png", scale: %s, ...size }));
+    const layout = figure.layout, width = layout.width || %d, scale = Math.min(1, %d / width);
+    const size = { format: "png", width, height: layout.height || 450, scale };
+    drawn.push(await Plotly.toImage({ data: figure.data, layout }, size));
   }
   document.getElementById("drawn").textContent = JSON.stringify(drawn);
 })();
@@ -90,9 +100,23 @@ def execute(path: Path, *, pairs: int | None = None, solutions: bool = False, be
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]  # progress bars
+            for output in cell.outputs:
+                if "text/html" in output.get("data", {}):
+                    output.data["text/html"] = SCRIPT.sub("", output.data["text/html"])
+    _count(notebook)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
     return notebook
+
+
+def put_first_cell(notebook: Any) -> None:
+    """See to it that the first code cell is `COLAB`, in place; those behind it count on from there."""
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    if first.id == "cell-colab":
+        first.source = COLAB.strip()
+        return
+    notebook.cells.insert(notebook.cells.index(first), nbformat.v4.new_code_cell(COLAB.strip(), id="cell-colab"))
+    _count(notebook)
 
 
 def structure(notebook: Any) -> list[list[str]]:
@@ -117,7 +141,7 @@ def add_pictures(notebook: Any) -> None:
 
 
 def draw(figures: list[dict]) -> list[bytes]:
-    """PNGs of plotly figures (their JSON), in 256 colours, which are a quarter of the size and look the same.
+    """PNGs of plotly figures (their JSON), at most `WIDTH` pixels wide, with all the colours that they have.
 
     Raises:
         FileNotFoundError: there is no browser to draw them.
@@ -131,7 +155,7 @@ def draw(figures: list[dict]) -> list[bytes]:
     data = json.dumps(figures).replace("<", "\\u003c")  # so that nothing in it can end the script
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder, "figures.html")
-        page.write_text(DRAW % (get_plotlyjs(), data, WIDTH, SCALE), encoding="utf-8")
+        page.write_text(DRAW % (get_plotlyjs(), data, WIDTH, WIDTH), encoding="utf-8")
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         flags += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=120000", "--dump-dom"]
         done = subprocess.run([browser, *flags, page.as_uri()], capture_output=True, text=True, timeout=600)
@@ -142,9 +166,18 @@ def draw(figures: list[dict]) -> list[bytes]:
     for url in json.loads(html.unescape(drawn[1])):
         image = Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1]))).convert("RGB")
         buffer = io.BytesIO()
-        image.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+        image.save(buffer, "png", optimize=True)
         pngs.append(buffer.getvalue())
     return pngs
+
+
+def _count(notebook: Any) -> None:
+    """Number the cells of code from 1 on, as if nothing else had run."""
+    for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
+        cell.execution_count = number
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = number
 
 
 def _capped(pairs: int, size: re.Match[str]) -> str:
@@ -179,11 +212,19 @@ def _literal(text: str) -> object:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, default=NOTEBOOKS, help="all six by default")
-    for path in parser.parse_args().notebooks:
+    parser.add_argument(
+        "--first-cell", action="store_true", help="run nothing, only put the first cell where it is not"
+    )
+    options = parser.parse_args()
+    for path in options.notebooks:
         print(path.name, flush=True)
-        notebook = execute(path)
-        add_pictures(notebook)
+        notebook = nbformat.read(path, as_version=4)
+        put_first_cell(notebook)
         nbformat.write(notebook, path)
+        if not options.first_cell:
+            notebook = execute(path)
+            add_pictures(notebook)
+            nbformat.write(notebook, path)
 
 
 if __name__ == "__main__":

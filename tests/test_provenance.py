@@ -114,3 +114,15 @@ def test_vectors_that_went_through_files_still_combine_with_those_they_were(tmp_
 def test_a_vector_by_hand_of_an_unknown_model_takes_the_others_name():
     by_hand = SteeringVector.from_direction(torch.ones(8), 3)
     assert (by_hand + vectors_of("x")[3]).provenance.model == "x"
+
+
+def test_what_is_printed_names_what_is_known_and_counts_long_lists():
+    hashes = " ".join(f"{i:064x}" for i in range(120))
+    p = Provenance(model="m", behavior="b", details={"pair_hashes": hashes, "torch": "2.13", "note": "x" * 200})
+    shown = str(p)
+    assert "model='m'" in shown
+    assert "n_pairs" not in shown  # 0 is unknown
+    assert "details['pair_hashes']=<120 entries, 000000000000 ...>" in shown
+    assert "details['torch']='2.13'" in shown
+    assert max(map(len, shown.splitlines())) < 110
+    assert p.details["pair_hashes"] == hashes

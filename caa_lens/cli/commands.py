@@ -14,6 +14,7 @@ from caa_lens.cli.data import data_app
 from caa_lens.cli.generate_command import generate
 from caa_lens.cli.lens_command import lens
 from caa_lens.cli.options import (
+    App,
     BackendOption,
     DataArgument,
     DeviceOption,
@@ -35,10 +36,9 @@ if TYPE_CHECKING:
     from caa_lens.contrast.sets import ContrastSet
     from caa_lens.vectors.steering_vectors import SteeringVectors
 
-app = typer.Typer(
+app = App(
     name="caa-lens",
     help="Contrastive Activation Addition: extract steering vectors, steer, and ask what the vectors are.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -99,6 +99,9 @@ def extract(
     layers: LayersOption = None,
     test: Annotated[int, typer.Option(help="Pairs to hold out for `sweep --test` and `transfer --test`.")] = 0,
     balance: Annotated[bool, typer.Option(help="Swap options until answer letters are even.")] = False,
+    estimator: Annotated[
+        str, typer.Option(help="How a direction is made of both sides: mean (the paper's), pca or probe.")
+    ] = "mean",
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     backend: BackendOption = None,
@@ -110,6 +113,7 @@ def extract(
     from caa_lens import ContrastSet, load_model
     from caa_lens import extract as run_extract
     from caa_lens.contrast.sets import LetterBalanceWarning
+    from caa_lens.vectors.extraction import check_estimator
 
     check_out(out, ".safetensors", "vectors are saved")
     if balance:
@@ -120,7 +124,9 @@ def extract(
     if balance:
         pairs = pairs.balance_letters()
     chosen = parse_layers(layers) if layers else None
-    vectors = run_extract(load_model(model, dtype=dtype, device=device, backend=backend), pairs, layers=chosen)
+    check_estimator(estimator)
+    loaded = load_model(model, dtype=dtype, device=device, backend=backend)
+    vectors = run_extract(loaded, pairs, layers=chosen, estimator=estimator)
     vectors.save(out)
     typer.echo(f"{vectors!r}\nwritten to {out}")
 
@@ -303,5 +309,6 @@ def main() -> None:
         app()
     except (ValueError, TypeError, OSError, MemoryError, IndexError, ImportError) as error:
         # What the system could not read as text stands in messages as it does in `repr`.
-        typer.echo(f"error: {error}".encode(errors="backslashreplace").decode(), err=True)
+        said = str(error).replace("on_bad='drop' leaves", "`caa-lens data convert IN OUT --on-bad drop` leaves")
+        typer.echo(f"error: {said}".encode(errors="backslashreplace").decode(), err=True)
         sys.exit(2)

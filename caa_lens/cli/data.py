@@ -1,16 +1,22 @@
-"""`caa-lens data`: fetch the paper's question sets, and say what is there."""
+"""`caa-lens data`: fetch the paper's question sets, and say what is there; check and convert pairs of one's own."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from caa_lens.cli.options import App
+from caa_lens.cli.own_data import check, convert
+
 if TYPE_CHECKING:
     import pandas
 
-data_app = typer.Typer(
-    help="The paper's question sets: fetch them, list them.", no_args_is_help=True, rich_markup_mode="markdown"
+data_app = App(
+    help="The paper's question sets: fetch them, list them. Pairs of your own: check them, convert them.",
+    rich_markup_mode="markdown",
 )
+data_app.command()(check)
+data_app.command()(convert)
 
 ToOption = Annotated[Optional[Path], typer.Option("--to", help="Data folder; the user's cache by default.")]  # noqa: UP045
 

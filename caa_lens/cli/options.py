@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from caa_lens.arguments import describe
 from caa_lens.provenance import one_model
@@ -14,6 +15,36 @@ from caa_lens.provenance import one_model
 if TYPE_CHECKING:
     from caa_lens.contrast.messages import Question
     from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
+
+
+class _FlagsWithoutType:
+    """Flags, `--help` too, take no value, so their help shows no type of it."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False) and param.metavar is None:
+                param.metavar = ""
+        return params
+
+
+class _Command(_FlagsWithoutType, TyperCommand):
+    pass
+
+
+class _Group(_FlagsWithoutType, TyperGroup):
+    pass
+
+
+class App(typer.Typer):
+    """A command line, or a group of its commands, in one style."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(cls=_Group, no_args_is_help=True, **options)
+
+    def command(self, name: str | None = None, **options: Any) -> Any:
+        return super().command(name, cls=_Command, **options)
+
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="'demo', a hub id, a folder with safetensors, or a GGUF file.")

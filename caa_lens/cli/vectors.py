@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from caa_lens.cli.options import VectorsArgument, parse_layers
+from caa_lens.cli.options import App, VectorsArgument, parse_layers
 from caa_lens.provenance import PAIR_HASHES, layer_ranges
 
 if TYPE_CHECKING:
     from caa_lens.vectors.steering_vectors import SteeringVectors
 
-vectors_app = typer.Typer(help="Look into vector files, compare, combine and convert them.", no_args_is_help=True)
+vectors_app = App(help="Look into vector files, compare, combine and convert them.")
 
 
 @vectors_app.command()

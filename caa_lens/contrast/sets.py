@@ -28,6 +28,7 @@ from caa_lens.contrast.messages import Question, plain_data
 from caa_lens.contrast.pair import ContrastPair
 from caa_lens.contrast.rows import pairs_of
 from caa_lens.contrast.tables import source_of
+from caa_lens.provenance import PAIR_HASHES
 
 if TYPE_CHECKING:
     import pandas
@@ -325,8 +326,9 @@ class ContrastSet(Sequence[ContrastPair]):
 
     @property
     def provenance_details(self) -> dict[str, str]:
-        """What a result's provenance says of where the pairs come from: how many rows were left out."""
-        return {"dropped_rows": str(self.dropped)} if self.dropped else {}
+        """What a result's provenance says of the pairs: their hashes, and how many rows were left out."""
+        left_out = {"dropped_rows": str(self.dropped)} if self.dropped else {}
+        return {PAIR_HASHES: " ".join(self.pair_hashes), **left_out}
 
     @property
     def pair_hashes(self) -> tuple[str, ...]:

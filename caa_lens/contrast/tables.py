@@ -13,6 +13,7 @@ from typing import Any
 from caa_lens.contrast.errors import FieldError, OnBad, SchemaError, Source
 from caa_lens.contrast.pair import ContrastPair
 from caa_lens.contrast.rows import OURS, is_triple, schema_of
+from caa_lens.extras import needed_for
 
 COMMA, TAB, SEMICOLON = ",", "\t", ";"
 
@@ -81,7 +82,8 @@ def parquet_source(of: str, data: bytes) -> Source:
     Raises:
         FieldError: it is damaged.
     """
-    import pyarrow.parquet
+    with needed_for("parquet files"):
+        import pyarrow.parquet
 
     try:
         return source_of(pyarrow.parquet.read_table(io.BytesIO(data)), of=of)

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from caa_lens.demo.found import Found
 from caa_lens.demo.on_screen import depth_told
+from caa_lens.report.cells import cells_of
 from caa_lens.report.page import Section, write_report
 from caa_lens.report.trust import chosen_on_told, trust_section
 
 if TYPE_CHECKING:
+    from caa_lens.contrast.sets import ContrastSet
     from caa_lens.interpretation.lens_results import LogitLens, WordRanks
     from caa_lens.measures.elsewhere.unwanted_changes import SideEffects
 
@@ -17,17 +19,28 @@ if TYPE_CHECKING:
 def write_page(
     path: Path,
     found: Found,
+    tested: "ContrastSet",
     texts: dict[str, dict[str, str]],
     lens: "LogitLens",
     words: "WordRanks | None",
     side_effects: "SideEffects",
     settings: Mapping[str, Any],
 ) -> Path:
-    """Write the report of a run and return its path."""
+    """Write the report of a run and return its path.
+
+    Args:
+        tested: the pairs that the sweep scored.
+        texts: `texts[prompt][multiplier]`, at the layer that was found.
+    """
     groups: Sequence[tuple[str, list[tuple[str, str]]]] = [
         (prompt, [("unsteered" if float(m) == 0 else m, answer) for m, answer in answers.items()])
         for prompt, answers in texts.items()
     ]
+    written = {
+        (found.layer, float(m)): [(prompt, answers[m]) for prompt, answers in texts.items()]
+        for m in next(iter(texts.values()))
+    }
+    cells = cells_of(found.sweep, tested, written)
     n = found.sweep.frame["question"].nunique()
     return write_report(
         path,
@@ -39,6 +52,7 @@ def write_page(
                 text=f"The score of {n} held-out answers as the vector is added more or less strongly. "
                 f"{chosen_on_told(found.calibration)}",
                 figures=[found.sweep.plot_layer(found.layer)],
+                cells=cells,
             ),
             Section(
                 title="Steered text",
@@ -55,8 +69,10 @@ def write_page(
             ),
             Section(
                 title="Layer by multiplier",
-                text="Blue is above the unsteered level, red below. Hover for 95 % intervals over questions.",
+                text="Blue is above the unsteered level, red below. Hover for 95 % intervals over questions; "
+                "click a cell for its questions, scores and texts.",
                 figures=[found.sweep.plot()],
+                cells=cells,
             ),
             Section(
                 title="What the vectors say",
@@ -65,7 +81,7 @@ def write_page(
                 "is 'nothing to read here', random directions of the same size give tokens that stand out as much.",
                 found=[] if words is None else [depth_told(words)],
                 figures=[] if words is None else [words.plot()],
-                tables=[lens.summary(8).reset_index()],
+                tables=[lens.tokens().reset_index()],
             ),
         ],
         settings={**found.sweep.settings, **settings},

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 VECTORS, TEXTS = "vectors.safetensors", "texts.json"
 LENS_QUESTIONS = 8
+TESTED = 0.5  # of the pairs held out report, the others choose
 LEAST = 8  # pairs that anything can be chosen on, or said of
 N_NEUTRAL, N_RANDOM, NEUTRAL_TOKENS = 12, 2, 24  # of side effects
 LIBRARIES = ("caa-lens", "torch", "transformer-lens", "transformers")
@@ -126,7 +127,9 @@ def run_demo(config: DemoConfig, folder: str | Path, console: Console | None = N
     side_effects = _side_effects(model, vectors, found, kept)
     show_side_effects(side_effects, console)
     made = {**config.model_dump(), "vectors": vectors.provenance.method}
-    report = write_page(folder / "report.html", found, texts, lens, words, side_effects, made)
+    report = write_page(
+        folder / "report.html", found, _tested(held_out, config), texts, lens, words, side_effects, made
+    )
     console.print(f"\nFinished in {time.perf_counter() - began:.0f} s. Vectors, results and texts are in {folder}.")
     console.print(f"Open this file: {report.resolve()}", soft_wrap=True, highlight=False)
     return report
@@ -140,6 +143,14 @@ def _split(pairs: ContrastSet, config: DemoConfig) -> tuple[ContrastSet, Contras
         )
     train, held_out = pairs.split(test=config.n_test or max(LEAST, min(40, len(pairs) // 3)), seed=config.seed)
     return train, held_out
+
+
+def _tested(held_out: ContrastSet, config: DemoConfig) -> ContrastSet:
+    """Of the pairs that were held out, those that report: all where they are too few to part, as `calibrate` has it."""
+    from caa_lens.measures.calibrating.parts import parts_of
+
+    every, _, tested = parts_of(held_out, TESTED, config.seed)
+    return every if tested is None else tested
 
 
 def _about_model(model: Any, config: DemoConfig) -> dict[str, Any]:
@@ -197,7 +208,10 @@ def _calibration(
     }
     made_from = {"vectors": kept.digest(VECTORS), "pairs": held_out.content_hash, **settings}
     return kept.result(
-        Calibration, "calibration", made_from, lambda: calibrate(model, vectors, held_out, seed=config.seed, **settings)
+        Calibration,
+        "calibration",
+        made_from,
+        lambda: calibrate(model, vectors, held_out, test=TESTED, seed=config.seed, **settings),
     )
 
 

@@ -56,6 +56,7 @@ from caa_lens.prompts.batches import check_steered, left_pad
 from caa_lens.prompts.checks import check_prompt, is_question
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, encode_letters, resolve_format
 from caa_lens.prompts.users_words import warn_of_words
+from caa_lens.provenance import last_part
 from caa_lens.results import Result
 from caa_lens.steering.interventions import as_interventions
 from caa_lens.vectors.steering_vectors import SteeringVector
@@ -141,6 +142,7 @@ class LogitAttribution(Result):
             interval=self.total_interval(),
             direct_share=self.direct_share,
             summed=float(self.frame["contribution"].sum() / n),
+            model=last_part(self.provenance["vectors"].model),
         )
 
     def __repr__(self) -> str:

@@ -201,8 +201,8 @@ def word_ranks(
 
     Args:
         words: plain words; blanks around them do not count.
-        vectors, layers, reading, pairs, prompts, place, operator, positions, multiplier, background, controls, seed,
-            prompt_format: as in `logit_lens`.
+        vectors, layers, reading, pairs, prompts, place, operator, positions: as in `logit_lens`.
+        multiplier, background, controls, seed, prompt_format: as in `logit_lens`.
 
     Raises:
         ValueError: for no words, an empty one, or one that the tokenizer does not know; and as `logit_lens`.

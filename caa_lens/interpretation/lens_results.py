@@ -8,12 +8,15 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from caa_lens.arguments import check_count
 from caa_lens.interpretation.lens_controls import READABLE, percentile_range, verdict
 from caa_lens.interpretation.words import check_words
 from caa_lens.plots.lens import rank_curves, token_heatmaps
-from caa_lens.provenance import name_of
+from caa_lens.plots.tables import table
+from caa_lens.provenance import label, last_part, name_of
 from caa_lens.results import Result
 
+SIDES = ("promoted", "suppressed")
 BY_LAYER = ("agreement", "control_low", "control_high", "p_value", "verdict", "linearity", "size_ratio")
 
 
@@ -37,13 +40,24 @@ class LogitLens(Result):
 
     reading: str
 
-    def summary(self, k: int = 8) -> pd.DataFrame:
-        """One row a layer: the first `k` promoted and suppressed tokens, joined; with controls, a verdict."""
-        top = self.frame[self.frame["rank"] <= k]
-        joined = top.groupby(["layer", "side"])["token"].agg("  ".join).unstack("side")[["promoted", "suppressed"]]
+    def summary(self, k: int | None = None) -> pd.DataFrame:
+        """One row a layer: the first `k` promoted and suppressed tokens, joined; with controls, a verdict.
+
+        All that the lens was asked for, by default.
+        """
+        tokens = self.tokens(k)
+        return tokens.assign(**{side: tokens[side].map("  ".join) for side in SIDES})
+
+    def tokens(self, k: int | None = None) -> pd.DataFrame:
+        """As `summary`, with the tokens of a cell in a tuple: to count, to compare, to draw one by one."""
+        top = self.frame[self.frame["rank"] <= self._asked(k)].sort_values("rank", kind="stable")
+        tokens = top.groupby(["layer", "side"])["token"].agg(tuple).unstack("side")[list(SIDES)]
         if "verdict" in self.frame:
-            joined.insert(0, "verdict", self.by_layer().set_index("layer")["verdict"])
-        return joined
+            tokens.insert(0, "verdict", self.by_layer().set_index("layer")["verdict"])
+        return tokens
+
+    def _asked(self, k: int | None) -> int:
+        return int(self.frame["rank"].max()) if k is None else check_count("k", k)
 
     def by_layer(self) -> pd.DataFrame:
         """One row a layer: how the vector stands beside its controls, and how linear the model's answer is."""
@@ -55,26 +69,32 @@ class LogitLens(Result):
         """The layers whose reading is told from the controls'; none without controls."""
         if "verdict" not in self.frame:
             return ()
-        table = self.by_layer()
-        return tuple(int(layer) for layer in table.loc[table["verdict"] == READABLE, "layer"])
+        of_each = self.by_layer()
+        return tuple(int(layer) for layer in of_each.loc[of_each["verdict"] == READABLE, "layer"])
 
-    def plot(self, k: int = 6) -> go.Figure:
+    def plot(self, k: int | None = None) -> go.Figure:
         """Heat maps of the first `k` promoted and suppressed: layer x rank, cells are tokens, colour is the score.
+
+        All that the lens was asked for, by default.
 
         A layer that is not told from the controls has its name in brackets.
         """
         vectors = name_of(self.provenance["vectors"])
-        return token_heatmaps(self.frame, k, vectors=vectors, reading=self.reading)
+        model = last_part(self.provenance["vectors"].model)
+        return token_heatmaps(self.frame, self._asked(k), vectors=vectors, reading=self.reading, model=model)
 
     def __repr__(self) -> str:
-        k = int(self.frame["rank"].max())
-        of = f", the first 10 of {k}" if k > 10 else ""
         vectors = self.provenance["vectors"].expression
-        return f"LogitLens({vectors}, {self.reading}{of})\n{self.summary(10).to_string()}"
+        return f"LogitLens({vectors}, {self.reading})\n{self.summary().to_string()}"
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
-        """In Jupyter a lens shows its tokens in words."""
-        return {"text/plain": repr(self), "text/html": self.summary(10).to_html()}  # pandas escapes the tokens
+        """In Jupyter a lens shows its tokens, a chip each."""
+        return {"text/plain": repr(self), "text/html": table(self.tokens(), caption=self._caption)}
+
+    @property
+    def _caption(self) -> str:
+        about = self.provenance["vectors"]
+        return f"{label(about)}, {self.reading}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -136,7 +156,14 @@ class WordRanks(Result):
         """Rank by layer, one line a word; the axis is logarithmic, with rank 1 on top. The band is the controls'."""
         vectors = name_of(self.provenance["vectors"])
         bands = self.medians() if self.control_medians else None
-        return rank_curves(self.frame, vectors=vectors, reading=self.reading, d_vocab=self.d_vocab, controls=bands)
+        return rank_curves(
+            self.frame,
+            vectors=vectors,
+            reading=self.reading,
+            d_vocab=self.d_vocab,
+            controls=bands,
+            model=last_part(self.provenance["vectors"].model),
+        )
 
     def __repr__(self) -> str:
         vectors = self.provenance["vectors"].expression
@@ -144,4 +171,5 @@ class WordRanks(Result):
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
         """In Jupyter ranks show their table."""
-        return {"text/plain": repr(self), "text/html": self.summary().to_html()}
+        caption = f"{label(self.provenance['vectors'])}, {self.reading}: rank of {self.d_vocab:,}"
+        return {"text/plain": repr(self), "text/html": table(self.summary(), caption=caption)}

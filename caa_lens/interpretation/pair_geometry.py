@@ -17,11 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from einops import rearrange, reduce
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from caa_lens.arguments import as_float, as_seed, check_count
 from caa_lens.engine.pair_reading import PairActivations, check_pair_activations, layers_among
+from caa_lens.extras import needed_for
 from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.plots.geometry import norm_curves, pca_panels, separability_curves
 from caa_lens.provenance import label
@@ -129,7 +131,8 @@ def pair_pca(activations: PairActivations, *, layers: Sequence[int] | None = Non
         ValueError: for fewer than two pairs.
         IndexError: for a layer that was not read.
     """
-    from sklearn.decomposition import PCA  # scikit-learn takes a second to import
+    with needed_for("the principal components of pairs"):
+        from sklearn.decomposition import PCA  # scikit-learn takes a second to import
 
     check_pair_activations(activations)
     if (n_pairs := len(activations)) < 2:
@@ -212,7 +215,8 @@ def pair_separability(
     Raises:
         ValueError: for fewer pairs than folds, or one fold.
     """
-    from sklearn.metrics import silhouette_score  # scikit-learn takes a second to import
+    with needed_for("how well pairs separate"):
+        from sklearn.metrics import silhouette_score  # scikit-learn takes a second to import
 
     check_pair_activations(activations)
     n_pairs = len(activations)
@@ -254,19 +258,20 @@ def held_out_accuracy(
     The probe is scikit-learn's logistic regression (C=1) on features standardised inside the folds. Both sides of a
     pair are in the same fold, so that what a pair's sides share cannot give one away.
     """
-    from sklearn.linear_model import LogisticRegression  # scikit-learn takes a second to import
-    from sklearn.model_selection import GroupKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    with needed_for("how well pairs separate"):
+        from sklearn.linear_model import LogisticRegression  # scikit-learn takes a second to import
+        from sklearn.model_selection import GroupKFold, cross_val_predict
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
 
     n_pairs = len(points)
     sides = np.tile([1, 0], n_pairs)
     # GroupKFold deals groups out by their number: drawing the numbers shuffles the pairs over the folds.
     groups = np.repeat(np.random.default_rng(as_seed(seed)).permutation(n_pairs), 2)
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=2000))
-    features = points.reshape(2 * n_pairs, -1)
+    features = rearrange(points, "pair side d_model -> (pair side) d_model")
     guessed = cross_val_predict(probe, features, sides, groups=groups, cv=GroupKFold(n_splits=folds))
-    return (guessed == sides).reshape(n_pairs, 2).mean(1)
+    return reduce((guessed == sides).astype(float), "(pair side) -> pair", "mean", side=2)
 
 
 def emergence_layer(layers: Sequence[int], accuracy: Float[np.ndarray, " layer"], chance: float | int = 0.5) -> int:

@@ -43,7 +43,7 @@ from caa_lens.plots.lens import residual_heatmaps
 from caa_lens.prompts.batches import check_fits, check_steered
 from caa_lens.prompts.checks import as_prompt
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat
-from caa_lens.provenance import Provenance
+from caa_lens.provenance import Provenance, last_part
 from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention, Steering, as_interventions
 from caa_lens.steering.placing import placed
@@ -133,6 +133,7 @@ class ResidualLens(Result):
             settles_at={"steered" if run else "unsteered": self.settles_at(steered=run) for run in self._runs()},
             steered_layers=self.steered_layers,
             steer_start=self.steer_start,
+            model=last_part(self.settings.get("model", "")),
         )
 
     def __repr__(self) -> str:

@@ -14,10 +14,13 @@ its dot product would leave all other tokens white. So the colour scale is the l
 (`skip_first=True`); the first one is still shown, in full colour if need be, and its true value is in the hover text.
 
 Tokens are drawn by circuitsvis (`ColoredTokens`, and `ColoredTokensMulti` with its layer selector) from its bundled
-script; nothing is asked of the network. The script takes 1.3 MB, so only the first picture that a process displays
-carries it, and the page keeps it for all others (see `TokenColors`).
+script; nothing is asked of the network. The script takes 1.3 MB, packed 0.5 MB, so only the first picture that a
+process displays carries it, and the page keeps it for all others (see `TokenColors`). Until it is there, and wherever
+scripts do not run, the tokens stand there in the colours of one layer.
 """
 
+import base64
+import gzip
 import html
 import json
 from collections.abc import Sequence
@@ -44,12 +47,30 @@ from caa_lens.plots.attribution import similarity_heatmap
 from caa_lens.prompts.batches import check_fits
 from caa_lens.prompts.checks import check_prompt, is_question
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
+from caa_lens.provenance import last_part
 from caa_lens.results import Result
 from caa_lens.vectors.checks import as_vector_set, check_width
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 
 MEASURES = ("cosine", "dot")
 NEGATIVE_COLOUR, POSITIVE_COLOUR = "#c8453b", "#3b7dd8"  # the ends of the heat maps' red and blue
+
+POSITIVE_RGB, NEGATIVE_RGB = (59, 125, 216), (200, 69, 59)  # the same
+FULLEST = 0.7  # opacity of the strongest colour of a picture without a script, so that text on it can be read
+
+# An element runs the code, as a page that allows this script allows that one too.
+UNPACK = """<script>
+if (!window.caaLensCircuitsVis && !window.caaLensUnpacking) (async () => {
+  window.caaLensUnpacking = true;
+  const bytes = Uint8Array.from(atob("DATA"), (letter) => letter.charCodeAt(0));
+  const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const element = document.createElement("script"), code = await new Response(unpacked).text();
+  element.textContent = `window.caaLensCircuitsVis = (() => { ${code}\nreturn CircuitsVis; })();`;
+  document.head.append(element);
+  element.remove();
+  window.dispatchEvent(new Event("caa-lens-circuitsvis"));
+})();
+</script>"""
 
 _script_sent = False  # whether a picture that this process displayed has carried circuitsvis' script
 
@@ -59,8 +80,10 @@ class TokenColors:
     """Tokens coloured by values, symmetric about 0: a picture that displays itself in Jupyter.
 
     A page needs circuitsvis' script once. The picture that carries it leaves it on the page as
-    `window.caaLensCircuitsVis`; pictures without it wait for that. If a saved notebook has lost the output that
-    carried it, they say so in plain words.
+    `window.caaLensCircuitsVis`; pictures without it wait for that. It stays when that picture's output is cleared,
+    until the page is loaded anew. Where it is not (a saved notebook without that output, one that is not trusted, a
+    front end that keeps outputs apart, a site that shows code), a picture has the colours of one label, without a
+    choice.
 
     Attributes:
         caption: what is shown, above the tokens.
@@ -83,7 +106,7 @@ class TokenColors:
             head = '<!DOCTYPE html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
             style = "<style>body { font: 15px sans-serif; margin: 2em }</style>"
             return f"{head}<title>{html.escape(self.caption)}</title>{style}\n{circuitsvis_script()}\n{fragment}"
-        return f"{circuitsvis_script()}\n{fragment}" if script else fragment
+        return f"{circuitsvis_script(packed=True)}\n{fragment}" if script else fragment
 
     def save(self, path: str | Path) -> Path:
         """Write a self-contained page, atomically."""
@@ -108,9 +131,8 @@ class TokenColors:
         text = json.dumps(props).replace("<", "\\u003c")
         name = f"caa-lens-{uuid4().hex}"
         return f"""<div style="margin: 15px 0">
-<div style="color: #808080; margin-bottom: 8px">{html.escape(self.caption)}</div>
-<div id="{name}" style="line-height: 1.6">This picture needs JavaScript, and circuitsvis' script on this page: \
-trust the notebook and run it from the top in a new kernel, or write a page with <code>.show().save(path)</code>.</div>
+<div style="margin-bottom: 8px">{html.escape(self.caption)}</div>
+<div id="{name}" style="line-height: 1.8">{self._still()}</div>
 </div>
 <script>
 (() => {{
@@ -125,6 +147,24 @@ trust the notebook and run it from the top in a new kernel, or write a page with
 }})();
 </script>"""
 
+    def _still(self) -> str:
+        """The tokens in the colours of the middle label, without a script."""
+        middle = len(self.labels) // 2
+        spans = []
+        for token, row in zip(self.tokens, self.values, strict=True):
+            red, green, blue = POSITIVE_RGB if row[middle] > 0 else NEGATIVE_RGB
+            strength = min(1.0, abs(row[middle]) / self.bound) * FULLEST
+            style = f"background: rgba({red}, {green}, {blue}, {strength:.2f}); white-space: pre-wrap"
+            spans.append(f'<span style="{style}" title="{row[middle]:.4g}">{html.escape(token)}</span>')
+        choice = ""
+        if len(self.labels) > 1:
+            choice = (
+                f'<div style="margin-top: 8px">Shown: {html.escape(self.labels[middle])}. To choose another one, trust '
+                "the notebook and run it from the top in a new kernel, or write a page with "
+                "<code>.show().save(path)</code>.</div>"
+            )
+        return "".join(spans) + choice
+
     def __repr__(self) -> str:
         return f"TokenColors({self.caption}, {len(self.tokens)} tokens x {len(self.labels)} layers)"
 
@@ -134,10 +174,18 @@ trust the notebook and run it from the top in a new kernel, or write a page with
         return self.to_html(full_page=False, script=carry)
 
 
-def circuitsvis_script() -> str:
-    """circuitsvis' bundled script as an element that a page may hold any number of times: only the first one runs."""
+def circuitsvis_script(*, packed: bool = False) -> str:
+    """circuitsvis' bundled script as an element that a page may hold any number of times: only the first one runs.
+
+    Args:
+        packed: compressed, to a third of the size, which the browser unpacks.
+    """
     code = (files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
-    code = code.replace("</script", "<\\/script").replace("//# sourceMappingURL=iife.js.map", "")
+    code = code.replace("//# sourceMappingURL=iife.js.map", "")
+    if packed:
+        data = base64.b64encode(gzip.compress(code.encode(), mtime=0)).decode()
+        return UNPACK.replace("DATA", data)
+    code = code.replace("</script", "<\\/script")
     return f"""<script>
 if (!window.caaLensCircuitsVis) {{
   window.caaLensCircuitsVis = (() => {{ {code}
@@ -222,10 +270,13 @@ class TokenSimilarity(Result):
         )
 
     def plot(self, *, measure: str | None = None, skip_first: bool = True) -> go.Figure:
-        """Heat map of one measure, layer x token."""
+        """Heat map of one measure, a row a token and a column a layer."""
         measure = _check_measure(measure or self.measure)
         reach = self.bound(measure, skip_first=skip_first)
-        return similarity_heatmap(self.frame, measure, behavior=self.provenance["vectors"].behavior, reach=reach)
+        about = self.provenance["vectors"]
+        return similarity_heatmap(
+            self.frame, measure, behavior=about.behavior, reach=reach, model=last_part(about.model)
+        )
 
     def to_html(self, *, full_page: bool = True, script: bool = True) -> str:
         """`show()` as a self-contained page, or a fragment with or without circuitsvis' script."""

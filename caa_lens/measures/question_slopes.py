@@ -23,7 +23,7 @@ from caa_lens.measures.answers import METRIC_LABEL
 from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.measures.sweeps import Sweep
 from caa_lens.plots.agreement import sorted_slopes
-from caa_lens.provenance import layer_ranges
+from caa_lens.provenance import last_part, layer_ranges
 from caa_lens.results import Result
 
 LOG_ODDS = "log_odds"
@@ -103,7 +103,12 @@ class Steerability(Result):
         unit = "log odds" if self.score == LOG_ODDS else METRIC_LABEL[self.score]
         of = self.provenance["vectors"].behavior
         return sorted_slopes(
-            self._at(layer).dropna(subset="slope"), behavior=of, layer=layer, unit=unit, steepest=chosen_here
+            self._at(layer).dropna(subset="slope"),
+            behavior=of,
+            layer=layer,
+            unit=unit,
+            steepest=chosen_here,
+            model=last_part(self.provenance["vectors"].model),
         )
 
     def _at(self, layer: int) -> pd.DataFrame:

@@ -31,6 +31,7 @@ from caa_lens.measures.training_pairs import warn_of_training_pairs
 from caa_lens.models.checks import check_layers, check_model
 from caa_lens.plots.measures import dose_response, sweep_heatmap
 from caa_lens.prompts.prompt_formats import PromptFormat
+from caa_lens.provenance import last_part
 from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention, is_fitted
 from caa_lens.vectors.checks import check_vector_set
@@ -162,14 +163,21 @@ class Sweep(Result):
         """Mean score without steering (multiplier 0); NaN if 0 was not swept."""
         return float(self.frame.loc[self.frame["multiplier"] == 0, self.metric].mean())
 
+    @property
+    def label(self) -> str:
+        """What a score is, in words, with its units."""
+        return METRIC_LABEL[self.metric]
+
     def plot(self) -> go.Figure:
         """Heat map of the mean score, layer x multiplier."""
         return sweep_heatmap(
             self.summary(),
             behavior=self.provenance["vectors"].behavior,
             test=self.settings.get("test", ""),
-            label=METRIC_LABEL[self.metric],
+            label=self.label,
             unsteered=self.unsteered,
+            n_questions=self.frame["question"].nunique(),
+            model=last_part(self.provenance["vectors"].model),
         )
 
     def plot_layer(self, layer: int | None = None) -> go.Figure:
@@ -178,8 +186,9 @@ class Sweep(Result):
             self.summary(),
             self.best_layer if layer is None else check_count("layer", layer, least=0),
             behavior=self.provenance["vectors"].behavior,
-            label=METRIC_LABEL[self.metric],
+            label=self.label,
             n_questions=self.frame["question"].nunique(),
+            model=last_part(self.provenance["vectors"].model),
         )
 
     def __repr__(self) -> str:

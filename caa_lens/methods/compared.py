@@ -22,6 +22,7 @@ from caa_lens.measures.elsewhere.neutral_text import OF_TEXT
 from caa_lens.measures.intervals import bootstrap_interval, mean_with_interval
 from caa_lens.methods.costs import Cost
 from caa_lens.plots.comparison import effect_against_cost
+from caa_lens.provenance import last_part
 from caa_lens.results import Result
 
 BUDGETS = (0.05, 0.1, 0.3)
@@ -212,6 +213,7 @@ class Comparison(Result):
             n_questions=int(self.frame["question"].nunique()),
             n_neutral=self.n_neutral,
             points=(NOTHING, WORDS),
+            model=last_part(self.settings.get("model", "")),
         )
 
     def __repr__(self) -> str:

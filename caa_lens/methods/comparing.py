@@ -42,7 +42,7 @@ from caa_lens.models.checks import check_layers, check_model
 from caa_lens.models.placement import dtype_name
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
 from caa_lens.prompts.turns import check_one_system_prompt
-from caa_lens.provenance import PAIR_HASHES, Provenance, layer_ranges
+from caa_lens.provenance import Provenance, layer_ranges
 
 METHODS = ("CAA", "ActAdd", "Linear-AcT", "instruction", "BiPO", "SADI", "InferAligner")
 STEERED_TEXT = ("all", "chosen", "none")
@@ -217,7 +217,7 @@ def compare(
                 n_pairs=len(fit_on),
                 dataset_hash=fit_on.content_hash,
                 prompt_format=chosen_format.name,
-                details={PAIR_HASHES: " ".join(fit_on.pair_hashes)},
+                details=fit_on.provenance_details,
             )
         },
     )

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import reduce, repeat
 from jaxtyping import Float
 from torch import Tensor
 
@@ -150,8 +151,8 @@ def fit(
         mask = torch.stack(rows)
     elif site == "heads":
         d_head = model.cfg.d_head
-        of_head = difference.unflatten(-1, (-1, d_head)).mean(-1)
-        mask = top_elements(of_head, k, rank).repeat_interleave(d_head, dim=-1)
+        of_head = reduce(difference, "layer (head d_head) -> layer head", "mean", d_head=d_head)
+        mask = repeat(top_elements(of_head, k, rank), "layer head -> layer (head d_head)", d_head=d_head)
     else:
         mask = top_elements(difference, k, rank)
     kept = [i for i in range(len(layers)) if bool(mask[i].any())]

@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -76,7 +77,7 @@ def token_logits(
         return logits.gather(-1, tokens.expand(*logits.shape[:-1], tokens.shape[-1]))
     W_U, b_U = _unembedding(model)
     columns = _wide(model, W_U[:, tokens])  # [d_model *state token]
-    logits = torch.einsum("...d,d...t->...t", _normed(model, resid, final_norm(model)), columns)
+    logits = einsum(_normed(model, resid, final_norm(model)), columns, "... d, d ... token -> ... token")
     return soft_capped(model, _formula(model).scale * (logits + _wide(model, b_U[tokens])))
 
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import pooch
 from tqdm.auto import tqdm
 
 from caa_lens.atomic_files import write_atomically
 from caa_lens.contrast import files as contrast_files
 from caa_lens.contrast.files import FieldError
 from caa_lens.contrast.pair import ContrastPair
+from caa_lens.extras import needed_for
 from caa_lens.paper.questions import RECORD, check_name, data_folder, inventory, published_size, read_record
 from caa_lens.paper.sources import (
     NAMES,
@@ -37,6 +37,9 @@ from caa_lens.paper.sources import (
     split_anew,
     two_option_rows,
 )
+
+with needed_for("fetching the paper's data"):
+    import pooch
 
 if TYPE_CHECKING:
     import pandas

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from caa_lens.contrast import files as contrast_files
 from caa_lens.contrast.pair import ContrastPair
 from caa_lens.contrast.sets import ContrastSet
+from caa_lens.extras import needed_for
 from caa_lens.paper.numbers import BEHAVIORS, DATASET_SIZES
 from caa_lens.paper.sources import NAMES, PER_SUBJECT, QUESTIONS, SUBJECTS, authors_files, places
 
@@ -31,7 +32,8 @@ SPLITS = ("generate", "test", "open_ended", "questions")
 
 def data_folder() -> Path:
     """Where fetched sets lie: `data` in the user's cache, or in the folder that `CAA_LENS_CACHE` names."""
-    import platformdirs
+    with needed_for("the paper's questions", extra="experiments"):
+        import platformdirs
 
     override = os.environ.get("CAA_LENS_CACHE")
     return (Path(override).expanduser() if override else platformdirs.user_cache_path("caa_lens")) / "data"

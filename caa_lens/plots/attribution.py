@@ -3,9 +3,21 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from caa_lens.plots.style import BLUE, GREY, escaped, styled
+from caa_lens.plots.style import (
+    BLUE,
+    DIVERGING,
+    GREEN,
+    GREY,
+    ORANGE,
+    escaped,
+    interval_texts,
+    mean_of,
+    said,
+    styled,
+)
 
-KIND_COLOUR = {"vector": "#c8453b", "attn": BLUE, "mlp": "#e0a030", "norm scale": GREY}
+KIND_COLOUR = {"vector": GREEN, "attn": BLUE, "mlp": ORANGE, "norm scale": GREY}
+LONGEST_TOKEN = 18  # letters beside a row
 KIND_LABEL = {
     "vector": "the vector's direct path",
     "attn": "later attention",
@@ -25,6 +37,7 @@ def contribution_bars(
     interval: tuple[float, float],
     direct_share: float,
     summed: float,
+    model: str = "",
 ) -> go.Figure:
     """Mean contribution of each component with its 95 % interval, in the order of depth.
 
@@ -51,37 +64,38 @@ def contribution_bars(
                 "width": 2,
                 "color": GREY,
             },
-            customdata=rows[["low", "high"]],
+            customdata=interval_texts(rows),
             name=f"{KIND_LABEL[kind]}: {rows['mean'].sum():+.3g}",
             marker={"color": colour, "line": {"width": 0}},
-            hovertemplate="%{x}<br>%{y:+.4f} logits [%{customdata[0]:.4f}, %{customdata[1]:.4f}]<extra></extra>",
+            hovertemplate="%{x}<br>%{y:+.4f} logits %{customdata[0]}<extra></extra>",
         )
     figure.update_xaxes(
         type="category",
         showgrid=False,
         categoryorder="array",
         categoryarray=list(summary["component"]),
-        tickmode="array",
-        tickvals=list(summary["component"]),
         tickangle=-90,
         tickfont={"size": 11},
     )
-    figure.update_layout(legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0}, bargap=0.25)
+    figure.update_layout(bargap=0.25)
     low, high = interval
     shown = f"{total:+.3g}" + ("" if low != low else f" [{low:+.3g}, {high:+.3g}]")
     # A share of what may as well be nothing would mean nothing.
     share = "" if low <= 0 <= high or not total else f", {direct_share:.0%} of it direct"
-    title = (
-        f"{escaped(behavior)} at layer {layer}, multiplier {multiplier:g}: logit difference {shown}{share}"
-        f'<br><span style="font-size: 12px">mean of {n_questions} question{"s" if n_questions > 1 else ""}, '
-        f"95 % intervals; the components sum to {summed:+.3g}</span>"
+    return styled(
+        figure,
+        title=f"{behavior} at layer {layer}, multiplier {multiplier:g}",
+        subtitle=f"logit difference {shown}{share}; "
+        + said(model, mean_of(n_questions), f"the components sum to {summed:+.3g}"),
+        x="component, by depth (0-based block)",
+        y="contribution (logits)",
+        height=540,
+        legend=True,
     )
-    figure = styled(figure, title=title, x="component, by depth (0-based block)", y="contribution (logits)", height=500)
-    return figure.update_layout(margin={"t": 110})
 
 
-def similarity_heatmap(frame: pd.DataFrame, measure: str, *, behavior: str, reach: float) -> go.Figure:
-    """One measure, layer x token; colours are symmetric about 0.
+def similarity_heatmap(frame: pd.DataFrame, measure: str, *, behavior: str, reach: float, model: str = "") -> go.Figure:
+    """One measure, a row a token, from the top as it is read, and a column a layer; colours are symmetric about 0.
 
     Args:
         frame: columns `position, token, layer` and the measure's, position by position within a layer.
@@ -89,30 +103,31 @@ def similarity_heatmap(frame: pd.DataFrame, measure: str, *, behavior: str, reac
         reach: the value with full colour.
     """
     table = frame.pivot(index="position", columns="layer", values=measure)
-    tokens = [escaped(token) for token in frame["token"][: len(table)]]
+    whole = list(frame["token"][: len(table)])
+    tokens = [escaped(token) for token in whole]
+    short = [t if len(t) <= LONGEST_TOKEN else t[: LONGEST_TOKEN - 1] + "…" for t in whole]
     label = {"cosine": "cosine", "dot": "dot product"}[measure]
     figure = go.Figure(
         go.Heatmap(
-            z=table.to_numpy().T,
-            x=list(table.index),
-            y=[str(layer) for layer in table.columns],
-            customdata=[tokens] * len(table.columns),
-            colorscale="RdBu",
+            z=table.to_numpy(),
+            x=[str(layer) for layer in table.columns],
+            y=list(table.index),
+            customdata=[[token] * len(table.columns) for token in tokens],
+            colorscale=DIVERGING,
             zmin=-reach,
             zmax=reach,
             colorbar={"title": {"text": label, "side": "right"}},
-            hovertemplate="layer %{y}, position %{x}: %{customdata}<br>%{z:.4g}<extra></extra>",
+            hovertemplate="layer %{x}, position %{y}: %{customdata}<br>%{z:.4g}<extra></extra>",
         )
     )
-    figure.update_xaxes(tickmode="array", tickvals=list(table.index), ticktext=tokens, tickangle=-90)
-    figure.update_xaxes(tickfont={"size": 11})
-    figure.update_yaxes(type="category")
-    figure = styled(
+    styled(
         figure,
-        title=f"{escaped(behavior)}: {label} of each token's resid_post with the vector",
-        x="token",
-        y="layer (0-based block)",
-        height=max(380, 200 + 18 * len(table.columns)),
+        title=f"{behavior}: {label} of each token's resid_post with the vector",
+        subtitle=said(model),
+        x="layer (0-based block)",
+        y="",
+        height=120 + 17 * len(table),
     )
-    # Every token keeps its label: long texts make a wide figure that scrolls.
-    return figure.update_layout(width=130 + 15 * len(table)) if len(table) > 50 else figure
+    figure.update_xaxes(type="category", showgrid=False)
+    ticks = {"tickmode": "array", "tickvals": list(table.index), "ticktext": [escaped(token) for token in short]}
+    return figure.update_yaxes(**ticks, tickfont={"size": 11}, autorange="reversed", showgrid=False, zeroline=False)

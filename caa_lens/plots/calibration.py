@@ -5,11 +5,11 @@ import math
 import pandas as pd
 import plotly.graph_objects as go
 
-from caa_lens.plots.style import BLUE, GREY, ORANGE, escaped, styled
+from caa_lens.plots.style import BLUE, GREY, ORANGE, said, styled
 
 
 def effect_within_budget(
-    frame: pd.DataFrame, *, budget: float, behavior: str, label: str, cross_fitted: bool
+    frame: pd.DataFrame, *, budget: float, behavior: str, label: str, cross_fitted: bool, model: str = ""
 ) -> go.Figure:
     """A point a candidate, those over the budget in grey; the chosen layer's are joined.
 
@@ -26,14 +26,14 @@ def effect_within_budget(
         "tokens<extra></extra>"
     )
     figure = go.Figure()
-    for within, name, colour in ((False, "over the budget", GREY), (True, "within", BLUE)):
+    for within, name, colour, symbol in ((False, "over the budget", GREY, "x"), (True, "within", BLUE, "circle")):
         some = drawn[drawn["within"] == within]
         figure.add_scatter(
             x=some["kl_mean"].clip(lower=1e-6),
             y=some[column],
             customdata=some[["layer", "multiplier", "kl_tokens"]],
             mode="markers",
-            marker={"color": colour, "size": 7, "opacity": 0.6 if within else 0.35},
+            marker={"color": colour, "size": 7 if within else 5, "symbol": symbol},
             name=name,
             hovertemplate=hover,
         )
@@ -55,6 +55,7 @@ def effect_within_budget(
                 "arrayminus": [one["effect"] - one["low"]],
                 "thickness": 2,
                 "width": 5,
+                "color": ORANGE,
             },
             customdata=[[one["layer"], one["multiplier"], one["kl_tokens"]]],
             mode="markers",
@@ -74,10 +75,13 @@ def effect_within_budget(
     )
     figure.add_hline(y=0, line={"color": GREY, "width": 1})
     figure.update_xaxes(type="log", dtick=1)
-    title = f"{escaped(behavior)}: effect of ±m, and its cost elsewhere"
-    styled(figure, title=title, x="mean KL on neutral prompts (nats a token)", y=f"effect: {label}", height=520)
-    return figure.update_layout(
-        legend={"orientation": "h", "y": -0.18, "yanchor": "top"},
-        xaxis={"title": {"font": {"size": 12}}},
-        yaxis={"title": {"font": {"size": 12}}},
+    return styled(
+        figure,
+        title=f"{behavior}: effect of ±m, and its cost elsewhere",
+        subtitle=said(model),
+        x="mean KL on neutral prompts (nats a token)",
+        y=f"effect: {label}",
+        height=520,
+        legend=True,
+        panels=True,
     )

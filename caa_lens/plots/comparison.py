@@ -1,14 +1,11 @@
 """The figure of a comparison of methods: effect against cost."""
 
 from collections.abc import Sequence
-from html import escape
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from caa_lens.plots.style import BLUE, GREEN, GREY, ORANGE, styled
-
-COLOURS = (BLUE, ORANGE, GREEN, "#8a5fd0", "#c2437e", "#a08a20", "#2aa0b5", "#7a5230", "#5b6b2f", "#b03a2e")
+from caa_lens.plots.style import COLOURS, DASHES, GREY, SYMBOLS, escaped, interval_text, said, styled
 
 
 def effect_against_cost(
@@ -19,6 +16,7 @@ def effect_against_cost(
     n_questions: int,
     n_neutral: int = 0,
     points: Sequence[str] = (),
+    model: str = "",
 ) -> go.Figure:
     """Mean effect by mean divergence, a curve a method and sign; bars are 95 % intervals over questions.
 
@@ -28,29 +26,37 @@ def effect_against_cost(
         n_neutral: how many prompts divergences are of; 0 leaves it unsaid.
         points: methods without strengths, which are drawn as single points.
     """
-    figure, colours = go.Figure(), iter(COLOURS)
+    figure, i = go.Figure(), 0
     for name in dict.fromkeys(curves["method"]):
         rows = curves[curves["method"] == name]
         if name in points:
-            figure.add_scatter(**_drawn(rows, str(name), GREY), mode="markers", marker={"symbol": "x", "size": 9})
+            symbol = ("x", "cross")[list(points).index(name) % 2]
+            figure.add_scatter(**_drawn(rows, str(name), GREY), mode="markers", marker={"symbol": symbol, "size": 9})
             continue
-        colour = GREY if name == "random" else next(colours, GREY)
+        colour, dash, symbol = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % 3], SYMBOLS[i % len(SYMBOLS)]
+        if name == "random":
+            colour, dash, symbol = GREY, "dash", "circle-open"
+        else:
+            i += 1
         for sign in (1, -1):
             some = rows[rows["strength"] * sign > 0].sort_values("strength", key=abs)
-            drawn = _drawn(some, str(name), colour)
-            figure.add_scatter(**drawn, mode="lines+markers", showlegend=sign > 0, marker={"size": 6})
+            drawn = _drawn(some, str(name), colour, dash)
+            marker = {"size": 7, "symbol": symbol}
+            figure.add_scatter(**drawn, mode="lines+markers", showlegend=sign > 0, marker=marker)
     figure.update_xaxes(type="log", dtick="D2")  # 1, 2 and 5 of each power of ten
-    figure.update_layout(legend={"orientation": "h", "y": -0.18, "yanchor": "top"})
+    many = n_questions > 1
     return styled(
         figure,
-        title=f"{escape(behavior)}: effect on {n_questions} questions, and what it costs elsewhere",
+        title=f"{behavior}: effect on {n_questions} question{'s' if many else ''}, and what it costs elsewhere",
+        subtitle=said(model, "95 % intervals" if many else ""),
         x=f"mean KL on {f'{n_neutral} ' if n_neutral else ''}neutral prompts (nats a token)",
         y=f"change of {label}",
-        height=560,
+        height=600,
+        legend=True,
     )
 
 
-def _drawn(rows: pd.DataFrame, name: str, colour: str) -> dict:
+def _drawn(rows: pd.DataFrame, name: str, colour: str, dash: str = "solid") -> dict:
     return {
         "x": rows["kl_mean"].where(rows["kl_mean"] > 0),
         "y": rows["mean"],
@@ -60,12 +66,15 @@ def _drawn(rows: pd.DataFrame, name: str, colour: str) -> dict:
             "thickness": 1,
             "width": 2,
         },
-        "customdata": rows[["strength", "low", "high"]],
-        "name": name,
+        "customdata": [
+            [strength, interval_text(low, high)]
+            for strength, low, high in zip(rows["strength"], rows["low"], rows["high"], strict=True)
+        ],
+        "name": escaped(name),
         "legendgroup": name,
-        "line": {"color": colour},
+        "line": {"color": colour, "dash": dash},
         "hovertemplate": (
-            f"{escape(name)}, strength %{{customdata[0]:g}}<br>KL %{{x:.4f}}, effect %{{y:.4f}} "
-            "[%{customdata[1]:.4f}, %{customdata[2]:.4f}]<extra></extra>"
+            f"{escaped(name)}, strength %{{customdata[0]:g}}<br>KL %{{x:.4f}}, effect %{{y:.4f}} "
+            "%{customdata[1]}<extra></extra>"
         ),
     }

@@ -23,6 +23,6 @@ def finding_bars(frame: pd.DataFrame, *, of: str, n_pairs: int) -> go.Figure:
         )
     )
     what = f"findings in {n_pairs} pairs" if len(frame) else f"nothing found in {n_pairs} pairs"
-    styled(figure, title=f"{escaped(of)}: {what}", x="pairs", y="", height=180 + 40 * len(frame))
+    styled(figure, title=f"{of}: {what}", x="pairs", y="", height=180 + 40 * len(frame))
     figure.update_yaxes(autorange="reversed")
     return figure.update_xaxes(range=[0, n_pairs])

@@ -9,13 +9,26 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from caa_lens.plots.style import BLUE, FAINT_BLUE, GREEN, GREY, GRID, ORANGE, escaped, framed_heatmap, styled
+from caa_lens.plots.style import (
+    BLUE,
+    FAINT_BLUE,
+    GREEN,
+    GREY,
+    GRID,
+    NARROW,
+    ORANGE,
+    SYMBOLS,
+    escaped,
+    framed_heatmap,
+    interval_texts,
+    said,
+    styled,
+    width_of_written,
+)
 
 SIDE_COLOUR = {"positive": BLUE, "negative": ORANGE}
-SYMBOLS = ("circle", "x", "diamond", "square", "triangle-up", "star")
 LAYER = "layer (0-based block)"
-COLUMNS = 4  # panels in a row
-LEGEND_BELOW = {"orientation": "h", "y": -0.14, "yanchor": "top"}
+FEW, COLUMNS = 4, 4  # so many panels stand two in a row, which a phone has room for; more stand four in a row
 
 
 def cosine_heatmap(frame: pd.DataFrame, *, of: str, sets: tuple[str, str] | None = None) -> go.Figure:
@@ -26,13 +39,13 @@ def cosine_heatmap(frame: pd.DataFrame, *, of: str, sets: tuple[str, str] | None
         sets: what the rows' and the columns' vectors are called, where they are of two sets.
     """
     table = frame.pivot(index="layer", columns="other_layer", values="cosine")
-    own, others = ("", "") if sets is None else (f" of {escaped(name)}" for name in sets)
+    own, others = (LAYER, LAYER) if sets is None else (f"layer of {escaped(name)}" for name in sets)
     figure = _square_cells(table, "layer %{y} with layer %{x}<br>cosine %{z:.4f}<extra></extra>")
     return styled(
         figure,
-        title=f"{escaped(of)}: cosine by layer",
-        x=LAYER + others,
-        y=LAYER + own,
+        title=f"{of}: cosine by layer",
+        x=others,
+        y=own,
         height=max(380, min(760, 160 + 18 * len(table))),
     )
 
@@ -51,11 +64,12 @@ def behavior_heatmap(frame: pd.DataFrame, *, models: Sequence[str]) -> go.Figure
     figure.update_xaxes(automargin=True)
     return styled(
         figure,
-        title=f"{', '.join(sorted({escaped(model) for model in models}))}: cosine of behaviors at layer "
-        f"{frame['layer'].iloc[0]}",
+        title=f"cosine of behaviors at layer {frame['layer'].iloc[0]}",
+        subtitle=said(*sorted(set(models))),
         x="behavior",
         y="behavior",
         height=max(420, 180 + 50 * len(table)),
+        min_width=width_of_written(table),
     )
 
 
@@ -71,8 +85,29 @@ def cosine_curve(frame: pd.DataFrame, *, of: str, by_chance: float) -> go.Figure
     band = "95 % of random directions"
     figure.add_hrect(y0=-by_chance, y1=by_chance, fillcolor=GRID, line_width=0, name=band, showlegend=True)
     figure.update_yaxes(range=[min(-0.1, float(frame["cosine"].min()) - 0.05), 1.05])
-    styled(figure, title=f"{escaped(of)}: cosine of vectors", x=LAYER, y="cosine", height=460)
-    return figure.update_layout(legend={**LEGEND_BELOW, "y": -0.18})
+    return styled(figure, title=f"{of}: cosine of vectors", x=LAYER, y="cosine", height=460, legend=True)
+
+
+def vector_curves(frame: pd.DataFrame, *, of: str, model: str = "") -> go.Figure:
+    """Each layer's norm above; below its cosine with the vector of the layer before, where that is there too.
+
+    Args:
+        frame: columns `layer, norm, cosine_before`.
+    """
+    figure = _two_panels()
+    figure.add_trace(_curve(frame, "norm", BLUE, "norm", "norm"), row=1, col=1)
+    figure.add_trace(_curve(frame, "cosine_before", GREEN, "cosine", "cosine with the layer before"), row=2, col=1)
+    styled(figure, title=f"{of}: norms and neighbours", subtitle=said(model), x=LAYER, y="", height=520)
+    figure.update_xaxes(title="", row=1, col=1)
+    figure.update_yaxes(title="norm (units of the stream)", rangemode="tozero", row=1, col=1)
+    lowest = frame["cosine_before"].min()
+    figure.update_yaxes(
+        title="cosine with the one before",
+        range=[min(0.0, lowest if lowest == lowest else 0.0) - 0.05, 1.05],
+        row=2,
+        col=1,
+    )
+    return figure.update_layout(showlegend=False)
 
 
 def norm_curves(frame: pd.DataFrame, *, of: str, n_pairs: int, read_at: str) -> go.Figure:
@@ -92,12 +127,11 @@ def norm_curves(frame: pd.DataFrame, *, of: str, n_pairs: int, read_at: str) -> 
     figure.data[1].line.dash = "dot"  # the sides' norms are close: let both be seen
     ratio = _curve(frame, "ratio", GREEN, "ratio", "vector / residual")
     figure.add_trace(ratio.update(showlegend=False), row=2, col=1)
-    title = f"{escaped(of)}: norms of {n_pairs} pairs, {escaped(read_at)}"
-    styled(figure, title=title, x=LAYER, y="", height=560)
+    subtitle = f"{n_pairs} pair{'s' if n_pairs > 1 else ''}, {read_at}"
+    styled(figure, title=f"{of}: norms", subtitle=subtitle, x=LAYER, y="", height=560, legend=True)
     figure.update_xaxes(title="", row=1, col=1)
-    figure.update_yaxes(title="norm (units of the residual stream)", type="log", dtick=1, row=1, col=1)
-    figure.update_yaxes(title="vector / residual", rangemode="tozero", row=2, col=1)
-    return figure.update_layout(legend=LEGEND_BELOW)
+    figure.update_yaxes(title="norm (units of the stream)", type="log", dtick=1, row=1, col=1)
+    return figure.update_yaxes(title="vector / residual", rangemode="tozero", row=2, col=1)
 
 
 def pca_panels(frame: pd.DataFrame, *, of: str, n_pairs: int, read_at: str) -> go.Figure:
@@ -109,17 +143,26 @@ def pca_panels(frame: pd.DataFrame, *, of: str, n_pairs: int, read_at: str) -> g
     """
     layers = sorted(set(frame["layer"]))
     letters = sorted(set(frame["letter"]))
-    n_columns = min(COLUMNS, len(layers))
+    n_columns = min(2 if len(layers) <= FEW else COLUMNS, len(layers))
     n_rows = -(-len(layers) // n_columns)
     figure = make_subplots(
         rows=n_rows,
         cols=n_columns,
         subplot_titles=[f"layer {layer}" for layer in layers],
-        horizontal_spacing=0.07,
-        vertical_spacing=0.28 / n_rows,
+        horizontal_spacing=0.3 / n_columns,
+        vertical_spacing=0.3 / n_rows,
     )
-    title = f"{escaped(of)}: components of {n_pairs} pairs' activations, {escaped(read_at)}"
-    styled(figure, title=title, x="", y="", height=130 + 320 * n_rows)
+    styled(
+        figure,
+        title=f"{of}: two principal components",
+        subtitle=f"activations of {n_pairs} pairs, {read_at}",
+        x="",
+        y="",
+        height=150 + 300 * n_rows,
+        legend=True,
+        panels=True,
+        min_width=200 * n_columns if n_columns > 2 else NARROW,
+    )
     for panel, layer in enumerate(layers):
         place = {"row": panel // n_columns + 1, "col": panel % n_columns + 1}
         rows = frame[frame["layer"] == layer]
@@ -138,17 +181,15 @@ def pca_panels(frame: pd.DataFrame, *, of: str, n_pairs: int, read_at: str) -> g
                         "color": SIDE_COLOUR[side],
                         "symbol": SYMBOLS[letters.index(letter) % len(SYMBOLS)],
                         "size": 7,
-                        "opacity": 0.75,
                     },
                     hovertemplate=f"pair %{{customdata}}, {name}<br>PC1 %{{x:.4g}}, PC2 %{{y:.4g}}<extra></extra>",
                 ),
                 **place,
             )
-        figure.update_xaxes(title=f"PC1 ({rows['explained_pc1'].iloc[0]:.0%} of variance)", **place)
+        figure.update_xaxes(title=f"PC1 ({rows['explained_pc1'].iloc[0]:.0%} of var.)", **place)
         figure.update_yaxes(title=f"PC2 ({rows['explained_pc2'].iloc[0]:.0%})", **place)
-    figure.update_xaxes(title_standoff=4, title_font_size=12)
-    figure.update_yaxes(title_standoff=2, title_font_size=12)
-    return figure.update_layout(legend={"orientation": "h", "y": -0.22 / n_rows, "yanchor": "top"})
+    figure.update_xaxes(title_standoff=4, nticks=4)
+    return figure.update_yaxes(title_standoff=2, nticks=5)
 
 
 def separability_curves(
@@ -196,12 +237,19 @@ def separability_curves(
             yanchor="bottom",
             font={"size": 12},
         )
-    title = f"{escaped(of)}: how the sides part, {n_pairs} pairs, 95 % interval"
-    styled(figure, title=title, x=LAYER, y="", height=560)
+    styled(
+        figure,
+        title=f"{of}: how the sides part",
+        subtitle=f"{n_pairs} pairs, 95 % interval",
+        x=LAYER,
+        y="",
+        height=560,
+        legend=True,
+        panels=True,
+    )
     figure.update_xaxes(title="", row=1, col=1)
     figure.update_yaxes(title=f"held-out accuracy (chance {chance:.2g})", row=1, col=1)
-    figure.update_yaxes(title="share; silhouette (−1 to 1)", row=2, col=1)
-    return figure.update_layout(legend=LEGEND_BELOW)
+    return figure.update_yaxes(title="share; silhouette (−1 to 1)", row=2, col=1)
 
 
 def _square_cells(table: pd.DataFrame, hover: str, written: str | None = None) -> go.Figure:
@@ -218,11 +266,11 @@ def _curve(
     frame: pd.DataFrame, column: str, colour: str, name: str, what: str, *, interval: bool = False
 ) -> go.Scatter:
     """A column against the layer; hover shows the value and, if asked, the columns `low` and `high`."""
-    shown = " [%{customdata[0]:.4g}, %{customdata[1]:.4g}]" if interval else ""
+    shown = " %{customdata[0]}" if interval else ""
     return go.Scatter(
         x=frame["layer"],
         y=frame[column],
-        customdata=frame[["low", "high"]] if interval else None,
+        customdata=interval_texts(frame) if interval else None,
         mode="lines+markers",
         line={"color": colour},
         marker={"size": 6},

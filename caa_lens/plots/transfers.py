@@ -6,22 +6,40 @@ means as a matrix of sources by targets.
 
 import itertools
 from collections.abc import Mapping
-from html import escape
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from caa_lens.plots.style import BLUE, GREEN, GREY, GRID, ORANGE, banded_curve, framed_heatmap, styled
+from caa_lens.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    NARROW,
+    ORANGE,
+    banded_curve,
+    escaped,
+    framed_heatmap,
+    interval_text,
+    said,
+    styled,
+    width_of_written,
+)
 
 LAYER = "layer (0-based block)"
 MOST_WRITTEN = 12  # columns of a heat map that still have room for numbers
-ENDS = "[%{customdata[0]:.4f}, %{customdata[1]:.4f}]"
-LEGEND_BELOW = {"orientation": "h", "y": -0.2, "yanchor": "top"}
+ENDS = "%{customdata[0]}"
 MARGIN_CHANGE = "change of margin (nats per token)"
 
 
 def layer_heatmap(
-    cells: pd.DataFrame, table: pd.DataFrame, *, behavior: str, label: str, unit: str, unsteered: float
+    cells: pd.DataFrame,
+    table: pd.DataFrame,
+    *,
+    behavior: str,
+    label: str,
+    unit: str,
+    unsteered: float,
+    model: str = "",
 ) -> go.Figure:
     """Effect by source and target layer; own layers are framed, white is no effect.
 
@@ -33,14 +51,18 @@ def layer_heatmap(
     figure = _effects(cells, table, _per(unit), "layer %{y}'s vector at layer %{x}")
     return styled(
         figure,
-        title=f"{escape(behavior)}: change of {label}, unsteered {unsteered:.3f}",
+        title=f"{behavior}: change of {label}",
+        subtitle=said(model, f"per unit of {unit}; unsteered {unsteered:.3f}"),
         x=f"added at {LAYER}",
         y="vector of layer",
         height=max(380, min(760, 160 + 18 * len(table))),
+        min_width=width_of_written(table) if len(table.columns) <= MOST_WRITTEN else NARROW,
     )
 
 
-def decay_curves(cells: pd.DataFrame, decay: pd.DataFrame, *, behavior: str, unit: str, unsteered: float) -> go.Figure:
+def decay_curves(
+    cells: pd.DataFrame, decay: pd.DataFrame, *, behavior: str, unit: str, unsteered: float, model: str = ""
+) -> go.Figure:
     """Effect against target - source: a thin line a source layer, and the mean of all with its interval.
 
     Args:
@@ -52,63 +74,71 @@ def decay_curves(cells: pd.DataFrame, decay: pd.DataFrame, *, behavior: str, uni
         figure.add_scatter(
             x=rows["target"] - source,
             y=rows["mean"],
-            customdata=rows[["low", "high", "target"]],
+            customdata=_with_interval(rows, "target"),
             mode="lines",
             line={"color": GREY, "width": 1},
             opacity=0.45,
             showlegend=False,
-            hovertemplate=f"layer {source}'s vector at layer %{{customdata[2]}}<br>%{{y:.4f}} {ENDS}<extra></extra>",
+            hovertemplate=f"layer {source}'s vector at layer %{{customdata[1]}}<br>%{{y:.4f}} {ENDS}<extra></extra>",
         )
     hover = f"%{{x}} layers away<br>mean %{{y:.4f}} {ENDS}<extra></extra>"
     figure.add_traces(banded_curve(decay, "distance", colour=BLUE, name="mean of all source layers", hover=hover))
     figure.add_vline(x=0, line={"color": GREY, "dash": "dot", "width": 1})
-    styled(
+    return styled(
         figure,
-        title=f"{escape(behavior)}: how far a vector carries, unsteered {unsteered:.3f}",
+        title=f"{behavior}: how far a vector carries",
+        subtitle=said(model, f"unsteered {unsteered:.3f}"),
         x="distance: target layer - source layer",
         y=_per(unit),
         height=460,
+        legend=True,
     )
-    return figure.update_layout(legend=LEGEND_BELOW)
 
 
-def layers_by_cosine(cells: pd.DataFrame, *, behavior: str, unit: str, correlation: float) -> go.Figure:
+def layers_by_cosine(
+    cells: pd.DataFrame, *, behavior: str, unit: str, correlation: float, model: str = ""
+) -> go.Figure:
     """Effect of a vector at another layer against its cosine with that layer's own vector."""
-    figure = _scatter(cells, "layer %{customdata[0]}'s vector at layer %{customdata[1]}")
+    figure = _scatter(cells, "layer %{customdata[1]}'s vector at layer %{customdata[2]}")
     return styled(
         figure,
-        title=f"{escape(behavior)}: does cosine predict transfer? r = {correlation:.2f}",
+        title=f"{behavior}: does cosine predict transfer? r = {correlation:.2f}",
+        subtitle=said(model),
         x="cosine of the two layers' vectors",
         y=_per(unit),
     )
 
 
-def grid_heatmap(cells: pd.DataFrame, table: pd.DataFrame, *, layer: int, unsteered: Mapping[str, float]) -> go.Figure:
+def grid_heatmap(
+    cells: pd.DataFrame, table: pd.DataFrame, *, layer: int, unsteered: Mapping[str, float], model: str = ""
+) -> go.Figure:
     """Effect by vector and test set, read as a table from the top; own test sets are framed.
 
     Args:
         unsteered: the level without steering, by test set.
     """
     figure = _effects(cells, table, MARGIN_CHANGE, "vector of %{y} on test set of %{x}")
-    levels = ", ".join(f"{escape(name)} {level:.2f}" for name, level in unsteered.items())
+    levels = ", ".join(f"{name} {level:.2f}" for name, level in unsteered.items())
     figure.update_yaxes(autorange="reversed", automargin=True)
     figure.update_xaxes(automargin=True)
     return styled(
         figure,
-        title=f"change of log-probability margin, vectors at layer {layer}<br>"
-        f"<span style='font-size:12px'>unsteered: {levels}</span>",
+        title=f"change of log-probability margin, vectors at layer {layer}",
+        subtitle=said(model, f"nats per token; unsteered: {levels}"),
         x="test set",
         y="vector",
         height=max(420, 200 + 50 * len(table)),
+        min_width=width_of_written(table) if len(table.columns) <= MOST_WRITTEN else NARROW,
     )
 
 
-def grid_by_cosine(cells: pd.DataFrame, *, layer: int) -> go.Figure:
+def grid_by_cosine(cells: pd.DataFrame, *, layer: int, model: str = "") -> go.Figure:
     """Effect of a vector on another's test set against the cosine of the two vectors."""
-    figure = _scatter(cells[cells["cosine"].notna()], "vector of %{customdata[0]} on test set of %{customdata[1]}")
+    figure = _scatter(cells[cells["cosine"].notna()], "vector of %{customdata[1]} on test set of %{customdata[2]}")
     return styled(
         figure,
         title=f"does cosine predict transfer? layer {layer}",
+        subtitle=said(model),
         x="cosine of the two vectors",
         y=MARGIN_CHANGE,
     )
@@ -125,8 +155,7 @@ def model_effects(
         label: what is measured.
     """
     figure = go.Figure()
-    own, foreign = escape(own), escape(foreign)
-    names = {"own": "own vectors", "foreign": f"vectors of {foreign}" if foreign != own else "foreign vectors"}
+    names = {"own": "own vectors", "foreign": f"vectors of {escaped(foreign)}" if foreign != own else "foreign vectors"}
     multipliers = sorted(set(scores["multiplier"]))
     for origin, m in itertools.product(("own", "foreign"), multipliers):
         rows = scores[(scores["vectors"] == origin) & (scores["multiplier"] == m)]
@@ -136,9 +165,8 @@ def model_effects(
         dash = "dot" if origin == "own" else "solid"
         figure.add_traces(banded_curve(rows, "layer", colour=colour, name=name, hover=hover, dash=dash))
     figure.add_hline(y=unsteered, line={"color": GREY, "dash": "dash", "width": 1})
-    title = f"{escape(behavior)}: vectors of {foreign} in {own}, unsteered {unsteered:.3f}"
-    styled(figure, title=title, x=LAYER, y=label, height=500)
-    return figure.update_layout(legend=LEGEND_BELOW)
+    title, level = f"{behavior}: vectors of {foreign} in {own}", f"unsteered {unsteered:.3f}"
+    return styled(figure, title=title, subtitle=level, x=LAYER, y=label, height=500, legend=True)
 
 
 def map_quality(frame: pd.DataFrame, *, source: str, target: str) -> go.Figure:
@@ -149,20 +177,22 @@ def map_quality(frame: pd.DataFrame, *, source: str, target: str) -> go.Figure:
         source, target: the models' names.
     """
     figure = go.Figure()
-    for column, colour, name in (("r2", BLUE, "mean over dimensions"), ("r2_weighted", GREEN, "weighted by variance")):
+    for column, colour, dash, name in (
+        ("r2", BLUE, "solid", "mean over dimensions"),
+        ("r2_weighted", GREEN, "dash", "weighted by variance"),
+    ):
         figure.add_scatter(
             x=frame["layer"],
             y=frame[column],
             customdata=frame[["source_layer"]],
             mode="lines+markers",
-            line={"color": colour},
+            line={"color": colour, "dash": dash},
             name=name,
             hovertemplate="layer %{x} from layer %{customdata[0]}<br>R² %{y:.3f}<extra></extra>",
         )
-    figure.add_hline(y=0, line={"color": GRID, "width": 1})
-    title = f"map from {escape(source)} to {escape(target)}: R² on {frame['n_held_out'].iloc[0]} held-out pairs"
-    styled(figure, title=title, x=f"target {LAYER}", y="held-out R²")
-    return figure.update_layout(legend=LEGEND_BELOW)
+    figure.add_hline(y=0, line={"color": GREY, "width": 1})
+    title, of = f"map from {source} to {target}", f"R² on {frame['n_held_out'].iloc[0]} held-out pairs"
+    return styled(figure, title=title, subtitle=of, x=f"target {LAYER}", y="held-out R²", legend=True)
 
 
 def _effects(cells: pd.DataFrame, table: pd.DataFrame, bar: str, what: str) -> go.Figure:
@@ -188,12 +218,21 @@ def _scatter(cells: pd.DataFrame, what: str) -> go.Figure:
             x=off["cosine"],
             y=off["mean"],
             mode="markers",
-            marker={"color": BLUE, "size": 6, "opacity": 0.6},
-            customdata=off[["source", "target", "low", "high"]],
-            hovertemplate=f"{what}<br>cosine %{{x:.3f}}<br>"
-            "effect %{y:.4f} [%{customdata[2]:.4f}, %{customdata[3]:.4f}]<extra></extra>",
+            marker={"color": BLUE, "size": 6},
+            customdata=_with_interval(off, "source", "target"),
+            hovertemplate=f"{what}<br>cosine %{{x:.3f}}<br>effect %{{y:.4f}} {ENDS}<extra></extra>",
         )
     )
+
+
+def _with_interval(rows: pd.DataFrame, *columns: str) -> list[list]:
+    """For the hover text: the interval, then other columns."""
+    ends = [interval_text(low, high) for low, high in zip(rows["low"], rows["high"], strict=True)]
+    others = rows[list(columns)].astype(object).to_numpy().tolist()
+    return [
+        [end, *(escaped(one) if isinstance(one, str) else one for one in row)]
+        for end, row in zip(ends, others, strict=True)
+    ]
 
 
 def _per(unit: str) -> str:

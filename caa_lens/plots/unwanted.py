@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from caa_lens.plots.style import BLUE, GREY, escaped, styled
+from caa_lens.plots.style import BLUE, GREY, escaped, interval_text, said, styled
 
-RANGE = "rgba(128, 128, 128, 0.35)"
+LETTERS, ROW = 26, 50  # of a line that a phone has room for; pixels of a row of three lines
 SHORT = {"neutral questions": "", "harmless requests": ""}
 
 
-def changes_forest(frame: pd.DataFrame, *, of: str, n_random: int) -> go.Figure:
+def changes_forest(frame: pd.DataFrame, *, of: str, n_random: int, model: str = "") -> go.Figure:
     """A row a measure: the change with its interval, and the range and mean of the random directions' changes.
 
     Units differ, so each row is drawn in its own scale, with no change in the middle; the numbers stand at its left.
@@ -36,7 +36,7 @@ def changes_forest(frame: pd.DataFrame, *, of: str, n_random: int) -> go.Figure:
     figure.add_scatter(
         **ranges,
         mode="lines",
-        line={"color": RANGE, "width": 12},
+        line={"color": GREY, "width": 4},
         name=f"{n_random} random directions" if several else "a random direction",
         hoverinfo="skip",
         showlegend=several,
@@ -60,29 +60,36 @@ def changes_forest(frame: pd.DataFrame, *, of: str, n_random: int) -> go.Figure:
             "width": 3,
             "color": BLUE,
         },
-        customdata=rows[["unsteered", "steered", "change", "low", "high", "n"]],
+        customdata=rows[["unsteered", "steered", "change", "n"]].assign(
+            interval=[interval_text(*ends) for ends in zip(rows["low"], rows["high"], strict=True)]
+        ),
         mode="markers",
         marker={"color": BLUE, "size": 9},
         name="steering, 95 % interval",
         hovertemplate="from %{customdata[0]:.4f} to %{customdata[1]:.4f}<br>change %{customdata[2]:.4f} "
-        "[%{customdata[3]:.4f}, %{customdata[4]:.4f}], n = %{customdata[5]}<extra></extra>",
+        "%{customdata[4]}, n = %{customdata[3]}<extra></extra>",
     )
     figure.add_vline(x=0, line={"color": GREY, "width": 1})
-    title = f"{escaped(of)}:<br>changes where there should be none"
-    styled(figure, title=title, x="change, each row in its own scale", y="", height=150 + 44 * len(rows))
-    figure.update_xaxes(range=[-1.12, 1.12], showticklabels=False, showgrid=False, fixedrange=True)
-    figure.update_xaxes(title={"font": {"size": 12}})
-    figure.update_yaxes(tickvals=at, ticktext=names, range=[-0.6, len(rows) - 0.4], automargin=True, fixedrange=True)
-    figure.update_layout(
-        legend={"orientation": "h", "y": -40 / (len(rows) * 44), "yanchor": "top", "x": 0.5, "xanchor": "center"},
-        margin={"l": 10, "r": 10, "b": 70},
+    styled(
+        figure,
+        title=f"{of}: changes where there should be none",
+        subtitle=said(model, "each row in its own scale"),
+        x="",
+        y="",
+        height=170 + ROW * len(rows),
+        legend=True,
     )
+    figure.update_xaxes(range=[-1.12, 1.12], showticklabels=False, showgrid=False, fixedrange=True)
+    figure.update_yaxes(tickvals=at, ticktext=names, range=[-0.6, len(rows) - 0.4], automargin=True, fixedrange=True)
     return figure.update_yaxes(tickfont={"size": 11})
 
 
 def _name(row: dict[Any, Any]) -> str:
     of = SHORT.get(row["of"], row["of"])
-    return escaped(f"{row['measure']}: {of}" if of else row["measure"])
+    if not of:
+        return escaped(row["measure"])
+    between = ":<br>" if len(f"{row['measure']}: {of}") > LETTERS else ": "
+    return escaped(row["measure"]) + between + escaped(of)
 
 
 def _numbers(row: dict[Any, Any]) -> str:

@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caa_lens.atomic_files import write_atomically
+from caa_lens.extras import needed_for
+from caa_lens.report.cells import Cells
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
 ALONG, AGAINST = "59, 125, 216", "200, 69, 59"  # red, green, blue of token_similarity's two colours
+FULLEST = 0.7  # opacity of the strongest colour, so that text on it can be read, in light and in dark
 OPEN_TEXTS = 6  # groups of texts that are unfolded at first
+WIDE, NARROWEST = 768, 390  # pixels: panels side by side, which a phone scrolls; and a phone
 _TAG = re.compile(r"</?\w[^<>]*>")  # plotly's small HTML in titles
 
 
@@ -46,6 +50,7 @@ class Section:
         figures: plotly figures.
         tokens: texts with coloured tokens.
         texts: groups of labelled texts to read side by side, `(name of the group, [(label, text), ...])`.
+        cells: the questions behind the figures' cells, which a click on one, or a choice below them, shows.
         tables: frames, or `(caption, frame)`, shown with their columns (reset the index to show it).
         skipped: why there is nothing but a title.
     """
@@ -57,6 +62,7 @@ class Section:
     figures: "Sequence[go.Figure]" = ()
     tokens: Sequence[ColoredText] = ()
     texts: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
+    cells: Cells | None = None
     tables: "Sequence[pd.DataFrame | tuple[str, pd.DataFrame]]" = ()
     skipped: str = ""
 
@@ -85,8 +91,11 @@ def write_parts(path: str | Path, *, title: str, lead: str, parts: Sequence[Part
     """Write one page of several runs, atomically, and return its path."""
     from importlib.metadata import version
 
-    from jinja2 import Environment, PackageLoader
+    with needed_for("reports"):
+        from jinja2 import Environment, PackageLoader
     from plotly.offline import get_plotlyjs
+
+    from caa_lens.plots.style import DARK, LIGHT
 
     environment = Environment(
         loader=PackageLoader("caa_lens.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -96,6 +105,7 @@ def write_parts(path: str | Path, *, title: str, lead: str, parts: Sequence[Part
         lead=lead,
         parts=[_rendered_part(part, f"part{i}") for i, part in enumerate(parts)],
         plotly_js=get_plotlyjs(),
+        themes={name: theme.to_plotly_json() for name, theme in (("light", LIGHT), ("dark", DARK))},
         version=version("caa-lens"),
         open_texts=OPEN_TEXTS,
     )
@@ -125,6 +135,7 @@ def _rendered(section: Section, anchor: str) -> dict[str, object]:
             {"caption": one.caption, "tokens": [(text, value, _colour(value, one.bound)) for text, value in one.tokens]}
             for one in section.tokens
         ],
+        "cells": section.cells and section.cells.plain(),
         "texts": section.texts,
         "tables": [
             {
@@ -141,12 +152,24 @@ def _rendered_figure(figure: "go.Figure") -> dict[str, object]:
     """A figure with its title taken out, since a title in the page wraps, and one in a figure is cut off on a phone."""
     import plotly.graph_objects as go
 
-    untitled = go.Figure(figure).update_layout(title=None, margin={"t": 40})
+    from caa_lens.plots.style import LIGHT
+
+    about = figure.layout.meta or {}
+    taken = about.get("title_height", 0)
+    top = figure.layout.margin.t - taken if taken else 40
+    untitled = go.Figure(figure).update_layout(title=None, margin={"t": top}, template=LIGHT)
+    # The page has a theme, and its script puts it on; colours of its own would not change with it.
+    untitled.update_layout(font={"color": None}, paper_bgcolor=None, plot_bgcolor=None)
+    if figure.layout.height and taken:
+        untitled.update_layout(height=figure.layout.height - taken)
     config = {"responsive": True, "displayModeBar": False}
+    width = about.get("min_width", WIDE if _has_columns(figure) else 0)
     return {
-        "title": unescape(_TAG.sub(" ", figure.layout.title.text or "")),
+        "title": about.get("title") or unescape(_TAG.sub(" ", figure.layout.title.text or "")),
+        "subtitle": about.get("subtitle", ""),
         "html": untitled.to_html(full_html=False, include_plotlyjs=False, config=config),
-        "wide": _has_columns(figure),
+        "min_width": width if width > NARROWEST else 0,
+        "cells": about.get("cells"),
     }
 
 
@@ -157,13 +180,14 @@ def _has_columns(figure: "go.Figure") -> bool:
 
 def _colour(value: float, bound: float) -> str:
     """A background as CSS; the page's own colour at 0."""
-    return f"rgba({ALONG if value > 0 else AGAINST}, {min(1.0, abs(value) / bound) * 0.8:.2f})"
+    return f"rgba({ALONG if value > 0 else AGAINST}, {min(1.0, abs(value) / bound) * FULLEST:.2f})"
 
 
-def _cell(value: object) -> str:
+def _cell(value: object) -> str | list[str]:
+    """A list is of tokens, which become chips."""
     if isinstance(value, float):
         return "" if value != value else f"{value:.4g}"
-    return str(value)
+    return [str(one) for one in value] if isinstance(value, list | tuple) else str(value)
 
 
 def _setting(value: object) -> str:

@@ -4,6 +4,7 @@ Steering starts at the last token of the instruction and goes on through every g
 whatever the batching, padding or caching: see `hooks` for how positions are known.
 """
 
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -181,6 +182,4 @@ class SteeredBlock:
 
 def _show(text: str) -> None:
     """Print for a person who asked for it, in a notebook or a terminal."""
-    from rich.console import Console
-
-    Console().print(text, markup=False, highlight=False)
+    sys.stdout.write(text + "\n")

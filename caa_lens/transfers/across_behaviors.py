@@ -25,6 +25,7 @@ from caa_lens.measures.training_pairs import warn_of_training_pairs
 from caa_lens.models.checks import check_layers, check_model
 from caa_lens.plots.transfers import grid_by_cosine, grid_heatmap
 from caa_lens.prompts.prompt_formats import PromptFormat, resolve_format
+from caa_lens.provenance import last_part
 from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention
 from caa_lens.transfers.effects import effect_summary, effect_table
@@ -73,11 +74,16 @@ class TransferGrid(Result):
 
     def plot(self) -> go.Figure:
         """Heat map with the effects written in; a vector on its own test set is framed; intervals on hover."""
-        return grid_heatmap(self.summary(), self.table(), layer=self.layer, unsteered=self.unsteered)
+        return grid_heatmap(self.summary(), self.table(), layer=self.layer, unsteered=self.unsteered, model=self._model)
 
     def plot_cosine(self) -> go.Figure:
         """Effect against the cosine of the two vectors, one point a cell off the diagonal."""
-        return grid_by_cosine(self.summary(), layer=self.layer)
+        return grid_by_cosine(self.summary(), layer=self.layer, model=self._model)
+
+    @property
+    def _model(self) -> str:
+        """The test sets are answered by one model."""
+        return last_part(self.settings.get("model", ""))
 
     def __repr__(self) -> str:
         return f"TransferGrid(layer={self.layer}, effect in nats per token)\n{self.table().round(3).to_string()}"

@@ -29,6 +29,7 @@ from caa_lens.measures.training_pairs import warn_of_training_pairs
 from caa_lens.models.checks import check_layers, check_model
 from caa_lens.plots.transfers import decay_curves, layer_heatmap, layers_by_cosine
 from caa_lens.prompts.prompt_formats import PromptFormat
+from caa_lens.provenance import last_part
 from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention
 from caa_lens.transfers.effects import check_measure, effect_summary, effect_table, measured
@@ -135,6 +136,7 @@ class LayerTransfer(Result):
         return {
             "behavior": self.provenance["vectors"].behavior,
             "unit": self.settings.get("per", "multiplier"),
+            "model": last_part(self.provenance["vectors"].model),
         }
 
     def __repr__(self) -> str:

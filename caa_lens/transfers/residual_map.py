@@ -20,12 +20,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from caa_lens.arguments import as_float, as_seed, check_list, describe
 from caa_lens.engine.pair_reading import PairActivations
+from caa_lens.extras import needed_for
 from caa_lens.plots.transfers import map_quality
 from caa_lens.provenance import Provenance, one_model
 from caa_lens.results import Result
@@ -73,7 +75,7 @@ class ResidualMap(Result):
         rows = torch.stack([vectors[layer].direction.cpu().float() for layer in self.source_layers])
         p = vectors.provenance
         return SteeringVectors(
-            directions=torch.einsum("ls,lst->lt", rows, self.weights),
+            directions=einsum(rows, self.weights, "layer source, layer source target -> layer target"),
             layers=self.layers,
             provenance=replace(
                 p,
@@ -167,11 +169,12 @@ def _ridge(
     penalties: Sequence[float | int],
 ) -> tuple[Float[np.ndarray, "d_source d_target"], dict[str, float]]:
     """Weights in the units of x and y, and what the held-out pairs say of them."""
-    from sklearn.linear_model import Ridge  # scikit-learn takes a second to import
-    from sklearn.metrics import r2_score
-    from sklearn.model_selection import GridSearchCV, GroupKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    with needed_for("a map between two models"):
+        from sklearn.linear_model import Ridge  # scikit-learn takes a second to import
+        from sklearn.metrics import r2_score
+        from sklearn.model_selection import GridSearchCV, GroupKFold
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
 
     def rows(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         return values[pairs].reshape(-1, values.shape[-1])

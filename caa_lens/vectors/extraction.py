@@ -23,11 +23,12 @@ from caa_lens.arguments import check_count, describe
 from caa_lens.contrast.checking.set_check import warn_of_findings
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine.activations import read_pairs
+from caa_lens.extras import needed_for
 from caa_lens.models.checks import check_layers, check_model
 from caa_lens.models.placement import dtype_name, dtype_of
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import PromptFormat, resolve_format
-from caa_lens.provenance import PAIR_HASHES, Provenance, layer_ranges
+from caa_lens.provenance import Provenance, layer_ranges
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
 
@@ -66,7 +67,8 @@ def logistic_probe(
     The regression is L2-regularised; features are standardised for the fit, and the weights taken back to the
     stream's own units.
     """
-    from sklearn.linear_model import LogisticRegression  # scikit-learn takes a second to import
+    with needed_for("logistic_probe"):
+        from sklearn.linear_model import LogisticRegression  # scikit-learn takes a second to import
 
     features = torch.cat([positive, negative]).double().cpu().numpy()
     labels = np.array([1] * len(positive) + [0] * len(negative))
@@ -95,8 +97,8 @@ def extract(
         pairs: what to contrast; a warning is given if its answer letters are unbalanced.
         layers: 0-based blocks; all by default.
         estimator: how a layer's activations become a direction: "mean_difference" (the paper's),
-            "pca_of_differences", "logistic_probe", or a function of yours, which gives a tensor `[d_model]` (an array
-            or a list of numbers becomes one).
+            "pca_of_differences", "logistic_probe", or "mean", "pca", "probe" for short; or a function of yours, which
+            gives a tensor `[d_model]` (an array or a list of numbers becomes one).
         prompt_format: a format or its name; by default the model's own, see `prompts.default_format`.
         system: a system prompt for every question; the paper extracts without.
         batch_size: pairs at a time.
@@ -119,7 +121,7 @@ def extract(
     check_model(model)
     check_contrast_set(pairs)
     batch_size = check_count("batch_size", batch_size)
-    estimate = _estimator(estimator)
+    estimate = check_estimator(estimator)
     pairs.warn_if_unbalanced(stacklevel=3)
     warn_of_findings(pairs, stacklevel=3)
     layers = check_layers(model, layers)
@@ -151,7 +153,6 @@ def extract(
             dataset_hash=pairs.content_hash,
             expression=pairs.behavior,
             details={
-                PAIR_HASHES: " ".join(pairs.pair_hashes),
                 **pairs.provenance_details,
                 "model_dtype": dtype_name(model),
                 **({"system": system} if system else {}),
@@ -163,12 +164,16 @@ def extract(
     )
 
 
-def _estimator(estimator: str | Estimator) -> Estimator:
+def check_estimator(estimator: str | Estimator) -> Estimator:
     """The function, also of its name. Raises `TypeError` or `ValueError` for anything else."""
     if isinstance(estimator, str):
-        if estimator not in ESTIMATORS:
-            raise ValueError(f"unknown estimator {estimator!r}: expected {', '.join(ESTIMATORS)}, or a function")
-        return ESTIMATORS[estimator]
+        name = SHORT_NAMES.get(estimator, estimator)
+        if name not in ESTIMATORS:
+            short = ", ".join(SHORT_NAMES)
+            raise ValueError(
+                f"unknown estimator {estimator!r}: expected {', '.join(ESTIMATORS)} ({short} for short), or a function"
+            )
+        return ESTIMATORS[name]
     if not callable(estimator):
         raise TypeError(
             f"estimator must be one of {', '.join(ESTIMATORS)}, or a function of yours, got {describe(estimator)}"
@@ -246,6 +251,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "pca_of_differences": pca_of_differences,
     "logistic_probe": logistic_probe,
 }
+SHORT_NAMES = {"mean": "mean_difference", "pca": "pca_of_differences", "probe": "logistic_probe"}
 
 
 def _rounding(sides: Float[Tensor, "pair side layer d_model"]) -> Float[Tensor, "pair layer"]:

@@ -13,7 +13,9 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,10 +24,15 @@ from caa_lens.arguments import check_list, describe
 from caa_lens.engine.edits import Edit
 from caa_lens.engine.positions import Positions
 from caa_lens.provenance import Provenance, hook_name_of, layer_ranges
+from caa_lens.vectors import shown
 from caa_lens.vectors.algebra import expressions as write
 from caa_lens.vectors.algebra import rules, subspaces
 from caa_lens.vectors.algebra.arithmetic import VectorAlgebra
 from caa_lens.vectors.storage import Parts, load_parts, save_parts
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,7 +64,7 @@ class SteeringVector(VectorAlgebra):
     @classmethod
     def from_direction(
         cls,
-        direction: Float[Tensor, " d_model"],
+        direction: Float[Tensor, " d_model"] | Float[np.ndarray, " d_model"],
         layer: int,
         *,
         behavior: str = "by hand",
@@ -65,15 +72,19 @@ class SteeringVector(VectorAlgebra):
     ) -> "SteeringVector":
         """A vector built by hand, e.g. from a probe's weights or an unembedding direction.
 
-        The tensor is copied, unless it requires grad: then it is kept itself, so that gradients reach it and what an
-        optimiser does to it changes the vector; a probe that goes on being trained is given as `weight.detach()`.
+        The tensor or array is copied, unless it requires grad: then it is kept itself, so that gradients reach it and
+        what an optimiser does to it changes the vector; a probe that goes on being trained is given as
+        `weight.detach()`.
 
         Raises:
-            TypeError: for anything but a tensor.
+            TypeError: for anything but a tensor or an array of numpy.
         """
+        if isinstance(direction, np.ndarray):
+            direction = torch.tensor(direction)
         if not isinstance(direction, torch.Tensor):
             raise TypeError(
-                f"got a {type(direction).__name__}, expected a tensor [d_model]: torch.as_tensor(...) makes one"
+                f"got a {type(direction).__name__}, expected a tensor or an array [d_model]: "
+                "torch.as_tensor(...) makes one"
             )
         return cls(
             direction=direction if direction.requires_grad else direction.clone(),
@@ -229,13 +240,25 @@ class SteeringVectors(VectorAlgebra):
         return self.directions.shape[1]
 
     @property
-    def norms(self) -> Float[Tensor, " layer"]:
-        """Euclidean norm of each layer's vector, in float64 on the CPU."""
-        return subspaces.length(self._wide).squeeze(-1)
+    def norms(self) -> "pd.Series":
+        """Euclidean norm of each layer's vector, a pandas series by layer; gradients go through `directions`."""
+        return self._by_layer(subspaces.length(self._wide), "norm")
 
     @property
     def behavior(self) -> str:
         return self.provenance.behavior
+
+    def by_layer(self) -> "pd.DataFrame":
+        """Columns `layer`, `norm` (units of the residual stream) and `cosine_before`, with the layer before it."""
+        return shown.by_layer(self._wide, self.layers)
+
+    def plot(self) -> "go.Figure":
+        """Each layer's norm, and its cosine with the layer before."""
+        return shown.drawn(self.by_layer(), self.provenance)
+
+    def _repr_html_(self) -> str:
+        """In Jupyter a set shows its layers."""
+        return shown.written(self.by_layer(), self.provenance, self.d_model)
 
     def save(self, path: str | Path) -> Path:
         """Write one self-describing safetensors file, atomically; see `caa_lens.vectors.storage`."""
@@ -266,5 +289,5 @@ class SteeringVectors(VectorAlgebra):
         p = self.provenance
         return (
             f"SteeringVectors({self._text}, layers={layer_ranges(self.layers)}, d_model={self.d_model}, "
-            f"model={p.model!r}, method={p.method!r}, pairs={p.n_pairs})"
+            f"model={p.model!r}, method={p.method!r}, pairs={p.n_pairs or 'unknown'})"
         )

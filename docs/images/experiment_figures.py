@@ -32,9 +32,9 @@ CHOSEN = {
 }
 """Which figure of which experiment, of those that the run has; None: all, by the behavior that a title begins with."""
 WIDTHS = {
-    "compare_methods": 600,
+    "compare_methods": 760,
     "does_reliability_predict": 800,
-}  # in pixels of a page; a picture has 1.5 times as many
+}  # in pixels
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
                 continue
             if name in WIDTHS:
                 figure.update_layout(width=WIDTHS[name])
-            of = "" if index is not None else "_" + figure.layout.title.text.split(":")[0].replace(" ", "_")
+            of = "" if index is not None else "_" + figure.layout.meta["title"].split(":")[0].replace(" ", "_")
             figures.append(json.loads(figure.to_json()))
             names.append(f"experiment_{name}{of}.png")
     for name, png in zip(names, draw(figures), strict=True):

@@ -198,16 +198,15 @@ def figure(study: Study) -> go.Figure:
             row=2,
             col=column,
         )
-    drawn = styled(drawn, title="Where the words of a behavior can be read", x="", y="", height=560)
-    drawn.update_xaxes(gridcolor=GRID)
+    drawn = styled(
+        drawn, title="Where the words of a behavior can be read", x="", y="", height=600, legend=True, panels=True
+    )
     drawn.update_xaxes(title_text="layer of the vector", row=2)
-    drawn.update_yaxes(gridcolor=GRID)
     drawn.update_yaxes(type="log", range=[4.7, 2], tickvals=[100, 1000, 10000], row=1)
     drawn.update_yaxes(rangemode="tozero", tickformat=".0%", row=2)
     drawn.update_yaxes(title_text="median rank of 20 words", row=1, col=1)
     drawn.update_yaxes(title_text="share", row=2, col=1)
-    drawn.update_layout(width=880, legend={"orientation": "h", "y": -0.12, "x": 0}, margin={"t": 80})
-    return drawn
+    return drawn.update_layout(width=880)
 
 
 def picture(study: Study, file: Path) -> None:

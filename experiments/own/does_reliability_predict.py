@@ -268,14 +268,14 @@ def scatter(behaviors: "pd.DataFrame", ending: str, title: str) -> "go.Figure":
         )
     figure.add_hline(y=0, line={"color": GREY, "width": 1})
     figure.update_yaxes(zeroline=False)
-    styled(
+    return styled(
         figure,
         title=title,
         x="split-half cosine of the training pairs",
         y="effect on test questions, in s.d.",
-        height=520,
+        height=560,
+        legend=True,
     )
-    return figure.update_layout(legend={"orientation": "h", "y": -0.16, "yanchor": "top"})
 
 
 def section(frames: Frames, config: "RunConfig") -> "Section":

@@ -40,7 +40,7 @@ def extract_into_run(context: "Context", behavior: str, model: object, which: st
     pairs = context.sets(behavior).generate
     vectors = extract(model, pairs, progress=False)
     file = vectors.save(context.folder.vectors_file(behavior, which))
-    frame = pd.DataFrame({"layer": vectors.layers, "norm": vectors.norms.numpy(), "n_pairs": len(pairs)})
+    frame = pd.DataFrame({"layer": vectors.layers, "norm": vectors.norms.to_numpy(), "n_pairs": len(pairs)})
     frame.attrs["dataset_hash"] = vectors.provenance.dataset_hash
     frame.attrs["prompt_format"] = vectors.provenance.prompt_format
     frame.attrs[FILE_HASH] = file_digest(file)

@@ -31,12 +31,11 @@ def curves(
 
     import plotly.graph_objects as go
 
-    from caa_lens.plots.lens import LINES
-    from caa_lens.plots.style import GREY, styled
+    from caa_lens.plots.style import COLOURS, GREY, SYMBOLS, styled
 
     figure = go.Figure()
     with_interval = {"low", "high"} <= set(frame)
-    colours = {name: LINES[i % len(LINES)] for i, name in enumerate(dict.fromkeys(frame[by]))}
+    places = {name: i for i, name in enumerate(dict.fromkeys(frame[by]))}
     for key, rows in frame.groupby([by, signed] if signed else [by], sort=False):
         rows = rows.sort_values(x)
         name = " ".join([str(key[0]), *(f"{value:+g}" for value in key[1:])])
@@ -51,14 +50,13 @@ def curves(
             error_y=error,
             name=escape(str(name), quote=False),
             mode="lines+markers",
-            line={"color": colours[key[0]], "dash": "dot" if dotted else "solid"},
-            marker={"size": 6},
+            line={"color": COLOURS[places[key[0]] % len(COLOURS)], "dash": "dot" if dotted else "solid"},
+            marker={"size": 6, "symbol": SYMBOLS[places[key[0]] % len(SYMBOLS)]},
             hovertemplate=f"{escape(str(name), quote=False)}<br>{x} %{{x:g}}<br>%{{y:.4f}}<extra></extra>",
         )
     if mark is not None:
         figure.add_vline(x=mark, line={"color": GREY, "dash": "dash", "width": 1})
-    styled(figure, title=title, x=labels[0], y=labels[1], height=440)
-    return figure.update_layout(legend={"orientation": "h", "y": -0.2, "yanchor": "top"}, showlegend=True)
+    return styled(figure, title=title, x=labels[0], y=labels[1], height=460, legend=True)
 
 
 def curves_by_metric(

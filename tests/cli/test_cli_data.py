@@ -5,6 +5,7 @@ from helpers.published import ab_rows, serving, write_published
 from typer.testing import CliRunner
 
 from caa_lens.cli.data import data_app
+from caa_lens.contrast import ContrastSet, DroppedRowsWarning
 from caa_lens.paper import sources as data_sources
 from caa_lens.paper.fetch import DownloadError
 from caa_lens.paper.questions import inventory, load_paper_set
@@ -17,7 +18,7 @@ def clone(tmp_path):
     return write_published(tmp_path / "clone", "refusal")
 
 
-@pytest.mark.parametrize("command", ["fetch", "list"])
+@pytest.mark.parametrize("command", ["fetch", "list", "check", "convert"])
 def test_every_command_has_help_with_an_example(command):
     result = runner.invoke(data_app, [command, "--help"])
     assert result.exit_code == 0
@@ -58,3 +59,45 @@ def test_without_network_the_error_says_what_to_put_where(tmp_path, monkeypatch)
     assert isinstance(done.exception, DownloadError)  # which `caa_lens.cli.commands.main` turns into one message
     file = data_sources.authors_files("refusal")["test"]
     assert f"/{file.path}  ->  {to / file.place}" in str(done.exception)
+
+
+THEIRS = """ask,good,bad
+How was it?,Wonderful and bright.,Awful and grey.
+And then?,,Nothing good.
+Why?,So sunny.,So rainy.
+"""
+
+
+def test_convert_writes_a_table_of_others_as_pairs_and_says_what_it_left_out(tmp_path):
+    table, out = tmp_path / "theirs.csv", tmp_path / "mine.jsonl"
+    table.write_text(THEIRS)
+    named = ["--columns", "question=ask, positive=good,negative=bad"]
+    refused = runner.invoke(data_app, ["convert", str(table), str(out), *named])
+    assert refused.exit_code
+    assert "line 3, good" in str(refused.exception)
+    assert not out.exists()
+    with pytest.warns(DroppedRowsWarning, match="1 of 3"):
+        done = runner.invoke(data_app, ["convert", str(table), str(out), *named, "--on-bad", "drop"])
+    assert done.stdout == f"2 pairs, 1 row left out\nwritten to {out}\n"
+    expected = ContrastSet.load(out)
+    assert [pair.question for pair in expected] == ["How was it?", "Why?"]
+
+
+def test_check_says_what_the_linter_finds(tmp_path):
+    same = runner.invoke(data_app, ["check", "sentiment"]).output
+    assert same.rstrip() == str(ContrastSet.load("sentiment").check())
+    both = runner.invoke(data_app, ["check", "sentiment", "--other", "sentiment"]).output
+    pairs = ContrastSet.load("sentiment")
+    assert both.rstrip() == str(pairs.check(other=pairs))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--columns", "question"], "got --columns 'question', expected NAME=COLUMN"),
+        (["--on-bad", "skip"], "got --on-bad skip, expected raise or drop"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(words, message, tmp_path):
+    done = runner.invoke(data_app, ["check", "sentiment", *words])
+    assert message in str(done.exception)

@@ -19,6 +19,14 @@ def browse(path, tmp_path):
     """(document after scripts ran, console messages, requests) of a page in headless chromium."""
     told = tmp_path / "told.html"
     told.write_text(path.read_text(encoding="utf-8") + TELL_REQUESTS, encoding="utf-8")
+    document, console = open_page(told, tmp_path)
+    requests = re.search(r'data-requests="([^"]*)"', document)
+    assert requests, console
+    return document, console, requests[1].split()
+
+
+def open_page(path, tmp_path):
+    """(document after scripts ran, console messages) of a file where it lies, in headless chromium."""
     quiet = "background-networking component-update sync default-apps extensions gpu breakpad"
     done = subprocess.run(
         [
@@ -31,12 +39,10 @@ def browse(path, tmp_path):
             "--enable-logging=stderr",
             "--virtual-time-budget=8000",
             "--dump-dom",
-            told.resolve().as_uri(),
+            path.resolve().as_uri(),
         ],
         capture_output=True,
         text=True,
         timeout=120,
     )
-    requests = re.search(r'data-requests="([^"]*)"', done.stdout)
-    assert requests, done.stderr
-    return done.stdout, re.findall(r".*CONSOLE.*", done.stderr), requests[1].split()
+    return done.stdout, re.findall(r".*CONSOLE.*", done.stderr)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from helpers.browser import CHROMIUM, browse
 from helpers.models import random_vectors
 from torch.testing import assert_close
 
@@ -126,10 +127,52 @@ def test_a_page_is_self_contained_and_has_the_script_once(labels, tmp_path):
 def test_only_the_first_picture_of_a_process_carries_the_script(monkeypatch):
     monkeypatch.setattr(similarity, "_script_sent", False)
     first, second = colors()._repr_html_(), colors()._repr_html_()
-    assert circuitsvis_script() in first
+    assert circuitsvis_script(packed=True) in first
+    assert len(first) < 600_000
     assert len(second) < 10_000
     assert "window.caaLensCircuitsVis" in second
-    assert circuitsvis_script() in colors().to_html(full_page=False, script=True)
+    assert circuitsvis_script(packed=True) in colors().to_html(full_page=False, script=True)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium, which runs the pictures' scripts")
+def test_in_a_notebook_pictures_are_circuitsvis_even_if_the_first_ones_output_is_cleared(tmp_path, monkeypatch):
+    monkeypatch.setattr(similarity, "_script_sent", False)
+    first, second, third = (colors(labels=labels)._repr_html_() for labels in (("3",), ("1", "3"), ("4",)))
+    late = json.dumps(third).replace("<", "\\u003c")
+    # As a front end does: an output is put in, and its scripts are made anew, which runs them.
+    page = f"""<!doctype html><meta charset="utf-8"><div id="one">{first}</div><div id="two">{second}</div>
+    <div id="three"></div>
+    <script>setTimeout(() => {{
+      document.getElementById("one").remove();
+      const output = document.getElementById("three");
+      output.innerHTML = {late};
+      for (const old of output.querySelectorAll("script")) {{
+        const script = document.createElement("script");
+        script.textContent = old.textContent;
+        old.replaceWith(script);
+      }}
+    }}, 2000);</script>"""
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    document, said, requests = browse(tmp_path / "page.html", tmp_path)
+    assert not [line for line in said if "WebGL" not in line]  # what circuitsvis holds asks for a card
+    assert not requests
+    seen = re.sub(r"<script.*?</script>", "", document, flags=re.DOTALL)
+    two, three = seen.split('id="two"')[1].split('id="three"')
+    for drawn in (two, three):
+        assert "&lt;\u200bs&gt;" in drawn  # circuitsvis' tokens, and not the still picture's
+        assert "white-space: pre-wrap" not in drawn
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium, which runs the pictures' scripts")
+def test_without_circuitsvis_on_the_page_a_picture_still_has_its_tokens_in_colour(tmp_path):
+    fragment = colors(labels=("1", "3", "4")).to_html(full_page=False, script=False)
+    (tmp_path / "page.html").write_text(f"<!doctype html><meta charset='utf-8'>{fragment}", encoding="utf-8")
+    document, said, _ = browse(tmp_path / "page.html", tmp_path)
+    assert not said
+    seen = re.sub(r"<script.*?</script>", "", document, flags=re.DOTALL)
+    assert seen.count("background: rgba(59, 125, 216, 0.35)") == len(HOSTILE)
+    assert "&lt;img src=x onerror=alert(1)&gt;" in seen
+    assert "Shown: 3. To choose another one" in seen
 
 
 def test_colours_are_symmetric_and_the_first_token_is_shown_but_does_not_scale_them(tiny):
@@ -149,12 +192,12 @@ def test_colours_are_symmetric_and_the_first_token_is_shown_but_does_not_scale_t
     assert (heat.zmin, heat.zmax) == pytest.approx((-limit, limit))
 
 
-def test_the_heat_map_escapes_tokens_and_lays_layers_over_tokens(tiny_chat):
+def test_the_heat_map_escapes_tokens_and_has_a_row_a_token(tiny_chat):
     result = token_similarity(tiny_chat, "a <b>bold</b> claim & more", random_vectors(tiny_chat), raw_text=True)
     figure = result.plot()
-    assert figure.data[0].z.shape == (5, len(result.pieces))
-    assert_close(torch.from_numpy(figure.data[0].z[3].copy()), as_tensor(result, "cosine")[:, 3])
-    assert not any("<" in label for label in figure.layout.xaxis.ticktext)
+    assert figure.data[0].z.shape == (len(result.pieces), 5)
+    assert_close(torch.from_numpy(figure.data[0].z[:, 3].copy()), as_tensor(result, "cosine")[:, 3])
+    assert not any("<" in label for label in figure.layout.yaxis.ticktext)
 
 
 def test_bad_requests_are_refused(tiny_chat, tiny, tiny_model):

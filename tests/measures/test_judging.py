@@ -536,7 +536,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, options, message):
 def test_without_the_client_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "caa_lens.measures.open_ended.judge_client", raising=False)
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(ImportError, match=r"judging needs the openai client: pip install 'caa-lens\[judge\]'"):
+    with pytest.raises(ImportError, match=r"for judging, the package openai is missing: .*'caa-lens\[judge\]'"):
         judge_texts([("q", "a")], PLAIN, base_url=NOBODY, model="m", path=tmp_path / "judged.jsonl")
 
 

@@ -81,7 +81,7 @@ def test_two_multipliers_have_a_slope_without_an_interval():
     found = steerability(made_up([0.2, -0.1], multipliers=(0.0, 2.0), noise=0.0))
     np.testing.assert_allclose(found.frame["slope"], [0.2, -0.1, 0.4, -0.2])
     assert found.frame[["low", "high"]].isna().all(axis=None)
-    assert "1 of 2 questions move the wrong way" in found.plot(7).layout.title.text
+    assert "1 of 2 questions move the wrong way" in found.plot(7).layout.meta["title"]
 
 
 def test_log_odds_are_the_difference_of_the_log_probabilities():
@@ -108,9 +108,7 @@ def test_the_plot_sorts_slopes_and_takes_the_steepest_layer_unless_one_is_named(
     assert found.steepest_layer == 8
     figure = found.plot()
     assert list(figure.data[0].x) == ["1", "0", "2"]
-    assert (
-        "at layer 8, the steepest of these questions: 1 of 3 questions move the wrong way" in figure.layout.title.text
-    )
+    assert "at layer 8: 1 of 3 questions move the wrong way" in figure.layout.meta["title"]
 
 
 def test_the_result_is_saved_and_says_its_summary(tmp_path):

@@ -602,7 +602,7 @@ def test_the_result_says_its_verdicts_draws_them_and_is_saved(tmp_path):
     figure = loaded.plot()
     assert "what 20 pairs agree on" in figure.layout.title.text
     assert any(trace.name == "consistent" for trace in figure.data)
-    assert "0 of 20 pairs are against" in found.plot_pairs(7).layout.title.text
+    assert "0 of 20 pairs are against" in found.plot_pairs(7).layout.meta["title"]
     assert "at layer 7" in found.plot_learning(7).layout.title.text
     assert list(found.summary().index) == [3, 7]
     assert reliability(given, layers=[7], **QUICK).frame["layer"].tolist() == [7]

@@ -410,7 +410,9 @@ def test_the_figure_has_a_row_a_measure_with_its_numbers(found):
     figure = found.plot()
     assert len(figure.layout.yaxis.ticktext) == len(found.frame)
     steering = figure.data[-1]
-    assert_close(np.asarray(steering.customdata, dtype=float)[:, 2], found.frame["change"].to_numpy()[::-1].copy())
+    assert_close(
+        np.array([row[2] for row in steering.customdata], dtype=float), found.frame["change"].to_numpy()[::-1].copy()
+    )
     row = row_of(found, "KL", "neutral questions")
     assert f"+{row['change']:.2g} [{row['low']:.2g}, {row['high']:.2g}]" in figure.layout.yaxis.ticktext[-1]
     assert np.nanmax(np.abs(np.asarray(steering.x, dtype=float))) <= 1 + 1e-9

@@ -25,7 +25,8 @@ from caa_lens.cli.commands import app
 REAL = bool(os.environ.get("CAA_LENS_DOCS_REAL"))
 INTEROP = False  # tests/interop runs the pages with what stands there for `make interop`
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 pages = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
@@ -125,11 +126,14 @@ def run_command(line: str) -> str:
             missing = [target for target in targets if not re.search(rf"^{re.escape(target)}:", MAKEFILE, re.MULTILINE)]
             assert targets, f"{line}: no target"
             assert not missing, f"{line}: the Makefile has no {missing}"
+        case ["git", "clone", address, "&&", "cd", folder]:
+            assert address == PROJECT["urls"]["Repository"]
+            assert folder == address.split("/")[-1]
         case ["pip", "install", *arguments] | ["python", "-m", "pip", "install", *arguments]:
-            extras = [
-                extra for argument in arguments for extra in re.findall(r"[\w-]+", "".join(argument.split("[")[1:]))
-            ]
+            extras = re.findall(r"[\w-]+", " ".join(re.findall(r"\[([\w,-]+)\]", line)))
             assert set(extras) <= set(EXTRAS), f"{line}: pyproject.toml has the extras {list(EXTRAS)}"
+            names = {re.split(r"[\[ ]", argument)[0] for argument in arguments if "@ git+" in argument}
+            assert names <= {PROJECT["name"]}, line
         case ["python", "-m", module, *arguments]:
             check_flags(line, ROOT / module / "__main__.py", arguments)
         case ["python", script, *arguments]:

@@ -5,16 +5,25 @@ Every notebook is run from top to bottom, with its hidden solutions, on fewer pa
 """
 
 import ast
+import base64
+import copy
 import importlib.util
+import io
 import os
 import re
+import struct
 import symtable
+import sys
+import tomllib
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
+from helpers.browser import CHROMIUM
 from helpers.models import SHARED
 
 nbformat = pytest.importorskip("nbformat", reason="needs the notebooks extra: pip install -e '.[notebooks]'")
+Image = pytest.importorskip("PIL.Image", reason="needs the notebooks extra: pip install -e '.[notebooks]'")
 pytest.importorskip("nbclient", reason="needs the notebooks extra: pip install -e '.[notebooks]'")
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
@@ -27,6 +36,7 @@ PAIRS = None if WANTED == "all" else int(WANTED)
 PAPER = "https://arxiv.org/abs/2312.06681"
 MACHINE = re.compile(r"/(?:home|root|tmp|work|opt|usr|Users)/|[A-Z]:\\|\b\d{1,2}:\d{2}:\d{2}\b|it/s\b|\d+%\|")
 NUMBER = re.compile(r"(?<![\w.])(\d+\.\d+)(?![\w.]|\d)")
+SETTINGS = 3  # which cell has them: behind what is learnt, what Colab needs, and the imports
 DETAILS = re.compile(r"<details>.*?</details>", re.DOTALL)
 
 
@@ -54,11 +64,16 @@ def texts(notebook):
         yield output.text if output.output_type == "stream" else output.data.get("text/plain", "")
 
 
+def width_of(png):
+    """Pixels of a PNG, which stand behind its signature and the name of its first part."""
+    return struct.unpack(">I", base64.b64decode(png)[16:20])[0]
+
+
 def switched_on(path, flag, target):
     """A copy of a notebook in which a flag is true."""
     notebook = nbformat.read(path, as_version=4)
-    assert f"{flag} = False" in notebook.cells[2].source
-    notebook.cells[2].source = notebook.cells[2].source.replace(f"{flag} = False", f"{flag} = True", 1)
+    assert f"{flag} = False" in notebook.cells[SETTINGS].source
+    notebook.cells[SETTINGS].source = notebook.cells[SETTINGS].source.replace(f"{flag} = False", f"{flag} = True", 1)
     nbformat.write(notebook, target)
 
 
@@ -74,15 +89,44 @@ def test_there_are_six_and_each_leads_to_the_next():
 
 
 def test_a_notebook_begins_with_what_it_teaches_the_paper_its_imports_and_the_flag(notebook):
-    first, imports, settings = notebook.cells[:3]
+    first, _, imports, settings = notebook.cells[: SETTINGS + 1]
     assert first.cell_type == "markdown"
     assert "What you will learn" in first.source
     assert PAPER in first.source
     assert all(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(imports.source).body)
     assert settings.source.startswith("LLAMA_2 = False")
     assert settings.source.splitlines()[1].startswith("BRIDGE = False")
-    for code in sources(notebook, "code")[1:]:
+    for code in sources(notebook, "code")[2:]:
         assert not [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+def test_the_first_cell_installs_the_library_in_colab_and_does_nothing_elsewhere(notebook, monkeypatch):
+    cell, asked = notebook.cells[1], []
+    assert cell.source == run.COLAB.strip()
+    assert not cell.outputs
+    known = {"get_ipython": lambda: SimpleNamespace(run_line_magic=lambda *words: asked.append(words))}
+    exec(cell.source, dict(known))
+    assert not asked
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    exec(cell.source, dict(known))
+    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ((magic, words),) = asked
+    assert magic == "pip"
+    assert words.endswith(f"'{project['name']}[all] @ git+{project['urls']['Repository']}'")
+    assert "all" in project["optional-dependencies"]
+
+
+def test_the_first_cell_is_put_once_and_outputs_stay_as_they_are(path):
+    notebook = nbformat.read(path, as_version=4)
+    before = copy.deepcopy(notebook)
+    run.put_first_cell(notebook)
+    assert notebook == before
+    del notebook.cells[1]
+    run.put_first_cell(notebook)
+    assert [cell.source for cell in notebook.cells] == [cell.source for cell in before.cells]
+    assert [len(cell.get("outputs", [])) for cell in notebook.cells] == [
+        len(cell.get("outputs", [])) for cell in before.cells
+    ]
 
 
 def test_every_part_ends_with_an_exercise_and_its_solution(notebook):
@@ -118,13 +162,36 @@ def test_the_committed_outputs_say_nothing_about_the_machine_that_made_them(path
 
 
 def test_a_notebook_is_light_and_every_figure_has_a_picture_for_sites_that_draw_none(path, notebook):
-    assert path.stat().st_size < 500_000
+    assert path.stat().st_size < 1_500_000
     for cell in notebook.cells:
         shown = [output for output in cell.get("outputs", []) if run.FIGURE in output.get("data", {})]
         assert len(shown) <= 1, "one picture a cell"
         assert all("image/png" in output.data for output in shown)
+        assert all(width_of(output.data["image/png"]) <= run.WIDTH for output in shown)
     pages = [output.data["text/html"] for output in outputs(notebook) if "text/html" in output.get("data", {})]
     assert not [page for page in pages if "<script" in page]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium, which draws the pictures")
+def test_a_picture_is_as_wide_as_a_notebooks_column_and_keeps_its_colours():
+    steps = [[i / 400 for i in range(400)]]
+    layout = {"width": 1200, "height": 300, "margin": {"l": 0, "r": 0, "t": 0, "b": 0}}
+    scale = [[0, "#dd5f4a"], [0.5, "#ffffff"], [1, "#4584d6"]]
+    (wide, usual) = (
+        {"data": [{"type": "heatmap", "z": steps, "colorscale": scale, "showscale": False}], "layout": each}
+        for each in (layout, {"height": 300})
+    )
+    drawn = run.draw([wide, usual])
+    assert [width_of(base64.b64encode(png)) for png in drawn] == [run.WIDTH, run.WIDTH]
+    for png in drawn:
+        assert len(Image.open(io.BytesIO(png)).convert("RGB").getcolors(1 << 24)) > 350
+
+
+def test_a_saved_output_holds_no_script(tmp_path):
+    cell = nbformat.v4.new_code_cell("from IPython.display import HTML\nHTML('<b>text</b><script>alert(1)</script>')")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "one.ipynb")
+    (made,) = outputs(run.execute(tmp_path / "one.ipynb"))
+    assert made.data["text/html"] == "<b>text</b>"
 
 
 def test_every_number_with_decimals_in_the_prose_stands_in_an_output(notebook):
@@ -196,7 +263,7 @@ def test_a_notebook_runs_with_the_flag_for_a_bridge(path, tmp_path):
     real = "NOTEBOOK_PAIRS" in os.environ
     switched_on(path, "BRIDGE", tmp_path / path.name)
     again = run.execute(tmp_path / path.name, pairs=PAIRS, solutions=True, before="" if real else SMALL_BRIDGE)
-    loading = again.cells[2]
+    loading = again.cells[SETTINGS]
     said = [output for output in loading.outputs if "untouched Hugging Face module" in str(output)]
     assert len(said) == 1  # what was compared as the bridge was made
     loading.outputs = [output for output in loading.outputs if output not in said]

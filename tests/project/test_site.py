@@ -1,5 +1,6 @@
 """The documentation site: it builds without a warning, fetches nothing, and its reference is complete."""
 
+import html
 import importlib
 import importlib.util
 import inspect
@@ -9,8 +10,10 @@ import sys
 import tomllib
 from html.parser import HTMLParser
 
+import nbformat
 import pytest
 import yaml
+from helpers.browser import CHROMIUM, open_page
 from helpers.pages import PAGES, ROOT, find
 
 import caa_lens
@@ -21,13 +24,21 @@ ENTRIES = [entry for page in REFERENCE for entry in re.findall(r"^::: ([\w.]+)$"
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The built pages, by name; warnings are errors."""
+def site_folder(tmp_path_factory):
+    """The built site; warnings are errors."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return {str(file.relative_to(folder)): file.read_text(encoding="utf-8") for file in folder.rglob("*.html")}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(site_folder):
+    """The built pages, by name."""
+    return {
+        str(file.relative_to(site_folder)): file.read_text(encoding="utf-8") for file in site_folder.rglob("*.html")
+    }
 
 
 class _Fetched(HTMLParser):
@@ -52,6 +63,120 @@ def test_no_page_fetches_anything_from_elsewhere(site):
         parser.feed(page)
         assert len(parser.found) > 3
         assert not [address for address in parser.found if re.match(r"(https?:)?//", address)], name
+        assert 'data-md-component="source"' not in page  # the theme's script would ask the code host for stars
+
+
+def test_no_style_sheet_fetches_anything_from_elsewhere(site_folder):
+    sheets = list(site_folder.rglob("*.css"))
+    assert len(sheets) > 2
+    assert not [sheet for sheet in sheets if re.search(r"""url\(["']?(https?:)?//|@import""", sheet.read_text())]
+
+
+def prose(page):
+    """A page's text without code, scripts and MathML."""
+    for tag in ("script", "style", "pre", "code", "math", "svg"):
+        page = re.sub(rf"<{tag}[ >].*?</{tag}>", " ", page, flags=re.DOTALL)
+    return html.unescape(re.sub(r"<[^>]+>", " ", page))
+
+
+def formulas_in(text):
+    """The formulas of a page's Markdown, its code apart."""
+    text = re.sub(r"^( *)(```+|~~~+).*?^\1\2 *$|`[^`\n]+`", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"\$\$.+?\$\$|\$[^$\n]+?\$", text, re.DOTALL)
+
+
+def test_every_formula_is_mathml_and_none_is_left_as_it_was_written(site):
+    drawn = 0
+    for name, page in site.items():
+        assert "arithmatex" not in page, name
+        assert not re.search(r"\$|\\[(\[]|\\[a-z]{2,}", prose(page)), name
+        assert "\\" not in "".join(re.findall(r"<math.*?</math>", page, re.DOTALL)), name
+        source = ROOT / "docs" / name.replace(".html", ".md")
+        if source.exists() and not name.startswith("api/"):
+            assert page.count("<math") == len(formulas_in(source.read_text(encoding="utf-8"))), name
+            drawn += page.count("<math")
+    assert drawn > 50
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_code_host_can_draw_the_formulas_too(page):
+    for formula in formulas_in(page.read_text(encoding="utf-8")):
+        assert not re.search(r"\\[^A-Za-z]|\\operatorname", formula), f"a code host eats this or refuses it: {formula}"
+
+
+def test_a_formula_that_cannot_be_drawn_is_an_error_and_not_shown_as_it_is():
+    hooks = load(ROOT / "docs" / "site_hooks.py")
+    assert "<mfrac>" in hooks.mathml(r"\frac{a}{b}")
+    with pytest.raises(ValueError, match=r"\\nosuchthing in the formula"):
+        hooks.mathml(r"a + \nosuchthing")
+
+
+def test_a_picture_with_a_dark_sister_is_shown_twice_and_any_other_once(tmp_path):
+    hooks = load(ROOT / "docs" / "site_hooks.py")
+    (tmp_path / "a_dark.png").touch()
+    page = hooks.with_dark_pictures('<img alt="A" src="../images/a.png"><img src="images/b.png">', tmp_path)
+    light, dark = '<img alt="A" src="../images/a.png#only-light">', '<img alt="A" src="../images/a_dark.png#only-dark">'
+    assert page == light + dark + '<img src="images/b.png">'
+
+
+SEARCH = """<script>
+addEventListener("load", () => setTimeout(() => {
+  const box = document.querySelector("[data-md-component=search-query]");
+  box.focus();
+  box.value = "WORD";
+  for (const event of ["input", "keyup"]) box.dispatchEvent(new Event(event, {bubbles: true}));
+  setTimeout(() => {
+    const links = [...document.querySelectorAll(".md-search-result__link")].map((link) => link.getAttribute("href"));
+    document.body.setAttribute("data-found", links.join(" "));
+  }, 4000);
+}, 1500));
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
+def test_search_works_when_the_site_is_opened_from_a_folder(site_folder, tmp_path):
+    page = site_folder / "searching.html"  # beside the others, whose scripts it loads
+    page.write_text((site_folder / "index.html").read_text(encoding="utf-8") + SEARCH.replace("WORD", "kurtosis"))
+    try:
+        document, console = open_page(page, tmp_path)
+    finally:
+        page.unlink()
+    found = re.search(r'data-found="([^"]*)"', document)
+    assert found, console
+    assert any("interpretation.html" in link for link in found[1].split())
+    assert not [line for line in console if "ERROR" in line]
+
+
+def test_every_notebook_is_a_page_with_its_code_and_pictures(site, site_folder):
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        page, notebook = site[f"notebooks/{path.stem}.html"], nbformat.read(path, as_version=4)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert page.count('<div class="highlight">') >= len(code)
+        kept = sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
+        shown = re.findall(rf'src="({path.stem}_\d+_\d+\.png)"', page)
+        assert len(shown) == kept
+        assert all((site_folder / "notebooks" / name).read_bytes().startswith(b"\x89PNG") for name in shown)
+        assert "&lt;summary" not in page
+        assert not re.search(r"\*\*\w|```", prose(page)), "Markdown that was not drawn"
+
+
+ADDRESS = re.compile(r"github\.com/[\w.-]+/caa[-_]lens\b")
+
+
+def test_every_mention_of_the_repository_is_the_one_in_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    truth = project["urls"]["Repository"]
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
+    kinds = {".md", ".py", ".toml", ".yml", ".cff", ".txt", ".ipynb", ".html"}
+    files = [ROOT / name for name in tracked if name] or PAGES
+    mentions = {
+        (str(file.relative_to(ROOT)), found)
+        for file in files
+        if file.suffix in kinds and file.exists()
+        for found in ADDRESS.findall(file.read_text(encoding="utf-8"))
+    }
+    assert {name for name, _ in mentions} >= {"README.md", "pyproject.toml"}
+    assert {found for _, found in mentions} == {truth.removeprefix("https://")}
 
 
 def test_the_reference_has_every_public_name_once():

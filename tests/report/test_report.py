@@ -80,8 +80,8 @@ def test_numbers_in_tables_are_rounded_for_reading(tmp_path):
 
 
 def test_colours_have_the_sign_and_the_share_of_the_bound(tmp_path):
-    assert 'style="background: rgba(59, 125, 216, 0.40)" title="0.5"' in page(tmp_path)
-    assert 'style="background: rgba(200, 69, 59, 0.80)" title="-1.0"> fine<' in page(tmp_path)
+    assert 'style="background: rgba(59, 125, 216, 0.35)" title="0.5"' in page(tmp_path)
+    assert 'style="background: rgba(200, 69, 59, 0.70)" title="-1.0"> fine<' in page(tmp_path)
     with pytest.raises(ValueError, match="bound must be positive"):
         ColoredText(caption="", tokens=[], bound=0.0)
 

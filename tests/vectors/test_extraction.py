@@ -15,7 +15,7 @@ from caa_lens.engine.shared_prefix import SharedPrefixWarning
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import LLAMA2_BASE, resolve_format
 from caa_lens.vectors import extraction
-from caa_lens.vectors.extraction import extract, logistic_probe, mean_difference, pca_of_differences
+from caa_lens.vectors.extraction import SHORT_NAMES, extract, logistic_probe, mean_difference, pca_of_differences
 
 MYOPIC_REWARD = SHARED / "data" / "mwe" / "myopic-reward.jsonl"
 
@@ -286,9 +286,19 @@ def test_an_estimator_by_its_name_is_its_function_bit_for_bit(tiny_chat, estimat
     assert torch.equal(extract(tiny_chat, pairs).directions, by_name.directions) == (estimator is mean_difference)
 
 
+@pytest.mark.parametrize(("short", "name"), SHORT_NAMES.items())
+def test_estimators_have_short_names(tiny_chat, short, name):
+    pairs = small("refusal", 6)
+    by_short = extract(tiny_chat, pairs, estimator=short)
+    assert torch.equal(by_short.directions, extract(tiny_chat, pairs, estimator=name).directions)
+    assert by_short.provenance.method == name
+
+
 def test_a_name_of_no_estimator_is_refused_before_anything_is_read(tiny_chat, read_calls):
-    for name in ("pca", "", "Mean_difference"):
-        expected = f"unknown estimator {name!r}: expected mean_difference, pca_of_differences, logistic_probe, or a fun"
+    for name in ("svd", "", "Mean_difference"):
+        expected = (
+            f"unknown estimator {name!r}: expected mean_difference, pca_of_differences, logistic_probe .*, or a fun"
+        )
         with pytest.raises(ValueError, match=expected):
             extract(tiny_chat, small("refusal", 4), estimator=name)
     assert read_calls == []

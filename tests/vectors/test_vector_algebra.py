@@ -1,6 +1,7 @@
 """Arithmetic on vectors and sets obeys its laws, agrees with slow twins, and says how a result was made."""
 
 import math
+import operator
 import re
 from inspect import unwrap
 from itertools import combinations
@@ -51,6 +52,11 @@ def make(name, directions, *, layers=LAYERS, model="m"):
 def abc(dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     return {name: make(name, torch.randn(2, D_MODEL, generator=generator).to(dtype)) for name in "abc"}
+
+
+def by_layer(series):
+    """The numbers of a set's cosine, angle or dot product, in the order of its layers."""
+    return torch.tensor(series.to_numpy())
 
 
 def one(direction, *, layer=7, model="m", name="v"):
@@ -187,7 +193,11 @@ def test_numbers_are_not_rounded_to_the_dtype():
     assert large @ large == 120000**2
     assert large.cosine(large) == pytest.approx(1, abs=1e-15)
     half = make("a", torch.full((2, 4), 60000.0, dtype=torch.float16))
-    for numbers, expected in [(half.norms, 120000), (half @ half, 120000**2), (half.cosine(-half), -1)]:
+    for numbers, expected in [
+        (by_layer(half.norms), 120000),
+        (by_layer(half @ half), 120000**2),
+        (by_layer(half.cosine(-half)), -1),
+    ]:
         torch.testing.assert_close(numbers, torch.full((2,), expected, dtype=torch.float64), rtol=1e-15, atol=0)
 
 
@@ -332,16 +342,16 @@ def test_small_angles_are_exact_where_the_cosine_sees_nothing():
 @law(nonzero_sets, st.floats(0.125, 64))
 def test_normalizing_sets_the_norm_and_keeps_the_direction(a, to):
     normalized = a.normalized(to=to)
-    torch.testing.assert_close(normalized.norms, torch.full((2,), to).double(), rtol=1e-6, atol=0)
-    torch.testing.assert_close(normalized.cosine(a), torch.ones(2).double(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(by_layer(normalized.norms), torch.full((2,), to).double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(by_layer(normalized.cosine(a)), torch.ones(2).double(), rtol=1e-12, atol=0)
     assert_same(normalized.normalized(to=a.norms), a)
 
 
 def test_a_share_of_the_residual_norm_may_be_given_by_layer():
     a = abc()["a"]
     scaled = a.scaled_to(0.1, of=torch.tensor([20.0, 300.0], dtype=torch.bfloat16))
-    torch.testing.assert_close(scaled.norms, torch.tensor([2.0, 30.0]).double(), rtol=1e-6, atol=0)
-    torch.testing.assert_close(scaled.cosine(a), torch.ones(2).double(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(by_layer(scaled.norms), torch.tensor([2.0, 30.0]).double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(by_layer(scaled.cosine(a)), torch.ones(2).double(), rtol=1e-12, atol=0)
     assert scaled.provenance.expression == "a.scaled_to(0.1, of=[20, 300])"
     assert_same(computed(scaled.provenance.expression, {"a": a}), scaled, atol=0, rtol=1e-6)
     assert torch.equal(a.scaled_to(0.1, of=20)[3].direction, a[3].scaled_to(0.1, of=20.0).direction)
@@ -397,7 +407,7 @@ def test_projecting_twice_is_projecting_once_and_the_parts_add_up(v, a, b):
         largest = v.norms * 1e-6
         for w in others:
             assert bool(((rest @ w.normalized()).abs() <= largest).all())  # orthogonal after removal
-        torch.testing.assert_close(onto.norms**2 + rest.norms**2, v.norms**2, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(onto.norms**2 + rest.norms**2, v.norms**2, rtol=1e-5, atol=1e-6)
 
 
 @law(sets, sets, nonzero_sets, nonzero_sets, scales)
@@ -496,10 +506,10 @@ def test_components_that_points_do_not_have_are_refused():
 def test_rotation_keeps_the_norm_stays_in_the_plane_and_turns_by_the_angle(v, w, by):
     assume(in_general_position(v, w))
     turned = v.rotated(w, by)
-    torch.testing.assert_close(turned.norms, v.norms, rtol=1e-5, atol=0)
+    np.testing.assert_allclose(turned.norms, v.norms, rtol=1e-5, atol=0)
     assert bool((turned.without(v, w).norms <= 1e-4 * v.norms).all())
     expected = math.acos(math.cos(by))  # angles between vectors are from 0 to pi
-    torch.testing.assert_close(turned.angle(v), torch.full((2,), expected).double(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(by_layer(turned.angle(v)), torch.full((2,), expected).double(), rtol=0, atol=1e-3)
     if abs(by) < 1e-3:
         assert_same(turned, v, atol=1e-2 * float(v.norms.max()))
 
@@ -519,9 +529,9 @@ def test_rotation_by_the_whole_angle_arrives_and_by_a_full_turn_returns(v, w):
 def test_spherical_interpolation_turns_and_grows_evenly(v, w, t):
     assume(in_general_position(v, w))
     between = v.slerp(w, t)
-    torch.testing.assert_close(between.norms, (1 - t) * v.norms + t * w.norms, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(between.angle(v), t * v.angle(w), rtol=0, atol=1e-5)
-    torch.testing.assert_close(between.angle(w), (1 - t) * v.angle(w), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(between.norms, (1 - t) * v.norms + t * w.norms, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(by_layer(between.angle(v)), t * by_layer(v.angle(w)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(by_layer(between.angle(w)), (1 - t) * by_layer(v.angle(w)), rtol=0, atol=1e-5)
     assert_same(between, w.slerp(v, 1 - t), atol=1e-3)
     assert_same(v.slerp(w, 0), v, atol=1e-5)
     assert_same(v.slerp(w, 1), w, atol=1e-4)
@@ -531,7 +541,7 @@ def test_spherical_interpolation_turns_and_grows_evenly(v, w, t):
 def test_spherical_interpolation_of_equal_norms_is_the_formula_with_sines(v, w, t):
     assume(in_general_position(v, w))
     v, w = v.normalized(), w.normalized()
-    angle = v.angle(w)[:, None]
+    angle = by_layer(v.angle(w))[:, None]
     expected = (torch.sin((1 - t) * angle) * v.directions + torch.sin(t * angle) * w.directions) / torch.sin(angle)
     torch.testing.assert_close(v.slerp(w, t).directions.double(), expected, rtol=0, atol=1e-5)
 
@@ -590,7 +600,71 @@ def test_anything_but_vectors_is_refused():
             unwrap(method)(here, torch.ones(2))
     for method in (SteeringVector.__mul__, SteeringVector.__rmul__, SteeringVector.__truediv__):
         assert unwrap(method)(here, here) is NotImplemented  # which Python turns into a TypeError
-        assert unwrap(method)(here, torch.tensor(2.0)) is NotImplemented
+        assert unwrap(method)(here, "2") is NotImplemented
+
+
+def test_numbers_of_a_set_say_which_layer_they_are_of():
+    a, b = abc()["a"], abc()["b"]
+    for name, found in [("cosine", a.cosine(b)), ("angle", a.angle(b)), ("dot product", a @ b)]:
+        assert (found.name, found.index.name, tuple(found.index)) == (name, "layer", a.layers)
+        assert found.dtype == "float64"
+    assert a.cosine(b)[20] == pytest.approx(a[20].cosine(b[20]), abs=1e-15)
+    sizes = abs(a @ b)
+    torch.testing.assert_close(by_layer(a.normalized(to=sizes).norms), by_layer(sizes), rtol=1e-6, atol=0)
+    assert torch.equal(a.normalized(to=sizes.to_numpy()).directions, a.normalized(to=sizes).directions)
+    with pytest.raises(ValueError, match=r"a norm is given for layers 20, 3, and these vectors are of layers 3, 20"):
+        a.normalized(to=sizes[::-1])
+
+
+def test_sum_adds_a_list_of_vectors():
+    a, b, c = (abc()[name] for name in "abc")
+    assert torch.equal(sum([a, b, c]).directions, (a + b + c).directions)
+    assert sum([a, b]).provenance.expression == (a + b).provenance.expression
+    assert sum([a]) is a
+    for other in (1, 0.5, "a", None):
+        with pytest.raises(TypeError):
+            other + a
+
+
+@pytest.mark.parametrize(
+    "two", [torch.tensor(2.0), torch.tensor([2], dtype=torch.int64), np.array(2.0), np.float32(2), np.array([2])]
+)
+def test_a_tensor_or_an_array_of_one_number_scales_from_either_side(two):
+    a = abc()["a"]
+    for scaled in (two * a, a * two):
+        assert torch.equal(scaled.directions, (2 * a).directions)
+        assert scaled.provenance.expression == (2 * a).provenance.expression
+    assert torch.equal((a / two).directions, (a / 2).directions)
+    assert torch.equal((two * a[3]).direction, (2 * a[3]).direction)
+
+
+def test_a_tensor_of_several_numbers_or_with_gradients_is_no_scale():
+    a = abc()["a"]
+    told = r"one number, got a tensor of shape \(2,\): multiply the layers one by"
+    for several in (torch.ones(2), np.ones(2)):
+        for one, other in [(several, a), (a, several)]:
+            with pytest.raises(TypeError, match=told):
+                one * other
+        with pytest.raises(TypeError, match=told):
+            a / several
+    with pytest.raises(TypeError, match="gradients would not reach a tensor: give it as multiplier="):
+        torch.tensor(2.0, requires_grad=True) * a
+    with pytest.raises(TypeError):
+        torch.tensor(2.0) + a
+    for multiply in (operator.mul, operator.add, operator.truediv):
+        with pytest.raises(TypeError):
+            multiply(a.norms, a)
+    with pytest.raises(ValueError, match="must be finite"):
+        torch.tensor(float("nan")) * a
+
+
+def test_a_direction_may_be_an_array():
+    array = np.array([1.0, 2.0])
+    vector = SteeringVector.from_direction(array, 3)
+    array[0] = 7
+    assert (vector.direction.tolist(), vector.direction.dtype) == ([1.0, 2.0], torch.float64)
+    with pytest.raises(TypeError, match=r"got a list, expected a tensor or an array \[d_model\]"):
+        unwrap(SteeringVector.from_direction.__func__)(SteeringVector, [1.0, 2.0], 3)
 
 
 def test_a_vector_of_unknown_model_goes_with_any_but_does_not_join_two():
@@ -611,7 +685,7 @@ def test_cosine_compares_across_models_and_single_layers_but_not_widths():
     with pytest.raises(ValueError, match="d_model=2 and d_model=3"):
         v.cosine(one([1.0, 1.0, 1.0]))
     a = abc()["a"]
-    torch.testing.assert_close(a.cosine(make("b", -a.directions, model="n")), -torch.ones(2).double())
+    torch.testing.assert_close(by_layer(a.cosine(make("b", -a.directions, model="n"))), -torch.ones(2).double())
     with pytest.raises(ValueError, match="layers 3, 20 and layers 3-4"):
         a.cosine(make("b", torch.ones(2, D_MODEL), layers=(3, 4)))
 

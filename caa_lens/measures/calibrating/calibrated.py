@@ -13,7 +13,7 @@ from caa_lens.measures.answers import METRIC_LABEL
 from caa_lens.measures.calibrating.neutral_cost import NeutralCost
 from caa_lens.measures.sweeps import Sweep
 from caa_lens.plots.calibration import effect_within_budget
-from caa_lens.provenance import layer_ranges
+from caa_lens.provenance import last_part, layer_ranges
 from caa_lens.results import Result
 
 STEERS, WRONG_WAY, NO_EFFECT, NONE = "steers", "steers the wrong way", "no effect found", "none within the budget"
@@ -205,6 +205,7 @@ class Calibration(Result):
             behavior=self.provenance["vectors"].behavior,
             label=METRIC_LABEL[self.metric],
             cross_fitted=self.cross_fitted,
+            model=last_part(self.provenance["vectors"].model),
         )
 
     def __repr__(self) -> str:

@@ -44,6 +44,7 @@ from caa_lens.models.checks import check_model
 from caa_lens.models.placement import dtype_name
 from caa_lens.plots.unwanted import changes_forest
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
+from caa_lens.provenance import last_part
 from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention
 from caa_lens.vectors.checks import check_vector
@@ -108,7 +109,8 @@ class SideEffects(Result):
 
     def plot(self) -> go.Figure:
         """Each change with its interval, over the range of the random directions; each row has its own scale."""
-        return changes_forest(self.frame, of=self._of, n_random=self.n_random)
+        model = last_part(self.provenance["vector"].model)
+        return changes_forest(self.frame, of=self._of, n_random=self.n_random, model=model)
 
     @property
     def _of(self) -> str:

@@ -21,6 +21,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from tqdm.auto import tqdm
 
+from caa_lens.extras import needed_for
 from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.measures.open_ended.items import answers_frame
 from caa_lens.measures.open_ended.judge_endpoint import Endpoint, Request
@@ -195,10 +196,8 @@ def judge_texts(
         if not settled(key)
     }
     if missing:
-        try:
+        with needed_for("judging"):
             from caa_lens.measures.open_ended.judge_client import ask_all
-        except ImportError:
-            raise ImportError("judging needs the openai client: pip install 'caa-lens[judge]'") from None
         # Short ones first: if even the first one is refused, it is not for its length.
         waiting = sorted(missing.values(), key=lambda request: len(request.prompt))
         used_before = any(key in file.last for key in keys)

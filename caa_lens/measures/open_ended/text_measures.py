@@ -29,6 +29,7 @@ from caa_lens.arguments import check_count
 from caa_lens.engine.overflow import check_finite
 from caa_lens.engine.plain_runs import plain_runs
 from caa_lens.engine.streams import last_residual
+from caa_lens.extras import needed_for
 from caa_lens.measures.open_ended.items import answers_frame
 from caa_lens.models.checks import check_model
 from caa_lens.models.placement import device_of_tokens
@@ -109,7 +110,8 @@ def sentiment(text: str) -> float:
 
 @cache
 def _vader() -> Any:
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    with needed_for("vader, the sentiment of a text"):
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     return SentimentIntensityAnalyzer()
 

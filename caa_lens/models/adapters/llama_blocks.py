@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -57,8 +58,8 @@ def prefill(model: Any, prefixes: Sequence[Sequence[int]], n_layers: int | None 
 
     def keep(k: Tensor, v: Tensor, attn: Any) -> Tensor:
         k = rotate(attn, k, *rotary_tables(attn, n_pos))
-        keys.append(k.permute(0, 2, 3, 1).contiguous())
-        values.append(v.transpose(1, 2).contiguous())
+        keys.append(rearrange(k, "question pos kv d_head -> question kv d_head pos").contiguous())
+        values.append(rearrange(v, "question pos kv d_head -> question kv pos d_head").contiguous())
         return k
 
     def attend(q: Tensor, k: Tensor, v: Tensor, attn: Any) -> Tensor:
@@ -155,24 +156,26 @@ def _attend_to_prefix(
     Query heads that share a key head, rows and positions all become one long axis against the question's single copy
     of the prefix, so the prefix is read once and never expanded.
     """
-    n_question, n_kv, d_head, n_prefix = prefix_k.shape
-    n_pos, n_head = q.shape[1:3]
-    rows, group = q.shape[0] // n_question, n_head // n_kv
-    q = q.reshape(n_question, rows, n_pos, n_kv, group, d_head).permute(0, 3, 1, 4, 2, 5).contiguous() / scale
-    k = k.reshape(n_question, rows, n_pos, n_kv, d_head).permute(0, 3, 1, 2, 4)
-    v = v.reshape(n_question, rows, n_pos, n_kv, d_head).permute(0, 3, 1, 2, 4)
+    n_question, n_kv, _, n_prefix = prefix_k.shape
+    n_pos, rows = q.shape[1], q.shape[0] // n_question
+    q = rearrange(
+        q, "(question row) pos (kv group) d_head -> question kv (row group pos) d_head", question=n_question, kv=n_kv
+    )
+    q = q / scale
+    k = rearrange(k, "(question row) pos kv d_head -> question kv row d_head pos", question=n_question)
+    v = rearrange(v, "(question row) pos kv d_head -> question kv row pos d_head", question=n_question)
 
     # One axis of queries (row, group, pos) against the prefix, and one block a row against the row itself.
-    together = (n_question, n_kv, rows * group * n_pos)
-    each_row = (n_question, n_kv, rows, group * n_pos)
-    to_prefix = (q.reshape(*together, d_head) @ prefix_k).masked_fill(hidden[:, None, None, :], -torch.inf)
-    to_self = q.reshape(*each_row, d_head) @ k.transpose(-1, -2)
-    to_self = to_self.masked_fill(unseen.repeat(1, group, 1)[:, None, None], -torch.inf)
-    pattern = torch.softmax(torch.cat([to_prefix.reshape(*each_row, n_prefix), to_self], dim=-1), dim=-1)
-    from_prefix = pattern[..., :n_prefix].reshape(*together, n_prefix) @ prefix_v
-    z = from_prefix.reshape(*each_row, d_head) + pattern[..., n_prefix:] @ v
-    z = z.reshape(n_question, n_kv, rows, group, n_pos, d_head).permute(0, 2, 4, 1, 3, 5)
-    return z.reshape(n_question * rows, n_pos, n_head, d_head)
+    def by_row(of_queries: Tensor) -> Tensor:
+        return rearrange(of_queries, "question kv (row query) x -> question kv row query x", row=rows)
+
+    to_prefix = (q @ prefix_k).masked_fill(hidden[:, None, None, :], -torch.inf)
+    to_self = by_row(q) @ k
+    to_self = to_self.masked_fill(unseen.repeat(1, to_self.shape[3] // n_pos, 1)[:, None, None], -torch.inf)
+    pattern = torch.softmax(torch.cat([by_row(to_prefix), to_self], dim=-1), dim=-1)
+    from_prefix = rearrange(pattern[..., :n_prefix], "question kv row query x -> question kv (row query) x") @ prefix_v
+    z = by_row(from_prefix) + pattern[..., n_prefix:] @ v
+    return rearrange(z, "question kv row (group pos) d_head -> (question row) pos (kv group) d_head", pos=n_pos)
 
 
 def run_block(

@@ -8,6 +8,7 @@ the model gets the checkpoint's own.
 Whether the adapter computes what the untouched module does is asked before and after: see `load_model`, `check`.
 """
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -192,12 +193,9 @@ def boot(
     bridge.cfg.model_name = name if packed is None else f"{name} ({packed})"
     _give_tokenizer(bridge, tokenizer, tokenizer_name)
     if untouched is not None:
-        from rich.console import Console
-
         from caa_lens.models.comparison import check_against
 
-        said = check_against(bridge, *untouched)
-        Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
+        sys.stderr.write(check_against(bridge, *untouched) + "\n")
     return bridge
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from caa_lens.extras import needed_for
+
 # transformers takes about 4 s to import, so it is imported where it is used.
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -159,7 +161,8 @@ class GgufFile:
     """
 
     def __init__(self, path: Path) -> None:
-        from gguf import GGUFReader
+        with needed_for("models in GGUF"):
+            from gguf import GGUFReader
         from transformers import AutoConfig
 
         self.path = path
@@ -219,7 +222,8 @@ class GgufFile:
         Raises:
             ValueError: a tensor is missing, or is not one that a Llama has.
         """
-        from gguf import MODEL_ARCH, get_tensor_name_map
+        with needed_for("models in GGUF"):
+            from gguf import MODEL_ARCH, get_tensor_name_map
 
         translated = get_tensor_name_map(MODEL_ARCH.LLAMA, self.config["num_hidden_layers"])
         wanted = {str(translated.get_name(name, (".weight",))) for name in expected}

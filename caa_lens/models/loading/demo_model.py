@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from caa_lens.extras import needed_for
 from caa_lens.models.loading.checkpoints import UNEMBEDDING, GgufFile
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
@@ -50,6 +51,8 @@ def demo_model_path() -> Path:
     folder = _cache() / DEMO_NAME
     if _is_complete(folder):
         return folder
+    with needed_for("the demo model", extra="demo"):  # before 92 MB are fetched
+        import gguf  # noqa: F401
     from huggingface_hub.utils import WeakFileLock
 
     _cache().mkdir(parents=True, exist_ok=True)
@@ -68,7 +71,8 @@ def demo_model_here() -> Path | None:
 
 
 def _cache() -> Path:
-    import platformdirs
+    with needed_for("the demo model"):
+        import platformdirs
 
     override = os.environ.get("CAA_LENS_CACHE")
     return Path(override).expanduser() if override else platformdirs.user_cache_path("caa_lens")
@@ -176,7 +180,8 @@ def _convert(path: Path, folder: Path) -> None:
 
 
 def _say(text: str) -> None:
-    from rich.console import Console
+    with needed_for("the demo model", extra="demo"):
+        from rich.console import Console
 
     Console(stderr=True).print(text)
 
@@ -184,7 +189,8 @@ def _say(text: str) -> None:
 @contextmanager
 def _status(text: str) -> Iterator[None]:
     """A spinner on standard error while something slow happens."""
-    from rich.console import Console
+    with needed_for("the demo model", extra="demo"):
+        from rich.console import Console
 
     with Console(stderr=True).status(text):
         yield

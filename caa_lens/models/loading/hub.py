@@ -5,6 +5,7 @@ Every refusal says what to do, and none shows the token.
 
 import json
 import re
+import sys
 from pathlib import Path
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -59,8 +60,10 @@ def download(repo: str, patterns: list[str], revision: str | None) -> Path:
         PermissionError: the model is licensed, and access was not granted.
         ConnectionError: the hub cannot be reached, and the files are not in its cache.
     """
-    import httpx  # what huggingface_hub lets through when a download breaks off
     from huggingface_hub import errors, snapshot_download
+
+    # Its client's errors, let through when a download breaks off: httpx until huggingface_hub 2, which has httpx2.
+    client = sys.modules[errors.HTTPError.__module__.partition(".")[0]]
 
     elsewhere = "or load a local folder, a .gguf file or 'demo'"
     page = f"https://huggingface.co/{repo}"
@@ -79,7 +82,7 @@ def download(repo: str, patterns: list[str], revision: str | None) -> Path:
             f"got {repo!r}, which is neither here nor a public model on {page}: check the name (a private"
             f" model needs HF_TOKEN), {elsewhere}"
         ) from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.TransportError):
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, client.TransportError):
         raise ConnectionError(
             f"{repo!r} is not in the local cache, and the Hugging Face hub cannot be reached: connect (and"
             f" unset HF_HUB_OFFLINE), {elsewhere}"

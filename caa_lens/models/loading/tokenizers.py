@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caa_lens.extras import needed_for
 from caa_lens.models.loading.hub import checkpoint_id
 
 # transformers takes about 4 s to import, so it is imported where it is used.
@@ -98,7 +99,8 @@ def sentencepiece_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     transformers 5 reads such a file with other ids: ``AutoTokenizer`` leaves out the space in front of the
     first word, and both it and ``LlamaTokenizer`` merge runs of spaces too early and add no BOS.
     """
-    from sentencepiece import SentencePieceProcessor
+    with needed_for("Meta's tokenizer.model"):
+        from sentencepiece import SentencePieceProcessor
     from tokenizers import normalizers
     from transformers import LlamaTokenizer
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
 
 
 def _heads_in(matrix: Float[Tensor, "out d_model"], d_head: int) -> Float[Tensor, "head d_model d_head"]:
-    return matrix.unflatten(0, (-1, d_head)).transpose(1, 2)
+    return rearrange(matrix, "(head d_head) d_model -> head d_model d_head", d_head=d_head)
 
 
 def _heads_out(matrix: Float[Tensor, "d_model in"], d_head: int) -> Float[Tensor, "head d_head d_model"]:
-    return matrix.unflatten(1, (-1, d_head)).permute(1, 2, 0)
+    return rearrange(matrix, "d_model (head d_head) -> head d_head d_model", d_head=d_head)
 
 
 def _transposed(matrix: Float[Tensor, "out in"], d_head: int) -> Float[Tensor, "in out"]:

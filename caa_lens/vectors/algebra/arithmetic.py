@@ -5,7 +5,7 @@
 
 One rule of numbers: everything is computed in float64 on the CPU and rounded once, to the left operand's dtype, on the
 left operand's device. What is no vector (norms, dot products, cosines, angles) is not rounded: a `float` for a vector,
-a float64 tensor `[layer]` on the CPU for a set. So results do not depend on the device, and no input ever changes.
+a pandas series in float64 by layer for a set. So results do not depend on the device, and no input ever changes.
 
 One rule of belonging: operands have the same width and layers, and one model; only "unknown" goes with any. All live at
 one hook point, a block's output, because vectors of another can be neither made nor loaded.
@@ -16,6 +16,7 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any, SupportsFloat, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -33,6 +34,7 @@ class VectorAlgebra:
 
     __slots__ = ()
     __array_ufunc__ = None  # numpy's numbers leave `2 * v` to v, instead of iterating over it
+    __pandas_priority__ = 10_000  # and so do pandas' series
     provenance: Provenance
 
     # ---- what each of the two brings ------------------------------------------------------------------------------
@@ -62,19 +64,30 @@ class VectorAlgebra:
         w = self._operand(other)
         return self._derived(self._wide - w, write.infix(self._text, "-", other._text), other)
 
+    def __radd__(self: V, other: object) -> V:
+        """`sum([v, w])` begins with the number 0, the only one that a vector can be added to."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
     def __neg__(self: V) -> V:
         return self._derived(-self._wide, write.negated(self._text))
 
     def __mul__(self: V, scale: SupportsFloat) -> V:
-        if not isinstance(scale, Real):
+        if not isinstance(scale, Real | Tensor | np.ndarray):
             return NotImplemented
         by = rules.finite(scale, "a scale")
         return self._derived(self._wide * by, write.infix(write.number(by), "*", self._text))
 
     __rmul__ = __mul__
 
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """`tensor * v` is asked of the tensor first, which leaves it to v; nothing else of torch takes a vector."""
+        if function in (Tensor.mul, Tensor.__mul__, torch.mul) and isinstance(args[1], VectorAlgebra):
+            return args[1] * args[0]
+        return NotImplemented
+
     def __truediv__(self: V, scale: SupportsFloat) -> V:
-        if not isinstance(scale, Real):
+        if not isinstance(scale, Real | Tensor | np.ndarray):
             return NotImplemented
         by = rules.finite(scale, "a divisor")
         if by == 0:
@@ -90,22 +103,24 @@ class VectorAlgebra:
     # ---- lengths and angles ---------------------------------------------------------------------------------------
 
     def __matmul__(self: V, other: V) -> Any:
-        """v . w"""
+        """v . w, a number; of a set a pandas series by layer, as `cosine` and `angle` are."""
         w = self._operand(other)
-        return _number(subspaces.dot(self._wide, w))
+        return self._by_layer(subspaces.dot(self._wide, w), "dot product")
 
     def cosine(self: V, other: V) -> Any:
-        """v . w / (||v|| ||w||). Models may differ, and layers of single vectors too: only coordinates are compared.
+        """v . w / (||v|| ||w||), a number; of a set a pandas series by layer.
+
+        Models may differ, and layers of single vectors too: only coordinates are compared.
 
         Raises:
             ValueError: for different widths, sets of different layers, or a zero vector.
         """
         v, w = self._comparable(other)
-        return _number(subspaces.dot(subspaces.unit(v), subspaces.unit(w)).clamp(-1, 1))
+        return self._by_layer(subspaces.dot(subspaces.unit(v), subspaces.unit(w)).clamp(-1, 1), "cosine")
 
     def angle(self: V, other: V) -> Any:
         """The angle between v and w in radians, 0 to pi; compares what `cosine` compares."""
-        return _number(subspaces.angle(*self._comparable(other)))
+        return self._by_layer(subspaces.angle(*self._comparable(other)), "angle")
 
     def normalized(self: V, to: Size = 1.0) -> V:
         """to v / ||v||: the same direction with Euclidean norm `to`, in units of the residual stream.
@@ -267,6 +282,11 @@ class VectorAlgebra:
         if not 1 <= k <= self._rows.shape[-1]:
             raise ValueError(f"k must be from 1 to d_model={self._rows.shape[-1]}, got {k}")
 
+    def _by_layer(self, values: Float[Tensor, "*layer 1"], name: str) -> Any:
+        """A number, or of a set a series that says which layer each is of: `cosine[14]`."""
+        if values.ndim == 1:
+            return float(values.detach())
+        import pandas as pd  # takes a second to import
 
-def _number(values: Float[Tensor, "*layer 1"]) -> Any:
-    return float(values.detach()) if values.ndim == 1 else values.squeeze(-1)
+        layers = pd.Index(self._layers, name="layer")
+        return pd.Series(values.detach().squeeze(-1).cpu().numpy(), index=layers, name=name)

@@ -4,13 +4,22 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol, SupportsFloat, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from caa_lens.provenance import UNKNOWN, Provenance, layer_ranges, one_model
 from caa_lens.vectors.algebra import expressions as write
 
-Size = float | int | Sequence[float | int] | Tensor  # one number, or for a set one number a layer
+
+@runtime_checkable
+class Column(Protocol):
+    """Numbers of numpy or pandas."""
+
+    def __array__(self, dtype: Any = None) -> np.ndarray: ...
+
+
+Size = float | int | Sequence[float | int] | Tensor | Column  # one number, or for a set one number a layer
 
 
 @runtime_checkable
@@ -127,16 +136,41 @@ def precision(*every: Vectors) -> float:
 
 
 def finite(value: SupportsFloat, what: str) -> float:
-    """A number as a float, refused if it is NaN or infinite."""
+    """A number as a float, also of a tensor or an array that holds just one.
+
+    Raises:
+        TypeError: for a tensor of several numbers, or one that gradients are to reach.
+        ValueError: if it is NaN or infinite.
+    """
+    if isinstance(value, Tensor | np.ndarray):
+        if math.prod(value.shape) != 1:
+            raise TypeError(
+                f"{what} is one number, got a tensor of shape {tuple(value.shape)}: multiply the layers one by one"
+            )
+        if getattr(value, "requires_grad", False):
+            raise TypeError(
+                f"{what} is a number, and gradients would not reach a tensor: give it as multiplier= where it acts, or "
+                "take .item()"
+            )
+        value = value.item()
     if not math.isfinite(number := float(value)):
         raise ValueError(f"{what} must be finite, got {number}")
     return number
 
 
 def size(one: Vectors, value: Size, what: str) -> tuple[Tensor, str]:
-    """A norm, or one a layer, as a factor of the rows and as text; refused if negative or not finite."""
+    """A norm, or one a layer, as a factor of the rows and as text; refused if negative or not finite.
+
+    A series of pandas that says which layers it is of has to be of the set's.
+    """
+    index = getattr(value, "index", None)
+    if getattr(index, "name", None) == "layer" and tuple(index) != one._layers:  # type: ignore[arg-type]
+        raise ValueError(
+            f"{what} is given for layers {layer_ranges(index)}, and these vectors are of layers "  # type: ignore[arg-type]
+            f"{layer_ranges(one._layers)}: choose the same ones"
+        )
     try:
-        sizes = wide(value) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        sizes = wide(value) if isinstance(value, Tensor) else torch.tensor(np.asarray(value, dtype=float))
     except OverflowError:
         raise ValueError(f"{what} must be finite, got a number of more than 300 digits") from None
     if sizes.shape not in ((), one._rows.shape[:-1]):

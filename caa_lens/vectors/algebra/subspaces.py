@@ -5,6 +5,7 @@ below which a difference is rounding: the epsilon of the coarsest dtype that the
 """
 
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
@@ -51,7 +52,7 @@ def orthonormal_basis(
 
 def project(rows: Rows, basis: Float[Tensor, "*batch rank d_model"]) -> Rows:
     """sum_i (v . q_i) q_i over an orthonormal basis q."""
-    return torch.einsum("...d,...rd,...re->...e", rows, basis, basis)
+    return einsum(rows, basis, basis, "... d, ... rank d, ... rank d_model -> ... d_model")
 
 
 def remove(rows: Rows, basis: Float[Tensor, "*batch rank d_model"], precision: float) -> Rows:

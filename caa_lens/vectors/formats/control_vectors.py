@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from caa_lens.atomic_files import write_atomically
+from caa_lens.extras import needed_for
 from caa_lens.file_kinds import VectorFileError, contents, expanded, printable, some, what_is
 from caa_lens.provenance import UNKNOWN, Provenance
 from caa_lens.vectors.formats.gguf_tensors import GgufContents, GgufError, parse_gguf
@@ -129,7 +130,8 @@ def write_control_vector(vectors: SteeringVectors, path: str | Path, *, model_hi
 
 
 def _write(vectors: SteeringVectors, path: Path, model_hint: str) -> None:
-    from gguf import GGUFWriter
+    with needed_for("files in GGUF"):
+        from gguf import GGUFWriter
 
     writer = GGUFWriter(path, ARCHITECTURE)
     writer.add_string(MODEL_HINT, model_hint)

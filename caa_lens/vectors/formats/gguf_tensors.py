@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caa_lens.extras import needed_for
+
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 FLOATS = {0: torch.float32, 1: torch.float16, 28: torch.float64, 30: torch.bfloat16}  # ggml's numbers of its types
@@ -146,7 +148,8 @@ class _Cursor:
 
 
 def _type_name(number: int) -> str:
-    from gguf import GGMLQuantizationType
+    with needed_for("files in GGUF"):
+        from gguf import GGMLQuantizationType
 
     try:
         return GGMLQuantizationType(number).name

@@ -23,6 +23,7 @@ from pydantic import BaseModel, FiniteFloat, NonNegativeInt, ValidationError
 from torch import Tensor
 
 from caa_lens.atomic_files import write_atomically
+from caa_lens.extras import needed_for
 from caa_lens.file_kinds import MAX_BYTES, VectorFileError, contents, expanded, printable
 from caa_lens.provenance import UNKNOWN, Provenance
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
@@ -173,10 +174,6 @@ def _zstd() -> Any:
     try:
         from compression import zstd  # Python 3.14
     except ImportError:
-        try:
+        with needed_for("vllm-lens' vectors, compressed by zstd, which Python has from 3.14 on"):
             import zstandard as zstd
-        except ImportError:
-            raise ImportError(
-                "vllm-lens compresses its vectors by zstd, which Python has from 3.14 on: pip install zstandard"
-            ) from None
     return zstd
