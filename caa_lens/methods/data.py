@@ -90,7 +90,7 @@ def two_sets(
     )
 
 
-def plain_prompt(model: Any, text: str, answer_start: int | None = None) -> Prompt:
+def plain_prompt(model: Any, text: object, answer_start: int | None = None) -> Prompt:
     """A text without any prompt format, behind BOS where the tokenizer has one; read over all tokens but the first.
 
     Raises:

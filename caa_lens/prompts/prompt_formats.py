@@ -45,7 +45,7 @@ from caa_lens.prompts.token_spans import (
     mask,
     token_span,
 )
-from caa_lens.prompts.turns import Turn, check_held, holds_one_question, messages_of, places, without_blanks
+from caa_lens.prompts.turns import Turn, check_held, messages_of, places, rendered, without_blanks
 from caa_lens.prompts.users_words import GuessedFormatWarning, check_text, warn_of_words
 
 
@@ -221,7 +221,7 @@ class PromptFormat:
             read_span = token_span(spans, answer_char + first, answer_char + last, text)
         spoken: tuple[Turn, ...] = ()
         if not isinstance(question, str):
-            spoken = places(instruction, said, lambda other: self._rendered(tokenizer, other))
+            spoken = places(instruction, said, lambda other: rendered(self, other, tokenizer))
         return Prompt(
             text=text,
             tokens=tuple(tokens),
@@ -234,20 +234,9 @@ class PromptFormat:
 
     def _instruction(self, tokenizer: Any, messages: Sequence[Message]) -> str:
         """The rendered messages, which must hold what they were given: provenance says that they do."""
-        instruction = self._rendered(tokenizer, messages)
+        instruction = rendered(self, messages, tokenizer)
         check_held(self.name, instruction, messages)
         return instruction
-
-    def _rendered(self, tokenizer: Any, messages: Sequence[Message]) -> str:
-        if holds_one_question(messages):
-            return self.render(messages[-1].content, messages[0].content if len(messages) > 1 else None)
-        if self.converse is None:
-            raise ValueError(
-                f"got messages of {', '.join(role for role, _ in messages)}, but the format {self.name!r} holds one "
-                "question and no earlier turns: ask in one message, or give prompt_format='chat-template' to a model "
-                "whose tokenizer has a chat template"
-            )
-        return self.converse(messages, tokenizer)
 
     def _tokenize(self, tokenizer: Any, text: str, messages: Sequence[Message], answer: str) -> Any:
         words = [*(content for _, content in messages), answer]

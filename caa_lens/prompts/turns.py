@@ -1,6 +1,7 @@
 """Messages on their way into a prompt: put together with a system prompt, and found again in the text they became."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from caa_lens.contrast.messages import Asked, Conversation, Message, as_question
 from caa_lens.prompts.users_words import check_text
@@ -51,6 +52,24 @@ def without_blanks(messages: Sequence[Message]) -> tuple[Message, ...]:
     return tuple(Message(role, text if role == "system" else text.strip()) for role, text in messages)
 
 
+def rendered(prompt_format: Any, messages: Sequence[Message], tokenizer: Any) -> str:
+    """The text that a format makes of messages.
+
+    Raises:
+        ValueError: for several turns in a format of one question, or in one that makes other text of a question.
+    """
+    if holds_one_question(messages):
+        return str(prompt_format.render(messages[-1].content, messages[0].content if len(messages) > 1 else None))
+    if prompt_format.converse is None:
+        raise ValueError(
+            f"got messages of {', '.join(role for role, _ in messages)}, but the format {prompt_format.name!r} holds "
+            "one question and no earlier turns: ask in one message, or give prompt_format='chat-template' to a model "
+            "whose tokenizer has a chat template"
+        )
+    _check_alike(prompt_format, messages, tokenizer)
+    return str(prompt_format.converse(messages, tokenizer))
+
+
 def check_held(name: str, text: str, messages: Sequence[Message]) -> None:
     """Raises `ValueError` for a message whose words are not in the text: provenance says that they are."""
     for role, content in messages:
@@ -85,3 +104,21 @@ def places(text: str, messages: Sequence[Message], render: Callable[[Sequence[Me
             at = start + len(content)
             found.append((role, start, at))
     return tuple(found)
+
+
+def _check_alike(prompt_format: Any, messages: Sequence[Message], tokenizer: Any) -> None:
+    """Raises `ValueError` if `converse` makes another text of the last question alone than `render` does.
+
+    So it is where one of the two was replaced in a format, and the other was not.
+    """
+    system = messages[0].content if messages[0].role == "system" else None
+    if messages[-1].role != "user":
+        return
+    alone = [*messages[: 1 if system else 0], messages[-1]]
+    text = prompt_format.converse(alone, tokenizer)
+    once, again = (prompt_format.render(alone[-1].content, system) for _ in range(2))
+    if once == again != text:  # some templates tell the time
+        raise ValueError(
+            f"the prompt format {prompt_format.name!r} has one text of a question and another of the same as messages: "
+            "its converse is not that of its render; replace both, or give converse=None, which holds one question"
+        )

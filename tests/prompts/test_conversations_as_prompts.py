@@ -305,13 +305,28 @@ def test_a_format_of_the_callers_own_may_have_turns_and_is_held_to_them(demo_tok
         name="mine", render=lambda q, s: f"user: {q}\nassistant:", separator=" ", prepend_bos=False, converse=converse
     )
     assert own.encode(demo_tokenizer, TURNS[:3], "Yes.").text.endswith("assistant: Yes.")
-    dropping = replace(own, converse=lambda messages, tokenizer: converse(messages[1:], tokenizer))
+    dropping = replace(own, converse=lambda messages, tokenizer: converse(messages[-1:], tokenizer))
     with pytest.raises(ValueError, match=r"'mine' drops or changes the words of the user 'Hi\. Who are you"):
         dropping.encode(demo_tokenizer, TURNS[:3])
     with pytest.raises(
         ValueError, match="got messages of user, assistant, user, but the format 'mine' holds one quest"
     ):
         replace(own, converse=None).encode(demo_tokenizer, TURNS[:3])
+
+
+def test_a_format_whose_render_alone_was_replaced_does_not_fall_back_on_the_old_turns(demo_tokenizer, llama2_tokenizer):
+    for fmt, tokenizer in (
+        (chat_template_format(demo_tokenizer), demo_tokenizer),
+        (LLAMA2_CHAT, llama2_tokenizer),
+    ):
+        half = replace(fmt, render=lambda question, system: f"{system or ''}Q: {question}\nA:")
+        assert half.encode(tokenizer, "Why?").text == "Q: Why?\nA:"
+        for talk in TALKS[:2]:
+            with pytest.raises(ValueError, match="its converse is not that of its render; replace both, or"):
+                half.encode(tokenizer, talk)
+    clock = copy.deepcopy(demo_tokenizer)
+    clock.chat_template = "{{ strftime_now('%S.%f') }} " + EVERY.replace("ROLE", "m.role").replace("WORDS", "m.content")
+    assert chat_template_format(clock).encode(clock, TURNS).text.count("\n<") == 5
 
 
 # ---- shown ------------------------------------------------------------------------------------------------------

@@ -72,6 +72,13 @@ def test_options_are_those_of_the_last_message():
     assert swapped.swapped() == pair
     with pytest.raises(FieldError, match="positive: found '\\(A\\)', expected a letter of the question's options"):
         ContrastPair(question=[*FIRST, {"role": "user", "content": "No options."}], positive="(A)", negative="(B)")
+    earlier = [{"role": "user", "content": OPTIONS}, {"role": "assistant", "content": "(A)"}]
+    with pytest.raises(FieldError, match="none: no line starts with"):
+        ContrastPair(question=asking("Are you sure?", before=earlier), positive="(A)", negative="(B)")
+    again = ContrastPair(
+        question=asking(OPTIONS.replace("late", "far"), before=earlier), positive="(A)", negative="(B)"
+    )
+    assert again.options == {"(A)": "Yes", "(B)": "No"}
 
 
 def test_hashes_tell_what_was_said_before_and_not_the_order_of_the_letters():
