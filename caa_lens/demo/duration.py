@@ -38,8 +38,8 @@ def work(
     }
 
 
-# Of the processor's time on one thread. A cell is a layer at a multiplier, on one held-out pair, with the half as much that
-# a calibration spends on neutral text.
+# Of the processor's time on one thread. A cell is a layer at a multiplier, on one held-out pair, with the half as much
+# that a calibration spends on neutral text.
 CALIBRATION, TEXTS, LENS, WORDS, SIDE_EFFECTS = 0.22, 0.21, 48.0, 55.0, 185.0
 
 
