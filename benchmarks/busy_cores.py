@@ -1,6 +1,6 @@
 """What threads and waiting cost beside neighbours that keep cores busy.
 
-    python benchmarks/busy_cores.py                  # none, one, and as many as cores; two minutes where little else runs
+    python benchmarks/busy_cores.py                  # none, one, as many as cores; two minutes on free cores
     python benchmarks/busy_cores.py --neighbours 0 2 --pairs 1     # quicker
 
 A neighbour is a process that does nothing but count. Ways to run are processes of their own, because what waits how is
