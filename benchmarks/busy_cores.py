@@ -1,7 +1,7 @@
 """What threads and waiting cost beside neighbours that keep cores busy.
 
-    python benchmarks/busy_cores.py                  # no neighbour, and as many as cores; under two minutes
-    python benchmarks/busy_cores.py --neighbours 0 1 4 --rounds 3
+    python benchmarks/busy_cores.py                  # none, one, as many as cores; two minutes on free cores
+    python benchmarks/busy_cores.py --neighbours 0 2 --pairs 1     # quicker
 
 A neighbour is a process that does nothing but count. Ways to run are processes of their own, because what waits how is
 decided when OpenMP is loaded. Each loads the demo model, does the job once unmeasured, and then takes turns with the
