@@ -5,7 +5,7 @@
 Asked: InferAligner's gate, its formula unchanged, on two harmless classes, questions about cooking (open) and about
 programming (closed): how often it is right on questions that it was not fitted on, by layer; how often it opens at
 neutral questions; and the divergence of the answers when the cooking direction is added behind it. The paper gates
-harmful requests, guided by a safer model. What was found on SmolLM2-135M stands in `docs/methods.md`.
+harmful requests, guided by a safer model. What was found on the demo model stands in `docs/methods.md`.
 """
 
 import pandas as pd

@@ -84,7 +84,7 @@ def load_model(
             * a folder with ``config.json`` and safetensors, in one file or sharded; ``cfg.model_name`` is its
               name, or the hub id if it is a snapshot in a hub's cache, ``models--owner--name/snapshots/<commit>``,
             * a ``.gguf`` file of the Llama architecture, which is dequantised,
-            * ``"demo"``: SmolLM2-135M-Instruct (see `caa_lens.models.loading.demo_model.demo_model_path`).
+            * ``"demo"``: SmolLM2-135M-Instruct from 4 bits (`caa_lens.models.loading.demo_model.demo_model_path`).
         dtype: type of the weights and activations, a ``torch.dtype`` or one of "float32", "bfloat16",
             "float16" ("fp32", "bf16", "fp16"). None: float32 on the CPU, the checkpoint's own type on an
             accelerator.
@@ -145,7 +145,7 @@ def load_model(
             return _load_folder(demo_model_path(), DEMO_NAME, options)
         path = Path(name).expanduser()
         if name and path.is_dir():
-            return _load_folder(path, cached_id(path) or path.resolve().name, options)
+            return _load_folder(path, _name_of(path), options)
         if path.suffix == ".gguf" and path.is_file():
             return _load_gguf(path, options)
         if path.is_file():
@@ -340,6 +340,13 @@ def _load_bridge(folder: Path, name: str, config: Config, options: _Options) -> 
     return bridges.boot(hf_model, name, tokenizer, checkpoint_id(folder) or name, check=options.check)
 
 
+def _name_of(folder: Path) -> str:
+    """What a model is called that lies in a folder: by its hub id in a hub's cache, else as the folder."""
+    from caa_lens.models.loading.demo_model import DEMO_NAME, is_demo
+
+    return DEMO_NAME if is_demo(folder) else cached_id(folder) or folder.resolve().name
+
+
 def _boot_given(hf_model: "PreTrainedModel", name: str, revision: str | None, options: _Options) -> "TransformerBridge":
     """A bridge over a model that the caller loaded; files are looked for only where a tokenizer has to be read."""
     path, folder, called = Path(name).expanduser(), None, name
@@ -348,7 +355,7 @@ def _boot_given(hf_model: "PreTrainedModel", name: str, revision: str | None, op
 
         folder, called = demo_model_path(), DEMO_NAME
     elif name and path.is_dir():
-        folder, called = path, cached_id(path) or path.resolve().name
+        folder, called = path, _name_of(path)
     elif options.tokenizer is None:
         if not HUB_ID.fullmatch(name):
             raise FileNotFoundError(
