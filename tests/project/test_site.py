@@ -218,6 +218,21 @@ def test_every_mention_of_the_repository_is_the_one_in_pyproject():
     assert {found for _, found in mentions} == {truth.removeprefix("https://")}
 
 
+def test_no_text_names_the_host_of_a_package_registry():
+    """Whoever installs has a registry of their own; a page that names one is wrong for the others."""
+    hosts = re.compile(
+        "|".join(["pypi" + r"\.org", "python" + "hosted", "registry" + r"\.npmjs", "ana" + r"conda\.org"])
+    )
+    folders = ("caa_lens", "docs", "experiments", "notebooks", "tests", "benchmarks", ".ci")
+    every = [path for folder in folders for path in (ROOT / folder).rglob("*")] + list(ROOT.glob("*"))
+    texts = [
+        path for path in every if path.suffix in {".md", ".py", ".ipynb", ".html", ".toml", ".txt", ".yml", ".json"}
+    ]
+    found = [path.name for path in texts if hosts.search(path.read_text(encoding="utf-8"))]
+    assert len(texts) > 500
+    assert not found
+
+
 def test_the_reference_has_every_public_name_once():
     at_top = {name for name in caa_lens.__all__ if name not in ROOMS}
     public = {f"caa_lens.{name}" for name in at_top}
