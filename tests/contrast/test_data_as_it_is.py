@@ -253,7 +253,7 @@ def test_a_long_cell_is_read_whole(tmp_path):
         ("a.xlsx", b"PK\3\4", "save it as CSV in UTF-8, or ContrastSet.from_pairs(pandas.read_excel(...))"),
         ("a.csv", "question,positive,negative\n", "found no rows, expected one pair at least"),
         ("a.parquet", b"PAR1 and no more", "a parquet table that cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b"x" * 1000)[:20], "a damaged gzip file"),
+        ("a.jsonl.gz", gzip.compress(b"x" * 1000, mtime=0)[:20], "a damaged gzip file"),
         ("a.txt", "How was it?\n", "prompts are read by load_open_ended"),
         ("a.json", json.dumps({"data": rows()}), "json.loads(Path(...).read_text('utf-8'))['data']"),
         ("a.json", json.dumps({"data": rows()}, indent=2), "one object with 4 rows under 'data'"),
