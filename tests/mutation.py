@@ -107,7 +107,7 @@ TESTS: dict[str, list[list[str]]] = {
     "caa_lens/measures/sweeps.py": [["tests/measures/test_sweeps.py"], ["tests/test_demo.py", "tests/cli/test_cli.py"]],
     "caa_lens/explorer/session.py": [["tests/explorer/test_session.py"]],
     "caa_lens/explorer/turns.py": [["tests/explorer/test_turns.py"]],
-    "caa_lens/explorer/shown.py": [["tests/explorer/test_shown.py"]],
+    "caa_lens/explorer/shown.py": [["tests/explorer/test_explorer_shown.py"]],
     "caa_lens/transfers/across_layers.py": [["tests/transfers/test_across_layers.py"]],
     "caa_lens/transfers/across_behaviors.py": [["tests/transfers/test_across_behaviors.py"]],
     "caa_lens/transfers/across_models.py": [["tests/transfers/test_across_models.py"]],

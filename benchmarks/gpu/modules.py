@@ -60,7 +60,7 @@ STAY = {
     "tests/engine/test_any_model.py": "makes models of its own, of many families, on the CPU",
     "tests/explorer/test_in_a_browser.py": "needs a browser, and its server loads the demo model on the CPU",
     "tests/explorer/test_page.py": "is about a page",
-    "tests/explorer/test_shown.py": "is about a page",
+    "tests/explorer/test_explorer_shown.py": "is about a page",
     "tests/explorer/test_turns.py": "is about who writes when",
     "tests/explorer/test_widgets.py": "is about a notebook",
     "tests/interpretation/test_saved_results.py": "is about files",
