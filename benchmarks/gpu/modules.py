@@ -36,15 +36,18 @@ RUN = (
     "tests/methods/test_laws.py",
     "tests/methods/test_linear_act.py",
     "tests/methods/test_on_bridges.py",
+    "tests/methods/test_on_conversations.py",
     "tests/methods/test_sadi.py",
     "tests/models/test_comparison.py",
     "tests/models/test_unembedding.py",
+    "tests/steering/test_generated_text.py",
     "tests/steering/test_generation.py",
     "tests/steering/test_interventions.py",
     "tests/steering/test_open_blocks.py",
     "tests/steering/test_placing.py",
     "tests/steering/test_start_offset.py",
     "tests/steering/test_steered_block.py",
+    "tests/steering/test_steered_conversations.py",
     "tests/steering/test_steered_runs.py",
     "tests/transfers/test_across_behaviors.py",
     "tests/transfers/test_across_layers.py",
@@ -57,6 +60,8 @@ RUN = (
 
 # Modules that use a model, too, and why they stay on the CPU.
 STAY = {
+    "tests/contrast/test_check.py": "is about pairs; a model only says that something was found",
+    "tests/prompts/test_conversations_as_prompts.py": "is about tokens",
     "tests/engine/test_any_model.py": "makes models of its own, of many families, on the CPU",
     "tests/explorer/test_in_a_browser.py": "needs a browser, and its server loads the demo model on the CPU",
     "tests/explorer/test_page.py": "is about a page",

@@ -20,6 +20,7 @@ from caa_lens.models.loading.demo_model import (
     DemoModelError,
     demo_model_path,
     is_demo,
+    name_of_folder,
 )
 from caa_lens.models.loading.load import load_model
 
@@ -196,14 +197,12 @@ def test_two_processes_make_it_once_and_a_killed_one_leaves_no_trace(cache, sour
 
 
 def test_the_demo_model_is_called_after_its_bits_wherever_it_lies_and_the_original_is_not(tmp_path):
-    from caa_lens.models.loading.load import _name_of
-
     assert f"{ORIGINAL}-4bit" == DEMO_NAME
-    assert _name_of(demo_model_path()) == DEMO_NAME
+    assert name_of_folder(demo_model_path()) == DEMO_NAME
     moved, original = tmp_path / "moved", tmp_path / ORIGINAL
     for folder in (moved, original):
         folder.mkdir()
     (moved / demo_model.MARKER_NAME).write_text((demo_model_path() / demo_model.MARKER_NAME).read_text())
     (original / demo_model.MARKER_NAME).write_text('{"sha256": "of something else"}')
-    assert (_name_of(moved), _name_of(original)) == (DEMO_NAME, ORIGINAL)
+    assert (name_of_folder(moved), name_of_folder(original)) == (DEMO_NAME, ORIGINAL)
     assert not is_demo(tmp_path)

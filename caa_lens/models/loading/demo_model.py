@@ -22,6 +22,7 @@ from pathlib import Path
 
 from caa_lens.extras import needed_for
 from caa_lens.models.loading.checkpoints import UNEMBEDDING, GgufFile
+from caa_lens.models.loading.hub import cached_id
 
 ORIGINAL = "SmolLM2-135M-Instruct"  # what it was quantised from, and the name of its folder
 DEMO_NAME = f"{ORIGINAL}-4bit"
@@ -69,6 +70,11 @@ def demo_model_here() -> Path | None:
     """Folder of the demo model if it has been fetched and is whole; None else: nothing is fetched."""
     folder = _cache() / ORIGINAL
     return folder if _is_complete(folder) else None
+
+
+def name_of_folder(folder: Path) -> str:
+    """What a model is called that lies in a folder: by its hub id in a hub's cache, else as the folder."""
+    return DEMO_NAME if is_demo(folder) else cached_id(folder) or folder.resolve().name
 
 
 def is_demo(folder: Path) -> bool:

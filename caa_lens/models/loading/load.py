@@ -25,8 +25,9 @@ from caa_lens.models.loading.causal_models import (
 )
 from caa_lens.models.loading.causal_models import n_parameters as n_parameters
 from caa_lens.models.loading.checkpoints import GgufFile, SafetensorsFolder
+from caa_lens.models.loading.demo_model import DEMO_NAME, demo_model_path, name_of_folder
 from caa_lens.models.loading.device_memory import devices, free_memory, make_room
-from caa_lens.models.loading.hub import CONFIG_FILES, HUB_ID, WEIGHT_FILES, cached_id, checkpoint_id, download
+from caa_lens.models.loading.hub import CONFIG_FILES, HUB_ID, WEIGHT_FILES, checkpoint_id, download
 from caa_lens.models.loading.llama_config import (
     Config,
     NotByHookedTransformerError,
@@ -140,12 +141,10 @@ def load_model(
             bridges.check_given(hf_model)
             return _boot_given(hf_model, name, revision, options)
         if name == "demo":
-            from caa_lens.models.loading.demo_model import DEMO_NAME, demo_model_path
-
             return _load_folder(demo_model_path(), DEMO_NAME, options)
         path = Path(name).expanduser()
         if name and path.is_dir():
-            return _load_folder(path, _name_of(path), options)
+            return _load_folder(path, name_of_folder(path), options)
         if path.suffix == ".gguf" and path.is_file():
             return _load_gguf(path, options)
         if path.is_file():
@@ -340,22 +339,13 @@ def _load_bridge(folder: Path, name: str, config: Config, options: _Options) -> 
     return bridges.boot(hf_model, name, tokenizer, checkpoint_id(folder) or name, check=options.check)
 
 
-def _name_of(folder: Path) -> str:
-    """What a model is called that lies in a folder: by its hub id in a hub's cache, else as the folder."""
-    from caa_lens.models.loading.demo_model import DEMO_NAME, is_demo
-
-    return DEMO_NAME if is_demo(folder) else cached_id(folder) or folder.resolve().name
-
-
 def _boot_given(hf_model: "PreTrainedModel", name: str, revision: str | None, options: _Options) -> "TransformerBridge":
     """A bridge over a model that the caller loaded; files are looked for only where a tokenizer has to be read."""
     path, folder, called = Path(name).expanduser(), None, name
     if name == "demo":
-        from caa_lens.models.loading.demo_model import DEMO_NAME, demo_model_path
-
         folder, called = demo_model_path(), DEMO_NAME
     elif name and path.is_dir():
-        folder, called = path, _name_of(path)
+        folder, called = path, name_of_folder(path)
     elif options.tokenizer is None:
         if not HUB_ID.fullmatch(name):
             raise FileNotFoundError(
