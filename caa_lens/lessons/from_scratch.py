@@ -20,6 +20,7 @@ from caa_lens.steering.generation import generate
 from caa_lens.steering.interventions import Intervention
 from caa_lens.vectors.steering_vectors import SteeringVector
 
+LOST = "this is the share of the answer's own tokens: what is left when only the token before them is steered?"
 SHARE = 0.02  # how far a share may be from the measured one
 N_PROMPT = 5  # tokens of a made-up prompt that a repaired hook is given
 
@@ -74,13 +75,13 @@ def share_left(
     whole, right = effect["caa"], effect["last"] / effect["caa"]
     mistakes = [
         (1.0, "this is all of it: is your hook still steering from `start` on?"),
+        (effect["last"], "this is the effect itself: what share is it of the effect with all tokens steered?"),
         (0.0, "nothing is left: does your hook return what it changed, and is it the instruction's last token?"),
-        (1 - right, "this is the share that is lost: how much is left?"),
+        (1 - right, LOST),
         (1 / right if right else 0.0, "this is the whole over the part: take the part over the whole"),
         (100 * right, "this is in percent: a share is between 0 and 1"),
         (-right, "the sign is turned: take the margin at +1 minus the margin at -1, both times"),
-        (effect["answer"] / whole, "this is what steering the answer's tokens does: steer the one before them"),
-        (effect["last"], "this is the effect itself: what share is it of the effect with all tokens steered?"),
+        (effect["answer"] / whole, LOST),
         (
             (margins["last", 1.0] - margins[None]) / (margins["caa", 1.0] - margins[None]),
             "this is the share of one side: take the effect from -1 to +1",

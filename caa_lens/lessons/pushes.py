@@ -16,8 +16,7 @@ from caa_lens.steering.interventions import Intervention
 from caa_lens.steering.steered_block import steer
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
-MARGIN = 0.01  # nats per token
-CLOSE = 1e-3  # where it matters little which tokens are steered
+CLOSE = 1e-3  # nats per token
 
 
 @exercise(verdicts.a_number)
@@ -61,7 +60,7 @@ def two_layers(
         ([each - plain for each in right], "these are changes of the margin: give the margins themselves"),
     ]
     hint = "other margins: is it the mean over the test pairs, at multiplier 1 and 1/2?"
-    return judged(answer, right, near=within(MARGIN), mistakes=mistakes, otherwise=hint)
+    return judged(answer, right, near=within(2 * CLOSE), mistakes=mistakes, otherwise=hint)
 
 
 @exercise(verdicts.a_number)
