@@ -80,11 +80,13 @@ def test_both_linearities_are_right(tiny_chat, vectors):
     hint_of(judge(small), "expected 2 numbers")
 
 
-def test_the_word_at_minus_two_and_its_layer_are_right(tiny_chat, vectors):
+def test_the_word_at_minus_two_and_its_layer_are_right(tiny_chat):
+    vectors = random_vectors(tiny_chat, scale=0.7)
     prompt = default_format(tiny_chat).encode(tiny_chat.tokenizer, "How was the party?", "The party was a")
     down, up = (residual_lens(tiny_chat, prompt, vectors=[(vectors[LAYER], m)]) for m in (-2.0, 2.0))
     end, plain = down.summary().iloc[-1], down.summary().iloc[-2]
     word, layer = end["answer"], int(end["settles_at"])
+    assert len({layer, int(plain["settles_at"]), LAYER}) == 3
     assert len({word, plain["answer"], up.summary().iloc[-1]["answer"]}) == 3
 
     def judge(answer):
@@ -95,7 +97,7 @@ def test_the_word_at_minus_two_and_its_layer_are_right(tiny_chat, vectors):
     hint_of(judge((up.summary().iloc[-1]["answer"], layer)), "at +2")
     hint_of(judge((plain["answer"], layer)), "unsteered word")
     hint_of(judge(("zebra", layer)), "another word")
-    hint_of(judge((word, layer - 1)), "one off" if layer - 1 != LAYER else "where the vector is added")
+    hint_of(judge((word, layer + 1)), "one off")
     hint_of(judge((word, 0)), "the layer is not")
     hint_of(judge((word, LAYER)), "where the vector is added")
 
