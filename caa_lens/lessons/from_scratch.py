@@ -138,7 +138,7 @@ def repaired(answer: Callable[..., Any], d_model: int, layer: int) -> Verdict:
         return wrong(f"expected a function as `steering`, which gives a name and a hook; this one raised: {error}")
     if not callable(hook_fn) or not isinstance(name, str):
         return wrong("expected a name and a hook, in this order")
-    if name != f"blocks.{layer}.hook_resid_post":
+    if name != SteeringVector.from_direction(direction, layer).hook_name:
         return wrong("the hook sits at another place than the stream behind block `layer`")
     found = []
     for resid in (prompt, token, later):
