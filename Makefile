@@ -1,4 +1,5 @@
-# `make demo` runs the main job on a real model, `make test` the tests, `make check` the linters,
+# `make demo` runs the main job on a real model, `make explore` opens a page to play with its vectors,
+# `make test` the tests, `make check` the linters,
 # `make interop` the tests against other tools, `make newest` those of bridges with the newest model libraries,
 # `make gpu-wheels` what a machine with a card needs, `make gpu` everything that is to be done there,
 # `make docs` the documentation site, `make graph` the imports.
@@ -18,7 +19,7 @@ WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/caa_lens/wheels
 
 DEVICE ?= cuda
 
-.PHONY: demo test newest mutants bench interop gpu-wheels gpu wheel notebooks docs graph check format clean
+.PHONY: demo explore test newest mutants bench interop gpu-wheels gpu wheel notebooks docs graph check format clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("caa_lens needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -30,6 +31,11 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/caa-lens demo $(ARGS)
+
+# A page of this machine to play with the vectors that `make demo` kept.
+explore: $(READY)
+	@test -f runs/demo/vectors.safetensors || { echo "no vectors in runs/demo: run make demo first, or caa-lens explore with a file of your own" >&2; exit 2; }
+	$(BIN)/caa-lens explore runs/demo/vectors.safetensors $(ARGS)
 
 # All tests with TransformerLens 3.9, then with 4 what runs on a bridge. ARGS are for both; 5 says that none was chosen.
 test: $(READY) $(TL4)/.ready

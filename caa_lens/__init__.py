@@ -7,7 +7,7 @@ What a first day needs, in the order of the data::
     vectors     extract, SteeringVector, SteeringVectors, read_vectors
     steering    steer, generate, generate_stream, Intervention
     measures    reliability, sweep, calibrate, side_effects, compare
-    meaning     logit_lens, word_ranks, residual_lens, token_similarity, cosines
+    meaning     logit_lens, word_ranks, residual_lens, token_similarity, cosines, explore
     transfers   transfer_layers, transfer_behaviors, transfer_prompts, transfer_models
 
 as in::
@@ -21,8 +21,8 @@ as in::
     print(cl.generate(model, "How was your day?", vectors=[(vectors[sweep.best_layer], 2.0)]))
 
 All else is in the room that it belongs to, and is found there by completion: `cl.contrast`, `cl.prompts`, `cl.models`,
-`cl.engine`, `cl.vectors`, `cl.steering`, `cl.measures`, `cl.methods`, `cl.interpretation`, `cl.transfers`, `cl.report`,
-`cl.paper`.
+`cl.engine`, `cl.vectors`, `cl.steering`, `cl.measures`, `cl.methods`, `cl.interpretation`, `cl.transfers`,
+`cl.explorer`, `cl.report`, `cl.paper`.
 
 Names are imported on first use, so that `import caa_lens` itself takes no time.
 """

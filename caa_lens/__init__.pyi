@@ -9,6 +9,7 @@ from . import methods as methods
 from . import interpretation as interpretation
 from . import transfers as transfers
 from . import evaluation as evaluation
+from . import explorer as explorer
 from . import paper as paper
 from . import report as report
 from .contrast.pair import ContrastPair as ContrastPair
@@ -33,6 +34,7 @@ from .interpretation.lens import word_ranks as word_ranks
 from .interpretation.residual_stream import residual_lens as residual_lens
 from .interpretation.similarity import token_similarity as token_similarity
 from .interpretation.vector_cosines import cosines as cosines
+from .explorer.widgets import explore as explore
 from .transfers.across_layers import transfer_layers as transfer_layers
 from .transfers.across_behaviors import transfer_behaviors as transfer_behaviors
 from .transfers.across_behaviors import transfer_prompts as transfer_prompts

@@ -9,6 +9,8 @@ PAIR_HASHES = "pair_hashes"  # the key of `Provenance.details` that lists `Contr
 LONGEST_SHOWN = 80  # characters of a detail; the whole is in `details`
 HOOK_POINT = "hook_resid_post"
 UNKNOWN = "unknown"
+# The demo model, before it was called after its 4 bits. The original of that name is told by its owner.
+FORMER_NAMES = {"SmolLM2-135M-Instruct": "SmolLM2-135M-Instruct-4bit"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -71,10 +73,12 @@ def one_model(names: Iterable[str]) -> str | None:
 
     A model goes by its hub id (`owner/name`) or its address on the hub, its folder's name (`name`), a path to that
     folder, or the hub cache's folder (`models--owner--name`, and what is in it). Two owners' models are different ones,
-    even of the same name. An unknown model goes with any.
+    even of the same name. An unknown model goes with any. A former name without an owner goes with what it became.
     """
     known = list(dict.fromkeys(name for name in names if name.strip() not in ("", UNKNOWN)))
     parts = [_owner_and_name(name) for name in known]
+    if {name for _, name in parts} & set(FORMER_NAMES.values()):
+        parts = [(owner, name if owner else FORMER_NAMES.get(name, name)) for owner, name in parts]
     owners = sorted({owner for owner, _ in parts} - {""})
     if len({name for _, name in parts}) > 1 or len(owners) > 1:
         return None

@@ -21,6 +21,7 @@ ROOMS = (
     ("caa_lens.interpretation", "Interpretation"),
     ("caa_lens.transfers", "Transfers"),
     ("caa_lens.evaluation", "Evaluation by other harnesses"),
+    ("caa_lens.explorer", "The explorer"),
     ("caa_lens.report", "Reports"),
     ("caa_lens.paper", "The paper"),
 )

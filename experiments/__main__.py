@@ -7,6 +7,12 @@ from typing import Annotated, Optional
 
 import typer
 
+from caa_lens.cli.stopping import StoppableCommand, keeps, stop_on_terminate
+from caa_lens.models.cpu_threads import sleep_while_waiting
+
+if __name__ == "__main__":
+    sleep_while_waiting()  # before torch, which the next lines bring
+
 from experiments.catalogue import EXPERIMENTS
 from experiments.running.beforehand import (
     check_data,
@@ -31,7 +37,7 @@ from experiments.running.ray_workers import RayWorkers
 from experiments.running.run_folder import RunFolder
 from experiments.running.runner import run, skip_reasons, with_needs
 from experiments.running.settings import RunConfig
-from experiments.running.shown import show_outcome, show_plan
+from experiments.running.shown import show_outcome, show_plan, units_told
 from experiments.running.terminal import UnitProgress, make_console, show_duration
 
 Option = typer.Option
@@ -129,6 +135,7 @@ def main(
         able = [one for one in experiments if one.name not in skipped]
         hold(able, config, folder)
         folder.record_start(start_notes(config, [one.name for one in experiments]))
+        keeps(lambda: units_told(able, config, folder))
         costs = unit_costs(able, Context(config, folder, device=device))
         weights = {key: 1e3 + cost.work + 2e3 * cost.requests for key, cost in costs.items()}
         doing: Engine = Here()
@@ -169,8 +176,11 @@ def _chosen(names: list[str]) -> list[Experiment]:
 
 
 if __name__ == "__main__":
+    stop_on_terminate()
+    app = typer.Typer(add_completion=False)
+    app.command(cls=StoppableCommand)(main)
     try:
-        typer.run(main)
+        app()
     except (ValueError, TypeError, OSError, MemoryError, IndexError, ImportError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)

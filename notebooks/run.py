@@ -51,7 +51,7 @@ DRAW = """<!doctype html><meta charset="utf-8"><script>%s</script><pre id="drawn
 (async () => {
   const drawn = [];
   for (const figure of %s) {
-    const layout = figure.layout, width = layout.width || %d, scale = Math.min(1, %d / width);
+    const layout = figure.layout, width = layout.width || %d, scale = Math.min(1, %d / width) * %s;
     const size = { format: "png", width, height: layout.height || 450, scale };
     drawn.push(await Plotly.toImage({ data: figure.data, layout }, size));
   }
@@ -147,8 +147,11 @@ def add_pictures(notebook: Any) -> None:
         output.data["image/png"] = base64.b64encode(png).decode()
 
 
-def draw(figures: list[dict]) -> list[bytes]:
+def draw(figures: list[dict], *, finer: float = 1) -> list[bytes]:
     """PNGs of plotly figures (their JSON), at most `WIDTH` pixels wide, with all the colours that they have.
+
+    Args:
+        finer: pixels of the file for each of those, for pages on fine screens.
 
     Raises:
         FileNotFoundError: there is no browser to draw them.
@@ -162,7 +165,7 @@ def draw(figures: list[dict]) -> list[bytes]:
     data = json.dumps(figures).replace("<", "\\u003c")  # so that nothing in it can end the script
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder, "figures.html")
-        page.write_text(DRAW % (get_plotlyjs(), data, WIDTH, WIDTH), encoding="utf-8")
+        page.write_text(DRAW % (get_plotlyjs(), data, WIDTH, WIDTH, finer), encoding="utf-8")
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         flags += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=120000", "--dump-dom"]
         done = subprocess.run([browser, *flags, page.as_uri()], capture_output=True, text=True, timeout=600)

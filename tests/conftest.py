@@ -86,7 +86,7 @@ def tiny_model(model_kind):
 
 @pytest.fixture(scope="session")
 def demo_model():
-    """SmolLM2-135M-Instruct, the real model; downloaded once into the user's cache."""
+    """SmolLM2-135M-Instruct from 4 bits, the real model; downloaded once into the user's cache."""
     if TOKENIZER:
         pytest.skip("needs the demo model, of which only the tokenizer is here")
     from caa_lens.models.loading.load import load_model

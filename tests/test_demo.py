@@ -3,6 +3,7 @@
 import json
 import shutil
 from html import unescape
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from helpers.models import load_in_its_place
 from rich.console import Console
 
 from caa_lens.contrast.sets import ContrastSet
+from caa_lens.demo.duration import Duration, about
 from caa_lens.demo.found import Found
+from caa_lens.demo.made_with import command_of
 from caa_lens.demo.main_job import DemoConfig, run_demo
 from caa_lens.measures.agreement.reliabilities import Reliability
 from caa_lens.measures.calibrating.calibrated import Calibration
@@ -70,7 +73,7 @@ def test_a_run_writes_every_file_and_says_which_to_open(small_run):
     assert list(texts["Describe a walk in the park."]) == ["-2", "-1", "+0", "+1", "+2"]
     html = report.read_text(encoding="utf-8")
     assert html.count("Plotly.newPlot(") >= 2
-    for answer in texts["Describe a walk in the park."].values():
+    for answer in (each["text"] for each in texts["Describe a walk in the park."].values()):
         assert answer[:10].replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")[:5] in html or "'" in answer
 
 
@@ -276,3 +279,111 @@ def test_bad_settings_leave_no_folder_behind(small_run, wrong):
     with pytest.raises(ValueError, match=r"did you mean 'sentiment'|layer 99 is out of range|got test=1000"):
         run(SMALL.model_copy(update=wrong))
     assert not folder.exists()
+
+
+def test_texts_that_were_cut_end_with_an_ellipsis_on_the_screen_and_the_page_and_are_stored_as_they_are(small_run):
+    folder, run = small_run
+    report, shown = run()
+    texts = json.loads((folder / "texts.json").read_text())["Describe a walk in the park."]
+    assert all(each["cut"] and not each["text"].endswith("…") for each in texts.values())
+    assert shown.count("…") >= len(texts)
+    assert unescape(report.read_text(encoding="utf-8")).count(" …") >= len(texts)
+
+
+def test_device_date_versions_and_command_are_in_the_settings_and_at_the_end_of_the_screen(small_run):
+    _, run = small_run
+    report, shown = run()
+    page = unescape(report.read_text(encoding="utf-8"))
+    for name in (
+        "device: cpu",
+        "date: 20",
+        "versions: caa-lens ",
+        "command: run_demo(DemoConfig(n_test=8, layers=(1, 3)",
+    ):
+        assert name in shown
+        assert name.split(": ")[1] in page
+    assert f"torch {torch.__version__}" in page
+
+
+def test_the_command_of_a_run_is_what_was_typed_or_a_line_of_python(tmp_path):
+    assert command_of(DemoConfig(), Path("runs/demo")) == "caa-lens demo --out runs/demo"
+    few = DemoConfig(layers=(3, 9), behavior="my set.jsonl", dtype="bfloat16")
+    assert command_of(few, Path("x")) == "caa-lens demo --dtype bfloat16 --behavior 'my set.jsonl' --layers 3,9 --out x"
+    assert command_of(DemoConfig(seed=3), Path("x")) == "run_demo(DemoConfig(seed=3), 'x')"
+
+
+class Clock:
+    """Seconds that pass only as work is done."""
+
+    def __init__(self, seconds_a_pair):
+        self.seconds_a_pair, self.now, self.read = seconds_a_pair, 0.0, []
+
+    def reading(self, n):
+        self.read.append(n)
+        self.now += n * self.seconds_a_pair + (100 if len(self.read) == 1 else 0)  # the first one is slow
+
+    def __call__(self):
+        return self.now
+
+
+STEPS = {"vectors": 80.0, "calibration": 300.0, "words": 20.0, "side_effects": 200.0}
+
+
+def duration(clock, there=()):
+    console = Console(record=True, width=200)
+    return Duration.of(console, STEPS, set(there), clock.reading, clock), console
+
+
+def test_how_long_it_takes_is_told_once_from_the_first_batches_without_the_slow_start():
+    clock = Clock(0.2)
+    told, console = duration(clock)
+    assert clock.read == [1, 8]
+    for step, cost in STEPS.items():
+        clock.now += 0.2 * cost * 1.3  # a little slower is no news
+        told.done(step)
+    assert console.export_text() == "This takes about 2 minutes on this machine, as busy as it is now.\n"
+
+
+def test_what_is_there_already_is_not_counted_and_where_all_is_there_nothing_is_read():
+    clock = Clock(0.2)
+    _, console = duration(clock, {"calibration", "side_effects"})
+    assert "about 20 seconds" in console.export_text()
+    clock = Clock(0.2)
+    told, console = duration(clock, STEPS.keys() - {"words"})
+    told.done("vectors")
+    assert (clock.read, console.export_text()) == ([], "")
+
+
+@pytest.mark.parametrize(
+    ("factor", "news"), [(4, "slower than that: about 3 minutes"), (0.2, "faster than that: some")]
+)
+def test_when_half_is_done_and_it_goes_otherwise_that_is_told_once(factor, news):
+    clock = Clock(0.2)
+    told, console = duration(clock)
+    console.export_text()
+    for step in ("vectors", "calibration", "words", "side_effects"):
+        clock.now += 0.2 * factor * STEPS[step]
+        told.done(step)
+    assert console.export_text() == f"It goes {news}{' seconds' if factor < 1 else ''} more.\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (3.0, "some seconds"),
+        (44.0, "about 40 seconds"),
+        (70.0, "about a minute"),
+        (115.0, "about 2 minutes"),
+        (7000.0, "about 1.9 hours"),
+    ],
+)
+def test_times_are_told_no_finer_than_they_are_known(seconds, said):
+    assert about(seconds) == said
+
+
+def test_a_run_says_how_long_it_takes_before_its_first_step_and_a_second_one_does_not(small_run):
+    _, run = small_run
+    _, shown = run()
+    assert shown.index("This takes") < shown.index("Do the pairs agree?")
+    _, shown = run()
+    assert "This takes" not in shown

@@ -126,3 +126,12 @@ def test_what_is_printed_names_what_is_known_and_counts_long_lists():
     assert "details['torch']='2.13'" in shown
     assert max(map(len, shown.splitlines())) < 110
     assert p.details["pair_hashes"] == hashes
+
+
+def test_the_demo_models_former_name_goes_with_its_new_one_and_the_original_by_its_owner_does_not():
+    former, now, original = "SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct-4bit", "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert one_model((former, now)) == one_model((now, former)) == now
+    assert one_model((former, original)) == original
+    assert one_model((now, original)) is None
+    assert one_model((former, now, original)) is None
+    assert one_model((former,)) == former

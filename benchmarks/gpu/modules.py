@@ -12,6 +12,7 @@ RUN = (
     "tests/engine/test_token_trees.py",
     "tests/evaluation/test_chats.py",
     "tests/evaluation/test_examinees.py",
+    "tests/explorer/test_session.py",
     "tests/interpretation/test_attribution.py",
     "tests/interpretation/test_causal_lens.py",
     "tests/interpretation/test_lens.py",
@@ -57,6 +58,11 @@ RUN = (
 # Modules that use a model, too, and why they stay on the CPU.
 STAY = {
     "tests/engine/test_any_model.py": "makes models of its own, of many families, on the CPU",
+    "tests/explorer/test_in_a_browser.py": "needs a browser, and its server loads the demo model on the CPU",
+    "tests/explorer/test_page.py": "is about a page",
+    "tests/explorer/test_explorer_shown.py": "is about a page",
+    "tests/explorer/test_turns.py": "is about who writes when",
+    "tests/explorer/test_widgets.py": "is about a notebook",
     "tests/interpretation/test_saved_results.py": "is about files",
     "tests/measures/test_calibration.py": "needs scipy, which is too large for the wheels",
     "tests/measures/test_question_slopes.py": "needs scipy, which is too large for the wheels",

@@ -11,6 +11,8 @@ import typer
 
 from caa_lens.cli.comparisons import compare
 from caa_lens.cli.data import data_app
+from caa_lens.cli.explore_command import explore
+from caa_lens.cli.generate_command import generate
 from caa_lens.cli.lens_command import lens
 from caa_lens.cli.options import (
     App,
@@ -25,11 +27,13 @@ from caa_lens.cli.options import (
     note_other_model,
     parse_layers,
     parse_numbers,
+    read_question,
 )
 from caa_lens.cli.outputs import check_out, check_result_and_figure, split_off, write_result_and_figure
+from caa_lens.cli.stopping import StoppableGroup, end_stopped, keeps, stop_on_terminate
 from caa_lens.cli.trust_commands import calibrate, reliability, side_effects
 from caa_lens.cli.vectors import vectors_app
-from caa_lens.provenance import layer_ranges
+from caa_lens.models.cpu_threads import sleep_while_waiting
 
 if TYPE_CHECKING:
     from caa_lens.contrast.sets import ContrastSet
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 
 app = App(
     name="caa-lens",
+    cls=StoppableGroup,
     help="Contrastive Activation Addition: extract steering vectors, steer, and ask what the vectors are.",
     add_completion=False,
     rich_markup_mode="markdown",
@@ -80,14 +85,17 @@ def demo(
 
     Example: `caa-lens demo --layers all --out runs/full`
     """
+    from caa_lens.demo.kept_files import kept_told
     from caa_lens.demo.main_job import DemoConfig, run_demo
 
     if out is None:
         given = [part for part in (behavior, layers) if part not in ("sentiment", "coarse")]
         out = Path("runs") / "-".join(["demo", *given]).replace(",", "_").replace("/", "_")
+    folder = out
+    keeps(lambda: kept_told(folder))
     chosen: Any = layers if layers in ("coarse", "all") else parse_layers(layers)
     config = DemoConfig(model=model, dtype=dtype, device=device, backend=backend, behavior=behavior, layers=chosen)
-    run_demo(config, out)
+    run_demo(config, folder)
 
 
 @app.command()
@@ -236,44 +244,15 @@ app.command()(compare)
 app.command()(lens)
 
 
-@app.command()
-def generate(
-    prompt: Annotated[str, typer.Argument(help="What to ask.")],
-    vectors: Annotated[Optional[Path], typer.Option(help="A file of vectors.")] = None,  # noqa: UP045
-    layer: Annotated[Optional[int], typer.Option(help="Which layer's vector.")] = None,  # noqa: UP045
-    multiplier: Annotated[Optional[float], typer.Option(help="How much of it; 1 by default.")] = None,  # noqa: UP045
-    model: ModelOption = "demo",
-    max_new_tokens: Annotated[int, typer.Option(help="Length of the answer.")] = 100,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-    backend: BackendOption = None,
-) -> None:
-    """Answer a prompt, steered or not, as it is written.
+app.command()(generate)
 
-    Example: `caa-lens generate "How was your day?" --vectors sentiment.safetensors --layer 14 --multiplier=-2`
-    """
-    from caa_lens import generate_stream, load_model, read_vectors
 
-    steering = []
-    if vectors is not None:
-        of_each = read_vectors(vectors)
-        if layer is None:
-            has = layer_ranges(of_each.layers)
-            raise ValueError(f"which layer's vector? add --layer; {vectors} has layers {has}")
-        steering = [(of_each[layer], 1.0 if multiplier is None else multiplier)]
-    elif layer is not None or multiplier is not None:
-        raise ValueError("nothing to steer with: --layer and --multiplier need a file of vectors, add --vectors FILE")
-    loaded = load_model(model, dtype=dtype, device=device, backend=backend)
-    for vector, _ in steering:
-        note_other_model(vector, loaded)
-    for piece in generate_stream(loaded, prompt, vectors=steering, max_new_tokens=max_new_tokens):
-        typer.echo(piece, nl=False)
-    typer.echo()
+app.command()(explore)
 
 
 @app.command()
 def similarity(
-    text: Annotated[str, typer.Argument(help="A question; with --raw, any text.")],
+    text: Annotated[str, typer.Argument(help="A question or messages, as for `generate`; with --raw, any text.")],
     vectors: VectorsArgument,
     out: Annotated[Path, typer.Option(help="The .html page to write.")] = Path("similarity.html"),
     layers: Annotated[Optional[str], typer.Option(help="e.g. 14 or 10-20; all by default.")] = None,  # noqa: UP045
@@ -291,11 +270,12 @@ def similarity(
     if raw and answer:
         raise ValueError("an answer follows a question, and --raw takes the text as it is: leave out one of the two")
     check_out(out, ".html", "the page is written")
+    asked = text if raw else read_question(text)
     chosen = read_vectors(vectors)
     chosen = chosen.at(parse_layers(layers)) if layers else chosen
     loaded = load_model(model, backend=backend)
     note_other_model(chosen, loaded)
-    result = token_similarity(loaded, text, chosen, answer=answer, raw_text=raw)
+    result = token_similarity(loaded, asked, chosen, answer=answer, raw_text=raw)
     result.show().save(out)
     typer.echo(f"written to {out}")
 
@@ -334,9 +314,13 @@ def main() -> None:
     """Run the command line; mistakes of the caller end in one line and with exit code 2, not in a traceback."""
     import sys
 
+    sleep_while_waiting()
+    stop_on_terminate()
     warnings.showwarning = lambda message, *_, **__: typer.echo(f"note: {message}", err=True)
     try:
         app()
+    except KeyboardInterrupt as stop:  # before any command began
+        end_stopped(stop)
     except (ValueError, TypeError, OSError, MemoryError, IndexError, ImportError) as error:
         # What the system could not read as text stands in messages as it does in `repr`.
         said = str(error).replace("on_bad='drop' leaves", "`caa-lens data convert IN OUT --on-bad drop` leaves")

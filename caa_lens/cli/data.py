@@ -7,6 +7,7 @@ import typer
 
 from caa_lens.cli.options import App
 from caa_lens.cli.own_data import check, convert
+from caa_lens.cli.stopping import keeps
 
 if TYPE_CHECKING:
     import pandas
@@ -41,10 +42,15 @@ def fetch(
     """
     import warnings
 
-    from caa_lens.paper.fetch import PaperDataWarning
+    from caa_lens.paper.fetch import PaperDataWarning, in_place
     from caa_lens.paper.fetch import fetch as run_fetch
     from caa_lens.paper.questions import data_folder
 
+    def kept() -> str:
+        there, n = in_place(names or (), to or data_folder(), original=original)
+        return f"{to or data_folder()} keeps {there} of {n} published files" if there else ""
+
+    keeps(kept)
     with warnings.catch_warnings(record=True, action="always", category=PaperDataWarning) as notes:
         found = run_fetch(names or (), to=to, source=source, original=original, timeout=timeout)
     typer.echo(f"{_table(found)}\nin {to or data_folder()}")

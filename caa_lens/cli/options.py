@@ -1,19 +1,23 @@
 """What several commands are given: their options, and texts read as layers and numbers."""
 
+import json
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from caa_lens.arguments import describe
 from caa_lens.provenance import one_model
 
 if TYPE_CHECKING:
+    from caa_lens.contrast.messages import Question
     from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 
 
-class _FlagsWithoutType:
+class FlagsWithoutType:
     """Flags, `--help` too, take no value, so their help shows no type of it."""
 
     def get_params(self, ctx: Any) -> list[Any]:
@@ -24,11 +28,11 @@ class _FlagsWithoutType:
         return params
 
 
-class _Command(_FlagsWithoutType, TyperCommand):
+class _Command(FlagsWithoutType, TyperCommand):
     pass
 
 
-class _Group(_FlagsWithoutType, TyperGroup):
+class _Group(FlagsWithoutType, TyperGroup):
     pass
 
 
@@ -36,7 +40,7 @@ class App(typer.Typer):
     """A command line, or a group of its commands, in one style."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(cls=_Group, no_args_is_help=True, **options)
+        super().__init__(no_args_is_help=True, **{"cls": _Group, **options})
 
     def command(self, name: str | None = None, **options: Any) -> Any:
         return super().command(name, cls=_Command, **options)
@@ -59,6 +63,10 @@ DataArgument = Annotated[
 VectorsArgument = Annotated[Path, typer.Argument(help="A file of vectors, or a folder of .pt files.")]
 
 
+_MESSAGES = re.compile(r"\s*\[\s*\{\s*[\"']")
+_AS_MESSAGES = '[{"role": "user", "content": "..."}]'
+
+
 def parse_layers(text: str) -> tuple[int, ...]:
     """`3,9,14-16` as (3, 9, 14, 15, 16)."""
     layers: list[int] = []
@@ -79,6 +87,31 @@ def parse_numbers(name: str, text: str) -> tuple[float, ...]:
         return found
     except ValueError:
         raise ValueError(f"{name} {text!r} are not understood: expected numbers, e.g. -1,0,1") from None
+
+
+def read_question(text: str) -> "Question":
+    """What to ask: words as they are; messages as JSON, or in a .json file, `[{"role": "user", "content": "..."}]`.
+
+    Raises:
+        ValueError: for JSON that is no list of messages.
+        FileNotFoundError: for one word that ends in .json, and no such file.
+    """
+    from caa_lens.contrast.messages import as_question, is_messages
+
+    if not _MESSAGES.match(text) and not (text.endswith(".json") and not re.search(r"\s", text)):
+        return text
+    where, given = "the messages", text
+    if text.endswith(".json"):
+        where, given = text, Path(text).expanduser().read_text(encoding="utf-8-sig")
+    try:
+        found = json.loads(given)
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be read as JSON ({error}): expected {_AS_MESSAGES}") from None
+    if isinstance(found, dict) and "messages" in found:
+        found = found["messages"]
+    if not is_messages(found):
+        raise ValueError(f"{where}: expected {_AS_MESSAGES}, got {describe(found)}")
+    return as_question(found)
 
 
 def note_other_model(vectors: "SteeringVector | SteeringVectors", model: Any) -> None:

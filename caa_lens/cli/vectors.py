@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from caa_lens.cli.options import App, VectorsArgument, parse_layers
+from caa_lens.cli.stopping import will_write
 from caa_lens.provenance import PAIR_HASHES, layer_ranges
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def combine(
     from caa_lens.vectors.interchange import read_vectors
     from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 
+    will_write(out)
     named: dict[str, SteeringVectors] = {}
     for argument in files:
         name, _, file = argument.partition("=")
@@ -113,6 +115,7 @@ def convert(
     """
     from caa_lens.vectors.interchange import read_vectors, write_vectors
 
+    will_write(out)
     vectors = read_vectors(source, model=model, layers=None if layers is None else _in_order(layers))
     written = write_vectors(vectors, out, to)
     again = read_vectors(written, model=vectors.provenance.model if written.is_dir() else None)

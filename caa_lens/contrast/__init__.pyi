@@ -1,5 +1,6 @@
 from .pair import ContrastPair as ContrastPair
 from .sets import ContrastSet as ContrastSet
+from .messages import Conversation as Conversation
 from .sets import load_open_ended as load_open_ended
 from .files import bundled_names as bundled_names
 from .sets import LetterBalanceWarning as LetterBalanceWarning

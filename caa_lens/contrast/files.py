@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from caa_lens.atomic_files import write_atomically
 from caa_lens.contrast.errors import ContrastFileError, FieldError, OnBad, Reading, Source
+from caa_lens.contrast.messages import Question
 from caa_lens.contrast.rows import pairs_of, questions_of, schema_of
 from caa_lens.contrast.tables import csv_source, parquet_source
 from caa_lens.file_kinds import MAX_BYTES, expanded, other_than_text, printable
@@ -103,7 +104,7 @@ def read(
     return pairs_of(source, make, columns=columns, on_bad=on_bad, kinds="most" if on_bad == "drop" else "first")
 
 
-def read_questions(file: Traversable) -> list[str]:
+def read_questions(file: Traversable) -> list[Question]:
     """Open-ended prompts: the question of every row, the texts of a list, or the lines of a `.txt`.
 
     Answers, if there are any, are not read.
@@ -111,7 +112,7 @@ def read_questions(file: Traversable) -> list[str]:
     return list(questions_of(_source(file, prompts=True)).settled())
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes JSON lines; `path` holds what it held before until all of them are there."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
@@ -230,6 +231,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _is_talk(value: list[Any]) -> bool:
+    """Whether a list holds the messages of one conversation."""
+    return all(
+        isinstance(one, dict) and ({"role", "content"} <= set(one) or {"from", "value"} <= set(one)) for one in value
+    )
+
+
 def _refuse_wrapped(whole: dict[str, Any]) -> None:
     """One JSON object that holds all rows is told what to write for it."""
     try:
@@ -237,7 +245,7 @@ def _refuse_wrapped(whole: dict[str, Any]) -> None:
         one_row = not all(isinstance(value, dict) for value in whole.values())
     except FieldError:
         one_row = False
-    inside = [(key, value) for key, value in whole.items() if isinstance(value, list) and value]
+    inside = [(k, value) for k, value in whole.items() if isinstance(value, list) and value and not _is_talk(value)]
     if not one_row and inside and all(isinstance(row, dict | str) for row in inside[0][1]):
         key, rows = inside[0]
         read = f"ContrastSet.from_pairs(json.loads(Path(...).read_text('utf-8'))[{key!r}])"

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from caa_lens.contrast.errors import FieldError
+from caa_lens.contrast.messages import Asked, Question, as_question, last_words, with_last_words
 from caa_lens.contrast.rows import LETTER
 
 _OPTION = re.compile(r"^[ \t]*(\([A-Z]\))", re.MULTILINE)
@@ -24,16 +25,20 @@ class ContrastPair:
         ValueError: a text is empty, the answers are equal, or a letter is not among the question's options.
     """
 
-    question: str
-    """What is asked; of an A/B pair with the options: `...\\n\\nChoices:\\n (A) Yes\\n (B) No`."""
+    question: Asked
+    """What is asked: a text, or messages; of an A/B pair with the options: `...\\n\\nChoices:\\n (A) Yes\\n (B) No`.
+
+    A list of messages (`{"role": ..., "content": ...}`) becomes a `Conversation`, or the text of the user's only one.
+    """
     positive: str
     """The answer that shows the behavior: a letter such as `(A)`, without blanks, or a full completion."""
     negative: str
     """The answer that does not show it, of the same kind."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "question", as_question(self.question, "question"))
         answers = {"positive": self.positive, "negative": self.negative}
-        for field, text in {"question": self.question, **answers}.items():
+        for field, text in {"question": last_words(self.question), **answers}.items():
             if not text.strip():
                 raise FieldError(field, repr(text), "text")
             if field in answers and LETTER.fullmatch(text.strip()) and text != text.strip():
@@ -54,9 +59,10 @@ class ContrastPair:
             raise FieldError("positive", repr(self.positive), wanted)
 
     def _check_options(self, answers: dict[str, str]) -> None:
-        letters = [letter for letter, _, _ in _option_spans(self.question)]
-        if letters != [f"({chr(ord('A') + i)})" for i in range(len(letters))] or _RESTART.search(self.question):
-            found = " ".join(mark[1] for mark in _OPTION.finditer(self.question))
+        question = last_words(self.question)
+        letters = [letter for letter, _, _ in _option_spans(question)]
+        if letters != [f"({chr(ord('A') + i)})" for i in range(len(letters))] or _RESTART.search(question):
+            found = " ".join(mark[1] for mark in _OPTION.finditer(question))
             raise FieldError("question", f"the options {found}", "each letter once, in order from (A)")
         for field, answer in answers.items():
             if answer not in letters:
@@ -76,20 +82,28 @@ class ContrastPair:
     def options(self) -> dict[str, str]:
         """The text of each letter's option, `{"(A)": "Yes", "(B)": "No"}`; empty for completions.
 
-        Options are lines that start with a letter in brackets, from the question's last `(A)` on. A text may
-        span lines. The last one ends at a blank line: a closing instruction after it is no option's text.
+        Options are lines that start with a letter in brackets, from the question's last `(A)` on: of a conversation, of
+        its last message. A text may span lines. The last one ends at a blank line: a closing instruction after it is no
+        option's text.
         """
         if not self.is_ab:
             return {}
-        return {letter: self.question[start:end] for letter, start, end in _option_spans(self.question)}
+        question = last_words(self.question)
+        return {letter: question[start:end] for letter, start, end in _option_spans(question)}
 
     @property
     def stem(self) -> str:
-        """The question up to its first option's text; the whole question of completions."""
+        """The question up to its first option's text; the whole question of completions. Of messages, as one text."""
+        return str(self.without_options)
+
+    @property
+    def without_options(self) -> Question:
+        """The question up to its first option's text, as text or messages; the whole question of completions."""
         if not self.is_ab:
-            return self.question
-        _, start, _ = _option_spans(self.question)[0]
-        return self.question[:start]
+            return as_question(self.question)
+        question = last_words(self.question)
+        _, start, _ = _option_spans(question)[0]
+        return with_last_words(self.question, question[:start])
 
     def swapped(self) -> "ContrastPair":
         """The same pair with the texts of its two options, and so its letters, exchanged; twice is the pair.
@@ -101,14 +115,14 @@ class ContrastPair:
                 line would be taken for a closing instruction if the option came last.
         """
         if not self.is_ab:
-            raise ValueError(f"got completions for {self.question!r}: only an A/B pair has options to swap")
+            raise ValueError(f"got completions for {str(self.question)!r}: only an A/B pair has options to swap")
         for letter, text in self.options.items():
             if _BLANK_LINE.search(text):
-                raise ValueError(f"option {letter} of {self.question!r} has a blank line: take it out to swap")
-        spans = {letter: (start, end) for letter, start, end in _option_spans(self.question)}
+                raise ValueError(f"option {letter} of {str(self.question)!r} has a blank line: take it out to swap")
+        q = last_words(self.question)
+        spans = {letter: (start, end) for letter, start, end in _option_spans(q)}
         (a, b), (c, d) = sorted([spans[self.positive], spans[self.negative]])
-        q = self.question
-        question = q[:a] + q[c:d] + q[b:c] + q[a:b] + q[d:]
+        question = with_last_words(self.question, q[:a] + q[c:d] + q[b:c] + q[a:b] + q[d:])
         return ContrastPair(question=question, positive=self.negative, negative=self.positive)
 
 

@@ -8,10 +8,10 @@
 | `chosen`, `rejected` | preference data: texts, lists of messages, or transcripts |
 
 The question is the first column there is of `question`, `prompt`, `instruction` (with what `input` adds to it, on a
-line of its own), `input` and `conversations`. `positive` and `negative`, and `chosen` and `rejected`, may also be whole
-texts that share their beginning, without such a column: see `conversations`. Of preference data, a system prompt or a
-history that is not empty is refused. Other columns are ignored. A mapping of columns names those that are called
-something else.
+line of its own), `input`, `conversations` and `messages`. `positive` and `negative`, and `chosen` and `rejected`, may
+also be whole texts that share their beginning, without such a column: see `conversations`. A question may be a list of
+messages, also as JSON in a cell of a table: see `messages`. Of preference data, a system prompt and a history come
+before the question. Other columns are ignored. A mapping of columns names those that are called something else.
 
 Rows that are not ours are tidied, because the prompt format adds its own marks: blanks around the texts go, and so do
 a leading `Question:` and a closing `Answer:`. Of an answer that is a list (`["(A)", " (C)"]`) the first entry is used
@@ -23,12 +23,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from caa_lens.contrast.conversations import Turn, answers_to, question_of
+from caa_lens.contrast.conversations import answers_to
 from caa_lens.contrast.errors import FieldError, OnBad, Problem, Reading, SchemaError, Source, shown
+from caa_lens.contrast.messages import (
+    Conversation,
+    Message,
+    Question,
+    as_question,
+    is_messages,
+    last_words,
+    messages_of_json,
+    texts_of,
+    with_last_words,
+)
 from caa_lens.file_kinds import printable
 
 OURS = ("question", "positive", "negative")
-QUESTIONS = ("question", "prompt", "instruction", "input", "conversations")
+QUESTIONS = ("question", "prompt", "instruction", "input", "conversations", "messages")
 BEFORE = ("system", "system_prompt", "history")
 ANSWERS = {  # whose: the columns of the positive and of the negative answer
     "caa-lens": ("positive", "negative"),
@@ -60,8 +71,8 @@ class Schema:
     """A column that goes on with the question."""
     whose: str = ""
 
-    def texts(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """`question`, `positive` and `negative` of a row.
+    def texts(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """`question` (a text, or a `Conversation`), `positive` and `negative` of a row.
 
         Raises:
             FieldError: what does not fit, in the words of the data.
@@ -75,18 +86,41 @@ class Schema:
         if self.question is not None and asked is None:
             raise FieldError(self.question, shown(None), "text")
         texts: tuple[object, ...] = (asked, *given)
+        if isinstance(asked, str) and (messages := messages_of_json(asked)):
+            asked = as_question(messages, self.question)
         if self.question is None or self.whose == "preferences" or any(isinstance(one, list) for one in texts):
             texts = answers_to(asked, given[0], given[1], fields)
-        question, *answers = (text_of(key or self.positive, text) for key, text in zip(fields, texts, strict=True))
-        for key in self.before:
-            if isinstance(said := row.get(key), str | list) and (said.strip() if isinstance(said, str) else said):
-                turns = [Turn("system" if "system" in _plain(key) else "earlier", str(said)), Turn("user", question)]
-                question_of(turns, key)
+        else:
+            texts = (asked, *given)
+        of_question = self.question or self.positive
+        question = question_in(of_question, texts[0])
+        answers = [text_of(key, text) for key, text in zip(fields[1:], texts[1:], strict=True)]
         question = _with_context(question, row, self.context)
         if not ours:
-            question = _ANSWER_MARK.sub("", _QUESTION_MARK.sub("", question.strip()))
+            question = _tidied(question)
+        if said := self._said_before(row):
+            question = as_question([*said, *_messages_of(question)], of_question)
         answers = [a.strip() if not ours or LETTER.fullmatch(a.strip()) else a for a in answers]
         return dict(zip(OURS, (question, *answers), strict=True))
+
+    def _said_before(self, row: Mapping[str, Any]) -> list[Message]:
+        """The system prompt and the earlier turns that columns of their own hold."""
+        found: list[Message] = []
+        for key in self.before:
+            said = row.get(key)
+            is_system = "system" in _plain(key)
+            if isinstance(said, str) and said.strip() and is_system:
+                found.append(Message("system", said.strip()))
+            elif isinstance(said, list) and said and not is_system and all(_is_exchange(one) for one in said):
+                found += [
+                    Message(role, text.strip())
+                    for one in said
+                    for role, text in zip(("user", "assistant"), one, strict=True)
+                ]
+            elif isinstance(said, str | list) and (said.strip() if isinstance(said, str) else said):
+                wanted = "a text" if is_system else "a list of [question, answer]"
+                raise FieldError(key, shown(said), f"{wanted}; or give the question as a list of messages")
+        return found
 
 
 def schema_of(names: Sequence[str], columns: Mapping[str, str] | None = None) -> Schema:
@@ -173,7 +207,7 @@ def pairs_of(
         try:
             if isinstance(value, FieldError):
                 raise value
-            if isinstance(value, list) and len(value) == 3 and all(isinstance(text, str) for text in value):
+            if isinstance(value, list) and len(value) == 3 and is_triple(value):
                 value = dict(zip(OURS, value, strict=True))
             if not isinstance(value, Mapping):
                 raise FieldError(None, shown(value), "a JSON object")
@@ -201,23 +235,31 @@ def pairs_of(
     return Reading(source=source, kept=tuple(kept), problems=tuple(problems))
 
 
-def questions_of(source: Source) -> Reading[str]:
-    """The question of every row, or the row itself where it is a text; answers, if there are any, are not read."""
+def questions_of(source: Source) -> Reading[Question]:
+    """The question of every row, or the row itself where it is a text or a list of messages; answers are not read."""
     key: str | None = None
-    kept: list[str] = []
+    kept: list[Question] = []
     problems: list[Problem] = []
     for line, value in source.rows:
         try:
             if isinstance(value, FieldError):
                 raise value
             if isinstance(value, str):
-                kept.append(text_of(None, value))
+                kept.append(question_in(None, messages_of_json(value) or value))
+                continue
+            if is_messages(value):
+                kept.append(question_in(None, value))
                 continue
             if not isinstance(value, Mapping):
-                raise FieldError(None, shown(value), "a text, or a JSON object with a question")
+                raise FieldError(None, shown(value), "a text, a list of messages, or a JSON object with a question")
+            if {"role", "content"} <= set(value):
+                raise FieldError(None, "a message alone", "a list of prompts: a conversation is a list in that list")
             names = source.columns or list(value)
             key = key or next((found for one in QUESTIONS if (found := find_column(names, one))), QUESTIONS[0])
-            kept.append(_with_context(text_of(key, _given(value, key)), value, _context_of(key, names)))
+            asked = _given(value, key)
+            if isinstance(asked, str):
+                asked = messages_of_json(asked) or asked
+            kept.append(_with_context(question_in(key, asked), value, _context_of(key, names)))
         except FieldError as error:
             problems.append((line, error))
     return Reading(source=source, kept=tuple(kept), problems=tuple(problems))
@@ -238,6 +280,41 @@ def text_of(key: str | None, value: object) -> str:
     return str(value)
 
 
+def question_in(key: str | None, value: object) -> Question:
+    """A value of a row if it is a question: a text, or messages.
+
+    Raises:
+        FieldError: it is not.
+    """
+    if isinstance(value, str) or not is_messages(value):
+        return text_of(key, value)
+    question = as_question(value, key)
+    for words in texts_of(question):
+        text_of(key, words)
+    return question
+
+
+def is_triple(values: Sequence[object]) -> bool:
+    """Whether three values are a question, in words or in messages, and two texts."""
+    asked, *answers = values
+    return (isinstance(asked, str) or is_messages(asked)) and all(isinstance(one, str) for one in answers)
+
+
+def _is_exchange(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(one, str) for one in value)
+
+
+def _messages_of(question: Question) -> tuple[Message, ...]:
+    return (Message("user", question),) if isinstance(question, str) else question.messages
+
+
+def _tidied(question: Question) -> Question:
+    """Without blanks around its texts; of a lone text, without the marks of a question and an answer."""
+    if isinstance(question, Conversation):
+        return Conversation(messages=tuple(Message(role, text.strip()) for role, text in question.messages))
+    return _ANSWER_MARK.sub("", _QUESTION_MARK.sub("", question.strip()))
+
+
 def _context_of(question: str | None, names: Sequence[str]) -> str | None:
     """The column that goes on with an instruction."""
     if question is None or _plain(question) != "instruction":
@@ -245,12 +322,14 @@ def _context_of(question: str | None, names: Sequence[str]) -> str | None:
     return find_column(names, "input") or "input"
 
 
-def _with_context(question: str, row: Mapping[str, Any], column: str | None) -> str:
+def _with_context(question: Question, row: Mapping[str, Any], column: str | None) -> Question:
     context = row.get(column) if column else None
-    return f"{question}\n{context}" if isinstance(context, str) and context.strip() else question
+    if not isinstance(context, str) or not context.strip():
+        return question
+    return with_last_words(question, f"{last_words(question)}\n{context}")
 
 
-def _make(make: Callable[..., T], texts: dict[str, str], schema: Schema) -> T:
+def _make(make: Callable[..., T], texts: dict[str, Any], schema: Schema) -> T:
     try:
         return make(**texts)
     except FieldError as error:  # told in the data's own words

@@ -24,9 +24,11 @@ from caa_lens.contrast import files as contrast_files
 from caa_lens.contrast.checking.letters import uneven
 from caa_lens.contrast.errors import check_columns, check_on_bad
 from caa_lens.contrast.files import bundled_names
+from caa_lens.contrast.messages import Question, plain_data
 from caa_lens.contrast.pair import ContrastPair
 from caa_lens.contrast.rows import pairs_of
 from caa_lens.contrast.tables import source_of
+from caa_lens.provenance import PAIR_HASHES
 
 if TYPE_CHECKING:
     import pandas
@@ -137,8 +139,8 @@ class ContrastSet(Sequence[ContrastPair]):
     ) -> "ContrastSet":
         """A set of what is in memory: a list of pairs, a data frame (pandas, polars, Arrow), a `datasets.Dataset`.
 
-        A pair in a list is a `ContrastPair`, (question, positive, negative), or a mapping. What columns and keys mean,
-        `caa_lens.contrast.rows` says, for data in memory as for files.
+        A pair in a list is a `ContrastPair`, (question, positive, negative), or a mapping. A question is a text, or a
+        list of messages. What columns and keys mean, `caa_lens.contrast.rows` says, for data in memory as for files.
 
         Args:
             name: the behavior.
@@ -308,10 +310,14 @@ class ContrastSet(Sequence[ContrastPair]):
 
     @property
     def frame(self) -> "pandas.DataFrame":
-        """One row a pair: `question`, `positive`, `negative`."""
+        """One row a pair: `question` (messages as JSON, which is read as such), `positive`, `negative`."""
         import pandas as pd
 
-        return pd.DataFrame(self._rows())
+        rows = self._rows()
+        for row in rows:
+            if not isinstance(row["question"], str):
+                row["question"] = json.dumps(row["question"], ensure_ascii=False)
+        return pd.DataFrame(rows)
 
     @property
     def content_hash(self) -> str:
@@ -320,8 +326,9 @@ class ContrastSet(Sequence[ContrastPair]):
 
     @property
     def provenance_details(self) -> dict[str, str]:
-        """What a result's provenance says of where the pairs come from: how many rows were left out."""
-        return {"dropped_rows": str(self.dropped)} if self.dropped else {}
+        """What a result's provenance says of the pairs: their hashes, and how many rows were left out."""
+        left_out = {"dropped_rows": str(self.dropped)} if self.dropped else {}
+        return {PAIR_HASHES: " ".join(self.pair_hashes), **left_out}
 
     @property
     def pair_hashes(self) -> tuple[str, ...]:
@@ -330,7 +337,10 @@ class ContrastSet(Sequence[ContrastPair]):
         An A/B pair has the same digits when its letters are exchanged.
         """
         texts = [
-            [pair.stem, *(sorted(pair.options.values()) if pair.is_ab else (pair.positive, pair.negative))]
+            [
+                plain_data(pair.without_options),
+                *(sorted(pair.options.values()) if pair.is_ab else (pair.positive, pair.negative)),
+            ]
             for pair in self
         ]
         return tuple(hashlib.sha256(json.dumps(text).encode()).hexdigest()[:8] for text in texts)
@@ -343,8 +353,10 @@ class ContrastSet(Sequence[ContrastPair]):
     def __repr__(self) -> str:
         return f"ContrastSet({self.summary()})"
 
-    def _rows(self) -> list[dict[str, str]]:
-        return [{"question": p.question, "positive": p.positive, "negative": p.negative} for p in self.pairs]
+    def _rows(self) -> list[dict[str, Any]]:
+        return [
+            {"question": plain_data(p.question), "positive": p.positive, "negative": p.negative} for p in self.pairs
+        ]
 
 
 # Editors would show the signature of `__new__`, which takes anything in order to say what is wrong with it.
@@ -352,8 +364,10 @@ _OF_INIT = inspect.signature(ContrastSet.__init__)
 ContrastSet.__signature__ = _OF_INIT.replace(parameters=[*_OF_INIT.parameters.values()][1:])  # type: ignore[attr-defined]
 
 
-def load_open_ended(name_or_path: str | Path) -> list[str]:
+def load_open_ended(name_or_path: str | Path) -> list[Question]:
     """Open-ended prompts: those of a bundled name; the lines of a .txt; the texts, or questions, of any other file.
+
+    A question may be a list of messages, and then is a `Conversation`.
 
     Raises:
         ContrastFileError: a `ValueError` that says what in the file does not fit, and where.

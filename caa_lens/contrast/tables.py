@@ -12,7 +12,7 @@ from typing import Any
 
 from caa_lens.contrast.errors import FieldError, OnBad, SchemaError, Source
 from caa_lens.contrast.pair import ContrastPair
-from caa_lens.contrast.rows import OURS, schema_of
+from caa_lens.contrast.rows import OURS, is_triple, schema_of
 from caa_lens.extras import needed_for
 
 COMMA, TAB, SEMICOLON = ",", "\t", ";"
@@ -131,12 +131,14 @@ def _pair(given: object, n: int, on_bad: OnBad) -> object:
         return given
     is_one = isinstance(given, str) or getattr(given, "ndim", 1) == 0
     texts = tuple(given) if isinstance(given, Iterable) and not is_one else ()
-    if len(texts) == 3 and all(isinstance(text, str) for text in texts):
+    if len(texts) == 3 and is_triple(texts):
         return dict(zip(OURS, texts, strict=True))
     shown = repr(given)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     if on_bad == "drop":
-        return FieldError(None, shown, "(question, positive, negative), each a text")
+        return FieldError(
+            None, shown, "(question, positive, negative), each a text; a question may be a list of messages"
+        )
     raise TypeError(f"pair {n}: got {shown}, {EXPECTED}")
 
 

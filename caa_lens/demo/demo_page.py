@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caa_lens.demo.found import Found
+from caa_lens.demo.found import Found, Texts
 from caa_lens.demo.on_screen import depth_told
+from caa_lens.report.cells import cells_of
 from caa_lens.report.page import Section, write_report
 from caa_lens.report.trust import chosen_on_told, trust_section
+from caa_lens.steering.generated_text import shown
 
 if TYPE_CHECKING:
+    from caa_lens.contrast.sets import ContrastSet
     from caa_lens.interpretation.lens_results import LogitLens, WordRanks
     from caa_lens.measures.elsewhere.unwanted_changes import SideEffects
 
@@ -17,17 +20,28 @@ if TYPE_CHECKING:
 def write_page(
     path: Path,
     found: Found,
-    texts: dict[str, dict[str, str]],
+    tested: "ContrastSet",
+    texts: Texts,
     lens: "LogitLens",
     words: "WordRanks | None",
     side_effects: "SideEffects",
     settings: Mapping[str, Any],
 ) -> Path:
-    """Write the report of a run and return its path."""
+    """Write the report of a run and return its path.
+
+    Args:
+        tested: the pairs that the sweep scored.
+        texts: `texts[prompt][multiplier]`, at the layer that was found.
+    """
     groups: Sequence[tuple[str, list[tuple[str, str]]]] = [
-        (prompt, [("unsteered" if float(m) == 0 else m, answer) for m, answer in answers.items()])
+        (prompt, [("unsteered" if float(m) == 0 else m, shown(**answer)) for m, answer in answers.items()])
         for prompt, answers in texts.items()
     ]
+    written = {
+        (found.layer, float(m)): [(prompt, shown(**answers[m])) for prompt, answers in texts.items()]
+        for m in next(iter(texts.values()))
+    }
+    cells = cells_of(found.sweep, tested, written)
     n = found.sweep.frame["question"].nunique()
     return write_report(
         path,
@@ -39,10 +53,12 @@ def write_page(
                 text=f"The score of {n} held-out answers as the vector is added more or less strongly. "
                 f"{chosen_on_told(found.calibration)}",
                 figures=[found.sweep.plot_layer(found.layer)],
+                cells=cells,
             ),
             Section(
                 title="Steered text",
-                text="The same greedy generation with the vector added at the multiplier above each text.",
+                text="The same greedy generation with the vector added at the multiplier above each text. An ellipsis "
+                "stands where a text was cut, because it had the most tokens that were asked for.",
                 texts=groups,
             ),
             trust_section(
@@ -55,8 +71,10 @@ def write_page(
             ),
             Section(
                 title="Layer by multiplier",
-                text="Blue is above the unsteered level, red below. Hover for 95 % intervals over questions.",
+                text="Blue is above the unsteered level, red below. Hover for 95 % intervals over questions; "
+                "click a cell for its questions, scores and texts.",
                 figures=[found.sweep.plot()],
+                cells=cells,
             ),
             Section(
                 title="What the vectors say",

@@ -1,7 +1,7 @@
 """What a demo run found, from which the screen and the page are written."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from caa_lens.measures.question_slopes import Steerability, steerability
 from caa_lens.measures.sweeps import Sweep
@@ -9,6 +9,10 @@ from caa_lens.measures.sweeps import Sweep
 if TYPE_CHECKING:
     from caa_lens.measures.agreement.reliabilities import Reliability
     from caa_lens.measures.calibrating.calibrated import Calibration
+
+
+Texts = dict[str, dict[str, dict[str, Any]]]
+"""Steered texts by prompt and multiplier: what `generated_text.shown` takes, `text` and whether it was `cut`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

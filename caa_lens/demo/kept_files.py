@@ -37,6 +37,21 @@ def refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
+def finished(folder: Path) -> list[str]:
+    """The steps of a run that are finished and kept, by the names of their files without endings."""
+    try:
+        said = json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [Path(name).stem for name in said if (folder / name).exists()] if isinstance(said, dict) else []
+
+
+def kept_told(folder: Path) -> str:
+    """These in words; "" if there are none."""
+    there = finished(folder)
+    return f"{folder} keeps {', '.join(there)}" if there else ""
+
+
 @dataclass(frozen=True, slots=True)
 class KeptFiles:
     """The files of a run's folder, and what each was made from."""

@@ -14,6 +14,8 @@ what is there, and after an edit of the data whatever depends on them is made an
 import importlib.metadata
 import json
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,12 +26,15 @@ from rich.console import Console
 from caa_lens.atomic_files import write_atomically
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.demo.demo_page import write_page
-from caa_lens.demo.found import Found
-from caa_lens.demo.kept_files import SETTINGS, KeptFiles, refuse_other_settings
-from caa_lens.demo.on_screen import show_calibration, show_lens, show_reliability, show_side_effects, show_texts
+from caa_lens.demo.duration import Duration, work
+from caa_lens.demo.found import Found, Texts
+from caa_lens.demo.kept_files import SETTINGS, KeptFiles, finished, kept_told, refuse_other_settings
+from caa_lens.demo.made_with import made_with, versions
+from caa_lens.demo.on_screen import plain, show_calibration, show_lens, show_reliability, show_side_effects, show_texts
 from caa_lens.models.checks import check_layers
 from caa_lens.models.loading.fingerprint import model_fingerprint
 from caa_lens.models.placement import device_of_tokens, dtype_of
+from caa_lens.stops import NOTHING, kept_if_stopped
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
 if TYPE_CHECKING:
@@ -40,9 +45,9 @@ if TYPE_CHECKING:
 
 VECTORS, TEXTS = "vectors.safetensors", "texts.json"
 LENS_QUESTIONS = 8
+TESTED = 0.5  # of the pairs held out report, the others choose
 LEAST = 8  # pairs that anything can be chosen on, or said of
 N_NEUTRAL, N_RANDOM, NEUTRAL_TOKENS = 12, 2, 24  # of side effects
-LIBRARIES = ("caa-lens", "torch", "transformer-lens", "transformers")
 
 
 class DemoConfig(BaseModel):
@@ -88,7 +93,11 @@ def run_demo(config: DemoConfig, folder: str | Path, console: Console | None = N
         ValueError: if the folder holds a run with other settings, or the set has too few pairs.
     """
     folder = Path(folder)
-    console = console or Console()
+    with kept_if_stopped(lambda: kept_told(folder) or NOTHING):
+        return _run_demo(config, folder, console or Console())
+
+
+def _run_demo(config: DemoConfig, folder: Path, console: Console) -> Path:
     began = time.perf_counter()
     settings = {**config.model_dump(mode="json"), "caa_lens": importlib.metadata.version("caa-lens")}
     refuse_other_settings(folder, settings)
@@ -111,22 +120,36 @@ def run_demo(config: DemoConfig, folder: str | Path, console: Console | None = N
     steps = {"coarse": 3, "all": 1}
     layers = range(model.cfg.n_layers)[:: steps[config.layers]] if isinstance(config.layers, str) else config.layers
 
+    duration = Duration.of(
+        console, _work(train, held_out, list(layers), config), {*finished(folder)}, _reading(model, train)
+    )
     vectors = _vectors(model, train, kept)
+    duration.done("vectors")
     agreement, why_not = _reliability(model, train, list(layers), kept)
+    duration.done("reliability")
     show_reliability(agreement, why_not, console)
     calibration = _calibration(model, held_out, vectors, list(layers), config, kept)
+    duration.done("calibration")
     found = Found.of(config.behavior, str(model.cfg.model_name), agreement, why_not, calibration)
     show_calibration(found, console)
     texts = _texts(model, vectors, found.layer, config, kept)
+    duration.done("texts")
     show_texts(texts, found.layer, console)
     questions = [pair.question for pair in held_out][-LENS_QUESTIONS:]
     lens = _lens(model, vectors, questions, found.layer, kept)
+    duration.done("lens")
     words = _words(model, vectors, questions, config.behavior)
+    duration.done("words")
     show_lens(lens, words, console)
     side_effects = _side_effects(model, vectors, found, kept)
     show_side_effects(side_effects, console)
-    made = {**config.model_dump(), "vectors": vectors.provenance.method}
-    report = write_page(folder / "report.html", found, texts, lens, words, side_effects, made)
+    how = made_with(model, config, folder)
+    made = {**config.model_dump(), "vectors": vectors.provenance.method, **how}
+    tested = _tested(held_out, config)
+    report = write_page(folder / "report.html", found, tested, texts, lens, words, side_effects, made)
+    console.print()
+    for name, value in how.items():
+        console.print(plain(f"{name}: {value}"), soft_wrap=True)
     console.print(f"\nFinished in {time.perf_counter() - began:.0f} s. Vectors, results and texts are in {folder}.")
     console.print(f"Open this file: {report.resolve()}", soft_wrap=True, highlight=False)
     return report
@@ -142,6 +165,36 @@ def _split(pairs: ContrastSet, config: DemoConfig) -> tuple[ContrastSet, Contras
     return train, held_out
 
 
+def _tested(held_out: ContrastSet, config: DemoConfig) -> ContrastSet:
+    """Of the pairs that were held out, those that report: all where they are too few to part, as `calibrate` has it."""
+    from caa_lens.measures.calibrating.parts import parts_of
+
+    every, _, tested = parts_of(held_out, TESTED, config.seed)
+    return every if tested is None else tested
+
+
+def _work(train: ContrastSet, held_out: ContrastSet, layers: list[int], config: DemoConfig) -> dict[str, float]:
+    return work(
+        n_train=len(train),
+        n_held_out=len(held_out),
+        n_swept=len(layers),
+        n_multipliers=sum(m != 0 for m in config.multipliers),
+        n_new=config.max_new_tokens,
+        n_prompts=len(config.prompts),
+    )
+
+
+def _reading(model: Any, train: ContrastSet) -> Callable[[int], object]:
+    from caa_lens.engine.pair_reading import pair_activations
+
+    def read(n: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what there is to say of the pairs is said of all of them
+            pair_activations(model, train[:n], layers=[model.cfg.n_layers - 1], progress=False)
+
+    return read
+
+
 def _about_model(model: Any, config: DemoConfig) -> dict[str, Any]:
     from caa_lens.prompts.prompt_formats import resolve_format
 
@@ -150,7 +203,7 @@ def _about_model(model: Any, config: DemoConfig) -> dict[str, Any]:
         "dtype": str(dtype_of(model)),
         "device": device_of_tokens(model).type,
         "prompt_format": resolve_format(model, None).name,
-        "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
+        "versions": versions(),
         "kind": type(model).__name__,
     }
 
@@ -197,40 +250,45 @@ def _calibration(
     }
     made_from = {"vectors": kept.digest(VECTORS), "pairs": held_out.content_hash, **settings}
     return kept.result(
-        Calibration, "calibration", made_from, lambda: calibrate(model, vectors, held_out, seed=config.seed, **settings)
+        Calibration,
+        "calibration",
+        made_from,
+        lambda: calibrate(model, vectors, held_out, test=TESTED, seed=config.seed, **settings),
     )
 
 
-def _texts(
-    model: Any, vectors: SteeringVectors, layer: int, config: DemoConfig, kept: KeptFiles
-) -> dict[str, dict[str, str]]:
+def _texts(model: Any, vectors: SteeringVectors, layer: int, config: DemoConfig, kept: KeptFiles) -> Texts:
     """`texts[prompt][multiplier]`, generated greedily; all multipliers of a prompt run as one batch."""
     from tqdm.auto import tqdm
 
     from caa_lens.steering.generation import generate
 
     multipliers = sorted({*config.multipliers, 0.0})
-    settings = {"multipliers": multipliers, "prompts": config.prompts, "max_new_tokens": config.max_new_tokens}
+    settings: dict[str, Any] = {"multipliers": multipliers, "prompts": config.prompts}
+    settings |= {"max_new_tokens": config.max_new_tokens, "says": ("text", "cut")}
     steered = [(vectors[layer], torch.tensor(multipliers))]
 
-    def make() -> dict[str, dict[str, str]]:
-        texts = {}
+    def make() -> Texts:
+        texts: Texts = {}
         for prompt in tqdm(config.prompts, desc=f"generate at layer {layer}", unit="prompt"):
             answers = generate(model, prompt, vectors=steered, max_new_tokens=config.max_new_tokens)
-            texts[prompt] = {f"{m:+g}": text for m, text in zip(multipliers, answers, strict=True)}
+            assert isinstance(answers, list)  # one a multiplier
+            texts[prompt] = {
+                f"{m:+g}": {"text": text, "cut": text.cut} for m, text in zip(multipliers, answers, strict=True)
+            }
         return texts
 
     return kept.json(TEXTS, {"vectors": kept.digest(VECTORS), "layer": layer, **settings}, make)
 
 
-def _lens(model: Any, vectors: SteeringVectors, questions: list[str], best: int, kept: KeptFiles) -> "LogitLens":
+def _lens(model: Any, vectors: SteeringVectors, questions: list[Any], best: int, kept: KeptFiles) -> "LogitLens":
     """What the model answers the vectors of some layers, beside random directions, at held-out questions."""
     from caa_lens.interpretation.lens import logit_lens
     from caa_lens.interpretation.lens_results import LogitLens
 
     n = model.cfg.n_layers
-    layers = sorted({n // 6, n // 3, n // 2, best, (2 * n) // 3, n - 4, n - 1})
-    made_from = {"vectors": kept.digest(VECTORS), "questions": questions, "layers": layers}
+    layers = sorted({n // 6, n // 3, n // 2, best, (2 * n) // 3, max(n - 4, 0), n - 1})
+    made_from = {"vectors": kept.digest(VECTORS), "questions": [str(one) for one in questions], "layers": layers}
     return kept.result(
         LogitLens,
         "lens",
@@ -239,7 +297,7 @@ def _lens(model: Any, vectors: SteeringVectors, questions: list[str], best: int,
     )
 
 
-def _words(model: Any, vectors: SteeringVectors, questions: list[str], behavior: str) -> "WordRanks | None":
+def _words(model: Any, vectors: SteeringVectors, questions: list[Any], behavior: str) -> "WordRanks | None":
     """Ranks of the words that were written down for a bundled behavior; nothing for other behaviors."""
     from caa_lens.interpretation.lens import word_ranks
     from caa_lens.interpretation.words import behavior_words

@@ -6,9 +6,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from caa_lens.demo.found import Found
+from caa_lens.demo.found import Found, Texts
 from caa_lens.measures.answers import METRIC_LABEL
 from caa_lens.report.trust import agreement_told, chosen_on_told, side_effects_told, slopes_told, told_layers
+from caa_lens.steering.generated_text import shown
 
 if TYPE_CHECKING:
     from caa_lens.interpretation.lens_results import LogitLens, WordRanks
@@ -41,14 +42,14 @@ def show_calibration(found: Found, console: Console) -> None:
     console.print(plain(chosen_on_told(found.calibration)))
 
 
-def show_texts(texts: dict[str, dict[str, str]], layer: int, console: Console) -> None:
-    """Each prompt's answers by multiplier."""
+def show_texts(texts: Texts, layer: int, console: Console) -> None:
+    """Each prompt's answers by multiplier, with an ellipsis where they were cut."""
     for prompt, answers in texts.items():
         table = Table(title=f"{prompt}  (layer {layer}, greedy)", title_justify="left", show_lines=True)
         table.add_column("multiplier", justify="right")
         table.add_column("answer")
         for multiplier, answer in answers.items():
-            table.add_row("unsteered" if float(multiplier) == 0 else multiplier, plain(answer))
+            table.add_row("unsteered" if float(multiplier) == 0 else multiplier, plain(shown(**answer)))
         console.print(table)
 
 

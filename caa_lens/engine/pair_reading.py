@@ -23,7 +23,7 @@ from caa_lens.models.checks import check_layers, check_model
 from caa_lens.models.placement import dtype_name, dtype_of
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
-from caa_lens.provenance import PAIR_HASHES, Provenance, layer_ranges
+from caa_lens.provenance import Provenance, layer_ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -172,7 +172,7 @@ def pair_activations(
             dataset_hash=pairs.content_hash,
             expression=pairs.behavior,
             details={
-                PAIR_HASHES: " ".join(pairs.pair_hashes),
+                **pairs.provenance_details,
                 "model_dtype": dtype_name(model),
                 "n_layers": str(model.cfg.n_layers),
                 "system": system or "",

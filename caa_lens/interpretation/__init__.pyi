@@ -6,7 +6,7 @@ from .residual_stream import residual_lens as residual_lens
 from .residual_stream import ResidualLens as ResidualLens
 from .similarity import token_similarity as token_similarity
 from .similarity import TokenSimilarity as TokenSimilarity
-from .similarity import TokenColors as TokenColors
+from .token_colors import TokenColors as TokenColors
 from .attribution import attribute_logits as attribute_logits
 from .attribution import LogitAttribution as LogitAttribution
 from .vector_cosines import cosines as cosines

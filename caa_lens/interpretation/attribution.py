@@ -33,6 +33,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from caa_lens.arguments import as_multiplier, check_count, is_unicode
+from caa_lens.contrast.messages import Asked
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.overflow import check_finite
 from caa_lens.engine.plain_runs import plain_runs
@@ -52,7 +53,7 @@ from caa_lens.models.unembedding import (
 )
 from caa_lens.plots.attribution import contribution_bars
 from caa_lens.prompts.batches import check_steered, left_pad
-from caa_lens.prompts.checks import check_prompt
+from caa_lens.prompts.checks import check_prompt, is_question
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, encode_letters, resolve_format
 from caa_lens.prompts.users_words import warn_of_words
 from caa_lens.provenance import last_part
@@ -60,7 +61,7 @@ from caa_lens.results import Result
 from caa_lens.steering.interventions import as_interventions
 from caa_lens.vectors.steering_vectors import SteeringVector
 
-Question = tuple[str | Prompt, str | int, str | int]
+Question = tuple[Asked | Prompt, str | int, str | int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -312,7 +313,7 @@ def _check_sum(
 
 
 def _needs_format(pairs: ContrastSet | Sequence[Question]) -> bool:
-    return isinstance(pairs, ContrastSet) or any(isinstance(question[0], str) for question in pairs)
+    return isinstance(pairs, ContrastSet) or any(not isinstance(question[0], Prompt) for question in pairs)
 
 
 def _encode(
@@ -340,10 +341,11 @@ def _encode(
     for text, positive, negative in pairs:
         if isinstance(text, Prompt) and system:
             raise ValueError("got a system prompt for a Prompt, which is taken as it is: give a question")
-        if isinstance(text, str):
+        if not isinstance(text, Prompt) and is_question(text):
             assert prompt_format is not None
             text = prompt_format.encode(model.tokenizer, text, system=system)
         check_prompt(model, text)
+        assert isinstance(text, Prompt)
         chosen = (_token_id(model, positive), _token_id(model, negative))
         if chosen[0] == chosen[1]:
             raise ValueError(f"{positive!r} and {negative!r} are the same token, {chosen[0]}: expected two")

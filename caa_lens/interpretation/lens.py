@@ -50,6 +50,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa_lens.arguments import check_count
+from caa_lens.contrast.messages import Asked
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.operators import Formula
 from caa_lens.engine.overflow import check_finite
@@ -86,7 +87,7 @@ def logit_lens(
     layers: Sequence[int] | None = None,
     reading: str = "normed",
     pairs: ContrastSet | None = None,
-    prompts: Sequence[str | Prompt] | None = None,
+    prompts: Sequence[Asked | Prompt] | None = None,
     place: str | None = None,
     operator: str | Formula = "add",
     positions: str = "caa",
@@ -182,7 +183,7 @@ def word_ranks(
     layers: Sequence[int] | None = None,
     reading: str = "normed",
     pairs: ContrastSet | None = None,
-    prompts: Sequence[str | Prompt] | None = None,
+    prompts: Sequence[Asked | Prompt] | None = None,
     place: str | None = None,
     operator: str | Formula = "add",
     positions: str = "caa",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from caa_lens.arguments import as_float, as_seed, check_count
+from caa_lens.contrast.messages import Asked
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.engine.operators import Formula, check_operator, name_of
 from caa_lens.interpretation.lens_controls import CONTROLS
@@ -22,7 +23,7 @@ class LensOptions(NamedTuple):
 
     reading: str
     pairs: ContrastSet | None
-    prompts: Sequence[str | Prompt] | None
+    prompts: Sequence[Asked | Prompt] | None
     place: str
     multiplier: float
     background: int

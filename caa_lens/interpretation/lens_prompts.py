@@ -8,10 +8,11 @@ import torch
 
 from caa_lens.arguments import describe
 from caa_lens.contrast.files import bundled_names
+from caa_lens.contrast.messages import Asked
 from caa_lens.contrast.sets import ContrastSet, load_open_ended
 from caa_lens.engine.stream_responses import ReadPrompt
 from caa_lens.prompts.batches import check_fits, check_steered
-from caa_lens.prompts.checks import as_prompt
+from caa_lens.prompts.checks import as_prompt, is_question
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
 from caa_lens.prompts.users_words import warn_of_words
 from caa_lens.steering.generation import generate_tokens
@@ -24,7 +25,7 @@ BUNDLED_PROMPTS = 8
 
 def prompts_to_read(
     model: Any,
-    prompts: Sequence[str | Prompt] | None,
+    prompts: Sequence[Asked | Prompt] | None,
     *,
     pairs: ContrastSet | None,
     behavior: str,
@@ -34,8 +35,8 @@ def prompts_to_read(
     """Prompts with the positions that predict what is read there.
 
     Args:
-        prompts: questions or `Prompt`s; else the distinct questions of the pairs, else the first bundled open-ended
-            prompts of the behavior, or of sentiment.
+        prompts: questions (words or messages) or `Prompt`s; else the distinct questions of the pairs, else the first
+            bundled open-ended prompts of the behavior, or of sentiment.
         place: "instruction": the position behind which the answer begins; "answer": the positions that predict the
             tokens of the answer that a `Prompt` has, or of the model's own greedy one, of `ANSWER_TOKENS` at most.
 
@@ -46,12 +47,12 @@ def prompts_to_read(
     if place not in PLACES:
         raise ValueError(f"unknown place {place!r}: expected one of {', '.join(PLACES)}")
     given = _questions(prompts, pairs, behavior)
-    if any(isinstance(one, str) for one in given):
+    asked = [one for one in given if not isinstance(one, Prompt)]
+    if asked:
         chosen = resolve_format(model, prompt_format)
-        asked = [one for one in given if isinstance(one, str)]
         warn_of_words(chosen, model.tokenizer, asked)
         encoded = [
-            chosen.encode(model.tokenizer, one, warn=False) if isinstance(one, str) else as_prompt(model, one)
+            as_prompt(model, one) if isinstance(one, Prompt) else chosen.encode(model.tokenizer, one, warn=False)
             for one in given
         ]
     else:
@@ -69,15 +70,15 @@ def prompts_to_read(
 
 
 def _questions(
-    prompts: Sequence[str | Prompt] | None, pairs: ContrastSet | None, behavior: str
-) -> Sequence[str | Prompt]:
+    prompts: Sequence[Asked | Prompt] | None, pairs: ContrastSet | None, behavior: str
+) -> Sequence[Asked | Prompt]:
     if prompts is not None:
-        if isinstance(prompts, str | Prompt):
-            prompts = [prompts]
+        if isinstance(prompts, Prompt) or is_question(prompts):
+            prompts = [prompts]  # type: ignore[list-item]
         if not isinstance(prompts, Sequence):
             raise TypeError(f"expected a list of questions or Prompts, got {describe(prompts)}")
         for one in prompts:
-            if not isinstance(one, str | Prompt):
+            if not isinstance(one, Prompt) and not is_question(one):
                 raise TypeError(f"expected questions or Prompts, got {describe(one)} among them")
         if not prompts:
             raise ValueError("no prompts given: expected at least one question or Prompt, or leave prompts out")

@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from caa_lens.arguments import check_count, check_list, describe
+from caa_lens.contrast.messages import Asked
 from caa_lens.engine.edits import Edit
 from caa_lens.engine.operators import name_of
 from caa_lens.engine.overflow import check_finite
@@ -150,7 +151,7 @@ class ResidualLens(Result):
 @torch.inference_mode()
 def residual_lens(
     model: Any,
-    prompt: str | Prompt,
+    prompt: Asked | Prompt,
     *,
     vectors: Sequence[Steering] = (),
     layers: Sequence[int] | None = None,
@@ -158,14 +159,14 @@ def residual_lens(
     prompt_format: PromptFormat | str | None = None,
     system: str | None = None,
     reading: str = "logit",
-    reference: Sequence[str | Prompt] | None = None,
+    reference: Sequence[Asked | Prompt] | None = None,
     place: str = DEFAULT_PLACE,
     progress: bool = True,
 ) -> ResidualLens:
     """Read the stream through the logit lens, at every layer and position, in one run without and one with steering.
 
     Args:
-        prompt: a question (put into the model's format) or a `Prompt`.
+        prompt: a question (words or messages, put into the model's format) or a `Prompt`.
         vectors: vectors, `(vector, multiplier)` pairs or `Intervention`s; steering starts at the instruction's last
             token, as everywhere. A layer is read after what is added to it.
         layers: 0-based blocks; all by default.

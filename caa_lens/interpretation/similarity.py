@@ -13,22 +13,12 @@ The first token of a text is an attention sink in many models, with a norm hundr
 its dot product would leave all other tokens white. So the colour scale is the largest value over the *other* tokens
 (`skip_first=True`); the first one is still shown, in full colour if need be, and its true value is in the hover text.
 
-Tokens are drawn by circuitsvis (`ColoredTokens`, and `ColoredTokensMulti` with its layer selector) from its bundled
-script; nothing is asked of the network. The script takes 1.3 MB, packed 0.5 MB, so only the first picture that a
-process displays carries it, and the page keeps it for all others (see `TokenColors`). Until it is there, and wherever
-scripts do not run, the tokens stand there in the colours of one layer.
+Tokens are drawn by circuitsvis, see `token_colors`.
 """
 
-import base64
-import gzip
-import html
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -36,15 +26,16 @@ import torch
 from torch import Tensor
 
 from caa_lens.arguments import as_float, check_count, describe
-from caa_lens.atomic_files import write_atomically
+from caa_lens.contrast.messages import Asked
 from caa_lens.engine.overflow import check_finite
 from caa_lens.engine.streams import last_residual, reading
+from caa_lens.interpretation.token_colors import TokenColors
 from caa_lens.interpretation.words import show_token
 from caa_lens.models.checks import check_layers, check_model
 from caa_lens.models.placement import device_of_tokens, dtype_name
 from caa_lens.plots.attribution import similarity_heatmap
 from caa_lens.prompts.batches import check_fits
-from caa_lens.prompts.checks import check_prompt
+from caa_lens.prompts.checks import check_prompt, is_question
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
 from caa_lens.provenance import last_part
 from caa_lens.results import Result
@@ -52,146 +43,6 @@ from caa_lens.vectors.checks import as_vector_set, check_width
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
 
 MEASURES = ("cosine", "dot")
-NEGATIVE_COLOUR, POSITIVE_COLOUR = "#c8453b", "#3b7dd8"  # the ends of the heat maps' red and blue
-
-POSITIVE_RGB, NEGATIVE_RGB = (59, 125, 216), (200, 69, 59)  # the same
-FULLEST = 0.7  # opacity of the strongest colour of a picture without a script, so that text on it can be read
-
-# An element runs the code, as a page that allows this script allows that one too.
-UNPACK = """<script>
-if (!window.caaLensCircuitsVis && !window.caaLensUnpacking) (async () => {
-  window.caaLensUnpacking = true;
-  const bytes = Uint8Array.from(atob("DATA"), (letter) => letter.charCodeAt(0));
-  const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const element = document.createElement("script"), code = await new Response(unpacked).text();
-  element.textContent = `window.caaLensCircuitsVis = (() => { ${code}\nreturn CircuitsVis; })();`;
-  document.head.append(element);
-  element.remove();
-  window.dispatchEvent(new Event("caa-lens-circuitsvis"));
-})();
-</script>"""
-
-_script_sent = False  # whether a picture that this process displayed has carried circuitsvis' script
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TokenColors:
-    """Tokens coloured by values, symmetric about 0: a picture that displays itself in Jupyter.
-
-    A page needs circuitsvis' script once. The picture that carries it leaves it on the page as
-    `window.caaLensCircuitsVis`; pictures without it wait for that. It stays when that picture's output is cleared,
-    until the page is loaded anew. Where it is not (a saved notebook without that output, one that is not trusted, a
-    front end that keeps outputs apart, a site that shows code), a picture has the colours of one label, without a
-    choice.
-
-    Attributes:
-        caption: what is shown, above the tokens.
-        tokens: their texts.
-        values: one row a token, one column a label.
-        labels: what the selector offers; no selector if there is only one.
-        bound: the value with full colour; its negative has the other colour.
-    """
-
-    caption: str
-    tokens: tuple[str, ...]
-    values: tuple[tuple[float, ...], ...]
-    labels: tuple[str, ...]
-    bound: float
-
-    def to_html(self, *, full_page: bool = True, script: bool = True) -> str:
-        """The picture as HTML: a self-contained page, or a fragment with or without circuitsvis' script."""
-        fragment = self._fragment()
-        if full_page:
-            head = '<!DOCTYPE html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-            style = "<style>body { font: 15px sans-serif; margin: 2em }</style>"
-            return f"{head}<title>{html.escape(self.caption)}</title>{style}\n{circuitsvis_script()}\n{fragment}"
-        return f"{circuitsvis_script(packed=True)}\n{fragment}" if script else fragment
-
-    def save(self, path: str | Path) -> Path:
-        """Write a self-contained page, atomically."""
-        page = self.to_html()
-        return write_atomically(Path(path), lambda temporary: temporary.write_text(page, encoding="utf-8"))
-
-    def _fragment(self) -> str:
-        # circuitsvis sets a token's text as innerHTML, where `<s>` would vanish and `<img onerror=...>` would run, but
-        # its hover text as plain text, where `&lt;s>` would read as such. A zero-width blank behind `<` and `&` makes
-        # both of them plain characters in either place.
-        tokens = [token.replace("&", "&\u200b").replace("<", "<\u200b") for token in self.tokens]
-        props: dict[str, Any] = {"tokens": tokens, "negativeColor": NEGATIVE_COLOUR, "positiveColor": POSITIVE_COLOUR}
-        if len(self.labels) == 1:
-            element = "ColoredTokens"
-            props |= {"values": [row[0] for row in self.values], "minValue": -self.bound, "maxValue": self.bound}
-        else:
-            # One bound for all labels: the widget keeps the first label's when another one is chosen.
-            element, n = "ColoredTokensMulti", len(self.labels)
-            props |= {"values": self.values, "labels": self.labels}
-            props |= {"positiveBounds": [self.bound] * n, "negativeBounds": [-self.bound] * n}
-        # Inside a script element only `</script` and `<!--` are special, so no `<` is left.
-        text = json.dumps(props).replace("<", "\\u003c")
-        name = f"caa-lens-{uuid4().hex}"
-        return f"""<div style="margin: 15px 0">
-<div style="margin-bottom: 8px">{html.escape(self.caption)}</div>
-<div id="{name}" style="line-height: 1.8">{self._still()}</div>
-</div>
-<script>
-(() => {{
-  const props = {text};
-  const draw = (triesLeft) => {{
-    const vis = window.caaLensCircuitsVis;
-    if (document.getElementById("{name}")) vis.render("{name}", vis.{element}, props);
-    else if (triesLeft) setTimeout(draw, 100, triesLeft - 1);  // a notebook runs scripts before it attaches the output
-  }};
-  if (window.caaLensCircuitsVis) draw(50);
-  else window.addEventListener("caa-lens-circuitsvis", () => draw(50), {{ once: true }});
-}})();
-</script>"""
-
-    def _still(self) -> str:
-        """The tokens in the colours of the middle label, without a script."""
-        middle = len(self.labels) // 2
-        spans = []
-        for token, row in zip(self.tokens, self.values, strict=True):
-            red, green, blue = POSITIVE_RGB if row[middle] > 0 else NEGATIVE_RGB
-            strength = min(1.0, abs(row[middle]) / self.bound) * FULLEST
-            style = f"background: rgba({red}, {green}, {blue}, {strength:.2f}); white-space: pre-wrap"
-            spans.append(f'<span style="{style}" title="{row[middle]:.4g}">{html.escape(token)}</span>')
-        choice = ""
-        if len(self.labels) > 1:
-            choice = (
-                f'<div style="margin-top: 8px">Shown: {html.escape(self.labels[middle])}. To choose another one, trust '
-                "the notebook and run it from the top in a new kernel, or write a page with "
-                "<code>.show().save(path)</code>.</div>"
-            )
-        return "".join(spans) + choice
-
-    def __repr__(self) -> str:
-        return f"TokenColors({self.caption}, {len(self.tokens)} tokens x {len(self.labels)} layers)"
-
-    def _repr_html_(self) -> str:
-        global _script_sent  # once a process, as a page is told from another one by nothing else
-        carry, _script_sent = not _script_sent, True
-        return self.to_html(full_page=False, script=carry)
-
-
-def circuitsvis_script(*, packed: bool = False) -> str:
-    """circuitsvis' bundled script as an element that a page may hold any number of times: only the first one runs.
-
-    Args:
-        packed: compressed, to a third of the size, which the browser unpacks.
-    """
-    code = (files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
-    code = code.replace("//# sourceMappingURL=iife.js.map", "")
-    if packed:
-        data = base64.b64encode(gzip.compress(code.encode(), mtime=0)).decode()
-        return UNPACK.replace("DATA", data)
-    code = code.replace("</script", "<\\/script")
-    return f"""<script>
-if (!window.caaLensCircuitsVis) {{
-  window.caaLensCircuitsVis = (() => {{ {code}
-    return CircuitsVis; }})();
-  window.dispatchEvent(new Event("caa-lens-circuitsvis"));
-}}
-</script>"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -295,7 +146,7 @@ class TokenSimilarity(Result):
 @torch.inference_mode()
 def token_similarity(
     model: Any,
-    text: str | Prompt,
+    text: Asked | Prompt,
     vectors: SteeringVector | SteeringVectors,
     *,
     answer: str = "",
@@ -310,7 +161,8 @@ def token_similarity(
         token_similarity(model, question, vectors, answer=generate(model, question))
 
     Args:
-        text: a question (put into the model's format), a `Prompt`, or any text with `raw_text=True`.
+        text: a question (words or messages, put into the model's format), a `Prompt`, or any text with
+            `raw_text=True`.
         answer: what follows the question, e.g. a generated text.
         layers: those of the vectors by default.
         measure: which one pictures show, "cosine" or "dot"; the frame has both.
@@ -387,14 +239,21 @@ def _check_measure(measure: str) -> str:
 
 
 def _encode(
-    model: Any, text: str | Prompt, answer: str, prompt_format: PromptFormat | str | None, system: str | None, raw: bool
+    model: Any,
+    text: Asked | Prompt,
+    answer: str,
+    prompt_format: PromptFormat | str | None,
+    system: str | None,
+    raw: bool,
 ) -> tuple[Prompt, str]:
     """The tokens, and what their format is called."""
-    if not isinstance(text, str | Prompt):
+    if not isinstance(text, Prompt) and not is_question(text):
         raise TypeError(f"expected the text in words, one at a time, got {describe(text)}")
     if not isinstance(answer, str):
         raise TypeError(f"expected the answer in words, one at a time, got {describe(answer)}")
-    if isinstance(text, str) and not raw:
+    if raw and not isinstance(text, str | Prompt):
+        raise TypeError("got messages with raw_text=True, which takes a text as it is: give a text, or leave it out")
+    if not isinstance(text, Prompt) and not raw:
         chosen = resolve_format(model, prompt_format)
         return chosen.encode(model.tokenizer, text, answer, system=system), chosen.name
     given = {"an answer": answer, "a prompt format": prompt_format, "a system prompt": system}
@@ -407,6 +266,7 @@ def _encode(
         return text, "as given"
     if model.tokenizer is None:
         raise TypeError("this model has no tokenizer: load it from a folder that has tokenizer files")
+    assert isinstance(text, str)
     if not text.strip():
         raise ValueError("the text is empty: expected some text")
     tokens = tuple(model.tokenizer(text)["input_ids"])

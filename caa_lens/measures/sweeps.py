@@ -34,6 +34,7 @@ from caa_lens.prompts.prompt_formats import PromptFormat
 from caa_lens.provenance import last_part
 from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention, is_fitted
+from caa_lens.stops import kept_if_stopped
 from caa_lens.vectors.checks import check_vector_set
 
 
@@ -163,13 +164,18 @@ class Sweep(Result):
         """Mean score without steering (multiplier 0); NaN if 0 was not swept."""
         return float(self.frame.loc[self.frame["multiplier"] == 0, self.metric].mean())
 
+    @property
+    def label(self) -> str:
+        """What a score is, in words, with its units."""
+        return METRIC_LABEL[self.metric]
+
     def plot(self) -> go.Figure:
         """Heat map of the mean score, layer x multiplier."""
         return sweep_heatmap(
             self.summary(),
             behavior=self.provenance["vectors"].behavior,
             test=self.settings.get("test", ""),
-            label=METRIC_LABEL[self.metric],
+            label=self.label,
             unsteered=self.unsteered,
             n_questions=self.frame["question"].nunique(),
             model=last_part(self.provenance["vectors"].model),
@@ -181,7 +187,7 @@ class Sweep(Result):
             self.summary(),
             self.best_layer if layer is None else check_count("layer", layer, least=0),
             behavior=self.provenance["vectors"].behavior,
-            label=METRIC_LABEL[self.metric],
+            label=self.label,
             n_questions=self.frame["question"].nunique(),
             model=last_part(self.provenance["vectors"].model),
         )
@@ -262,7 +268,8 @@ def sweep(
         "max_tokens": max_tokens,
         "progress": progress,
     }
-    chosen_on = None if validation is None else _on_validation(model, validation, test, vectors, multipliers, how)
+    with kept_if_stopped():
+        chosen_on = None if validation is None else _on_validation(model, validation, test, vectors, multipliers, how)
     cells = [(layer, m) for layer in layers for m in multipliers]
     conditions: list[Condition]
     if fitted:
@@ -273,15 +280,16 @@ def sweep(
             (Intervention(vector=vectors[layer], multiplier=m, operator=operator, positions=positions),)
             for layer, m in cells
         ]
-    scores = score_answers(
-        model,
-        test,
-        conditions,
-        prompt_format=prompt_format,
-        system=system,
-        max_tokens=max_tokens,
-        progress=progress,
-    )
+    with kept_if_stopped():
+        scores = score_answers(
+            model,
+            test,
+            conditions,
+            prompt_format=prompt_format,
+            system=system,
+            max_tokens=max_tokens,
+            progress=progress,
+        )
     n_pairs = len(test)
     frame = pd.DataFrame(
         {

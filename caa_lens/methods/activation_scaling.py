@@ -350,7 +350,7 @@ def _prompt(model: Any, question: object) -> Prompt:
     if not isinstance(question, tuple | list) or len(question) != 3:
         raise TypeError(f"expected (prompt, wanted, other), got {describe(question)}")
     prompt = question[0]
-    return prompt if isinstance(prompt, Prompt) else plain_prompt(model, str(prompt))
+    return prompt if isinstance(prompt, Prompt) else plain_prompt(model, prompt)
 
 
 def _token(model: Any, word: str | int) -> int:

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from caa_lens.contrast.messages import followed_by
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.measures.placed_conditions import Condition
 from caa_lens.methods import actadd, bipo, inferaligner, instruction, linear_act, sadi
@@ -246,7 +247,7 @@ def _fit_sadi_heads(how: How) -> Fit:
 
 def _fit_inferaligner(words: tuple[str, str], how: How) -> Fit:
     def fit(model: Any, pairs: ContrastSet, layers: Sequence[int], seed: int) -> Fits:
-        more, less = ([f"{pair.question} {one}" for pair in pairs] for one in words)
+        more, less = ([followed_by(pair.question, one) for pair in pairs] for one in words)
         both = inferaligner.fit(model, (more, less), layers=sorted(layers), **how)
         return {layer: both.at([layer]) for layer in layers}
 

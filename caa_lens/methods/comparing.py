@@ -20,6 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from caa_lens.arguments import as_float, as_seed, check_count, check_list, describe
+from caa_lens.contrast.messages import Asked, plain_data
 from caa_lens.contrast.sets import ContrastSet, check_contrast_set
 from caa_lens.measures.answers import Scores, score_answers
 from caa_lens.measures.divergence import answered, token_kl
@@ -40,7 +41,8 @@ from caa_lens.methods.data import hash_of
 from caa_lens.models.checks import check_layers, check_model
 from caa_lens.models.placement import dtype_name
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
-from caa_lens.provenance import PAIR_HASHES, Provenance, layer_ranges
+from caa_lens.prompts.turns import check_one_system_prompt
+from caa_lens.provenance import Provenance, layer_ranges
 
 METHODS = ("CAA", "ActAdd", "Linear-AcT", "instruction", "BiPO", "SADI", "InferAligner")
 STEERED_TEXT = ("all", "chosen", "none")
@@ -57,7 +59,7 @@ def compare(
     validation: float | int | ContrastSet = 0.25,
     budgets: Sequence[float | int] = BUDGETS,
     choose_at: float | int = 0.1,
-    neutral: tuple[Sequence[str], Sequence[str]] = (CHOOSING, REPORTING),
+    neutral: tuple[Sequence[Asked], Sequence[Asked]] = (CHOOSING, REPORTING),
     n_tokens: int = 32,
     steered_text: str = "all",
     check: Callable[[str], float] | None = None,
@@ -111,6 +113,8 @@ def compare(
     fit_on, choose_on = _split(train, validation, seed)
     _check_held_out(test, fit_on, choose_on)
     asked = neutral_questions(neutral, (fit_on, choose_on, test))
+    for question in (*(pair.question for pair in test), *asked[1]):
+        check_one_system_prompt(question, words[0])  # which the model is told in
     chosen_format = resolve_format(model, prompt_format)
     candidates = _candidates(methods, words, len(layers), bipo_options, chosen_format)
     settings = {one.name: one.settings or layers for one in candidates}
@@ -198,7 +202,7 @@ def compare(
             "layers": str(list(layers)),
             "choose_at": f"{choose_at:g}",
             "neutral": f"{len(prompts[0])} to choose, {len(prompts[1])} to report, {n_tokens} tokens",
-            "neutral_hash": hash_of([list(some) for some in asked]),
+            "neutral_hash": hash_of([[plain_data(one) for one in some] for some in asked]),
             "steered_text": steered_text,
             "check": "" if check is None else str(getattr(check, "__name__", type(check).__name__)),
             "words": " / ".join(words),
@@ -213,7 +217,7 @@ def compare(
                 n_pairs=len(fit_on),
                 dataset_hash=fit_on.content_hash,
                 prompt_format=chosen_format.name,
-                details={PAIR_HASHES: " ".join(fit_on.pair_hashes)},
+                details=fit_on.provenance_details,
             )
         },
     )

@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from caa_lens.contrast.sets import ContrastSet
 from caa_lens.models.placement import dtype_name
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat, resolve_format
-from caa_lens.provenance import PAIR_HASHES, Provenance
+from caa_lens.provenance import Provenance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class TwoSets:
     content_hash: str
     token_position: str
     settings: Mapping[str, str]
-    pair_hashes: tuple[str, ...] = ()
+    of_pairs: Mapping[str, str] = field(default_factory=dict)
 
     def provenance(self, model: Any, method: str) -> Provenance:
         """Of what is fitted on them."""
@@ -42,7 +42,7 @@ class TwoSets:
             dataset_hash=self.content_hash,
             expression=self.name,
             details={
-                **({PAIR_HASHES: " ".join(self.pair_hashes)} if self.pair_hashes else {}),
+                **self.of_pairs,
                 "model_dtype": dtype_name(model),
                 "caa_lens": importlib.metadata.version("caa-lens"),
                 "transformer_lens": importlib.metadata.version("transformer-lens"),
@@ -73,7 +73,7 @@ def two_sets(
             content_hash=data.content_hash,
             token_position="answer letter" if data.kind == "ab" else "mean over the completion",
             settings={"prompt_format": chosen.name, "system": system or "", "data": data.name},
-            pair_hashes=data.pair_hashes,
+            of_pairs=data.provenance_details,
         )
     if not isinstance(data, tuple) or len(data) != 2 or any(isinstance(some, str) for some in data):
         raise TypeError(f"expected a ContrastSet, or two lists of texts (source, target), got {describe(data)}")
@@ -90,13 +90,15 @@ def two_sets(
     )
 
 
-def plain_prompt(model: Any, text: str, answer_start: int | None = None) -> Prompt:
+def plain_prompt(model: Any, text: object, answer_start: int | None = None) -> Prompt:
     """A text without any prompt format, behind BOS where the tokenizer has one; read over all tokens but the first.
 
     Raises:
         TypeError: without a tokenizer.
         ValueError: for a text of less than one token behind the first.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"expected texts, which stand in no prompt format, got {describe(text)} among them")
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise TypeError("this model has no tokenizer to make tokens of texts: load it from a folder that has one")

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from caa_lens.arguments import as_float, check_count, describe
+from caa_lens.contrast.messages import Asked, as_question, plain_data
 from caa_lens.engine.positions import Positions
 from caa_lens.methods.data import check_finite_streams, hash_of
 from caa_lens.methods.fitted import Fitted
@@ -83,7 +84,7 @@ class InferAligner(Fitted):
     def opened(
         self,
         model: Any,
-        prompts: Sequence[str | Prompt],
+        prompts: Sequence[Asked | Prompt],
         *,
         prompt_format: PromptFormat | str | None = None,
         batch_size: int = 8,
@@ -120,7 +121,7 @@ def fit_gate(
 
 def fit(
     model: Any,
-    data: tuple[Sequence[str | Prompt], Sequence[str | Prompt]],
+    data: tuple[Sequence[Asked | Prompt], Sequence[Asked | Prompt]],
     *,
     layers: Sequence[int],
     guide: Any = None,
@@ -201,5 +202,5 @@ def fit(
     )
 
 
-def _text(prompt: str | Prompt) -> str:
-    return prompt if isinstance(prompt, str) else str(list(prompt.tokens))
+def _text(prompt: Asked | Prompt) -> Any:
+    return str(list(prompt.tokens)) if isinstance(prompt, Prompt) else plain_data(as_question(prompt))

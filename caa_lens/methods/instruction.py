@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa_lens.arguments import as_float, check_count, describe
+from caa_lens.contrast.messages import Asked, as_question, followed_by, plain_data
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.positions import Positions
 from caa_lens.methods.data import check_finite_streams, hash_of, two_sets
@@ -28,6 +29,7 @@ from caa_lens.methods.fitted import Fitted
 from caa_lens.methods.reading import read_all
 from caa_lens.models.checks import check_layers, check_model
 from caa_lens.models.placement import dtype_name
+from caa_lens.prompts.checks import is_question
 from caa_lens.prompts.prompt_formats import PromptFormat, resolve_format
 from caa_lens.provenance import Provenance
 from caa_lens.steering.interventions import Intervention
@@ -111,7 +113,7 @@ def fit_direction(
 
 def fit(
     model: Any,
-    data: Sequence[str] | ContrastSet,
+    data: Sequence[Asked] | ContrastSet,
     *,
     instruction: str | None = None,
     layers: Sequence[int] | None = None,
@@ -142,16 +144,16 @@ def fit(
         positive, negative, provenance = sets.positive, sets.negative, sets.provenance(model, "instruction steering")
         settings = dict(sets.settings)
     else:
-        if isinstance(data, str) or not isinstance(data, Sequence):
+        if is_question(data) or not isinstance(data, Sequence):
             raise TypeError(f"expected a list of questions, or a ContrastSet, got {describe(data)}")
-        questions = [str(one) for one in data]
+        questions = [as_question(one) for one in data]
         if not questions or not instruction:
             missing = "questions" if not questions else "instruction, such as instruction='Answer in upper case.'"
             raise ValueError(f"no {missing} given")
         chosen = resolve_format(model, prompt_format)
         negative, positive = (
             tuple(chosen.encode(model.tokenizer, text, system=system) for text in texts)
-            for texts in (questions, [f"{question} {instruction}" for question in questions])
+            for texts in (questions, [followed_by(question, instruction) for question in questions])
         )
         settings = {"prompt_format": chosen.name, "system": system or "", "instruction": instruction}
         provenance = Provenance(
@@ -161,7 +163,7 @@ def fit(
             prompt_format=chosen.name,
             token_position="last token of the prompt",
             n_pairs=len(questions),
-            dataset_hash=hash_of([questions, instruction]),
+            dataset_hash=hash_of([[plain_data(one) for one in questions], instruction]),
             expression=instruction,
             details={
                 "model_dtype": dtype_name(model),

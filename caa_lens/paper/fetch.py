@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,7 @@ with needed_for("fetching the paper's data"):
 if TYPE_CHECKING:
     import pandas
 
+CONNECT = 5.0  # seconds for a server to answer at all: without a network the user is told what to do at once
 LEFT_OUT = 0.02  # share of a file's questions that may be unusable: they are left out, and told
 
 Rows = dict[str, list[dict[str, str]]]  # of every split
@@ -103,7 +104,10 @@ def fetch(
     ):
         for name, files in plans.items():
             bar.set_postfix_str(name)
-            notes = _fetch_set(name, files, folder, source, timeout)
+            try:
+                notes = _fetch_set(name, files, folder, source, timeout)
+            except DownloadError as error:
+                raise DownloadError(f"{name}: {error}\n{_by_hand(plans, folder, wanted)}") from None
             bar.update(len(files))
             for note in notes:
                 warnings.warn(f"{name}: {note}", PaperDataWarning, stacklevel=2)
@@ -163,14 +167,8 @@ def _fetch_set(
     earlier, record = read_record(folder), read_record(folder)
     fresh = []
     for file in files.values():
-        try:
-            if _obtain(name, file, folder, record, source, timeout):
-                fresh.append(file)
-        except DownloadError as error:
-            raise DownloadError(
-                f"{name}: {error}\nor put these files in place yourself, and run `caa-lens data fetch {name}` again:\n"
-                f"{places(files, folder)}"
-            ) from None
+        if _obtain(name, file, folder, record, source, timeout):
+            fresh.append(file)
         _write_record(folder, record)
     try:
         splits, notes = _converted(name, files, folder)
@@ -185,6 +183,36 @@ def _fetch_set(
     record["sets"][name] = {"source": kind, "files": places_of, "notes": notes}
     _write_record(folder, record)
     return notes
+
+
+def in_place(names: Sequence[str], folder: Path, *, original: bool = False) -> tuple[int, int]:
+    """How many published files of some sets (all, if none is named) are in a data folder, and how many there are."""
+    plans = {name: _plan(name, None, original) for name in names or _available(None, original)}
+    n = sum(len(files) for files in plans.values())
+    return n - len(_missing(plans, folder)), n
+
+
+def _missing(plans: Mapping[str, Mapping[str, PublishedFile]], folder: Path) -> list[PublishedFile]:
+    """The files that are not in their places, or are others than they should be there; each once."""
+    record, found = read_record(folder)["files"], []
+    for files in plans.values():
+        for file in files.values():
+            path, before = folder / file.place, record.get(file.place.as_posix())
+            recorded = before["sha256"] if before and before["revision"] == file.revision else None
+            known = file.sha256 or recorded
+            if not path.is_file() or (known and pooch.file_hash(str(path)) != known):
+                found.append(file)
+    return list(dict.fromkeys(found))
+
+
+def _by_hand(plans: Mapping[str, Mapping[str, PublishedFile]], folder: Path, wanted: Sequence[str]) -> str:
+    """What is still missing of all that was asked for, and where to put it."""
+    missing, n = _missing(plans, folder), sum(len(files) for files in plans.values())
+    there = f"{n - len(missing)} of {n} files are there. " if len(missing) < n else ""
+    return (
+        f"{there}Or put {'this file' if len(missing) == 1 else f'these {len(missing)} files'} in place yourself, and "
+        f"run `{' '.join(['caa-lens data fetch', *wanted])}` again:\n{places(missing, folder)}"
+    )
 
 
 def _obtain(
@@ -246,7 +274,7 @@ def download(url: str, path: Path, *, sha256: str | None = None, timeout: float 
             known_hash=sha256,
             fname=path.name,
             path=path.parent,
-            downloader=pooch.HTTPDownloader(timeout=timeout),
+            downloader=pooch.HTTPDownloader(timeout=(min(CONNECT, timeout), timeout)),
             processor=lambda _, action, __: action,
         )
     except RequestException as error:
@@ -298,7 +326,7 @@ def _converted(name: str, files: dict[str, PublishedFile], folder: Path) -> tupl
     elif "generate" in paths:
         for split in ("generate", "test"):
             splits[split] = _usable(contrast_files.read_pairs(paths[split], dict), paths[split], notes)
-        splits["open_ended"] = [{"question": text} for text in contrast_files.read_questions(paths["open_ended"])]
+        splits["open_ended"] = [{"question": str(text)} for text in contrast_files.read_questions(paths["open_ended"])]
         if both := {row["question"] for row in splits["generate"]} & {row["question"] for row in splits["test"]}:
             notes.append(f"{len(both)} questions are in both halves, e.g. {min(both)!r}")
     else:

@@ -53,7 +53,7 @@ def load_paper_set(behavior: str, folder: str | Path | None = None) -> tuple[Con
     generate = _load(behavior, "generate", folder)
     open_ended = folder / behavior / "open_ended.jsonl"
     questions = contrast_files.read_questions(open_ended) if open_ended.is_file() else []
-    return generate, _load(behavior, "test", folder), questions
+    return generate, _load(behavior, "test", folder), [str(question) for question in questions]
 
 
 def load_paper_questions(name: str, folder: str | Path | None = None) -> tuple[ContrastSet, tuple[str, ...]]:
@@ -141,7 +141,7 @@ def _load(name: str, split: str, folder: Path) -> ContrastSet:
     if not file.is_file():
         raise FileNotFoundError(
             f"the paper's {name!r} is not in {folder}: run `caa-lens data fetch {name}`. Without network, put these "
-            f"files there first:\n{places(authors_files(name), folder)}"
+            f"files there first:\n{places(authors_files(name).values(), folder)}"
         )
     loaded = ContrastSet(name=name, pairs=tuple(contrast_files.read_pairs(file, ContrastPair)), source=str(file))
     loaded.warn_if_unbalanced(stacklevel=4)

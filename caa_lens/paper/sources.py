@@ -12,7 +12,7 @@ stands here; of the others, the first download's is recorded and the later ones 
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,9 +115,9 @@ _EVALS: dict[str, dict[str, str | None]] = {  # behavior: path: SHA-256
 }
 
 
-def places(files: dict[str, PublishedFile], folder: Path) -> str:
+def places(files: Iterable[PublishedFile], folder: Path) -> str:
     """A line for every file: where it is published, and where to put it by hand."""
-    return "\n".join(f"  {file.url}  ->  {folder / file.place}" for file in files.values())
+    return "\n".join(f"  {file.url}  ->  {folder / file.place}" for file in files)
 
 
 def split_anew(

@@ -126,7 +126,7 @@ def similarity_heatmap(frame: pd.DataFrame, measure: str, *, behavior: str, reac
         subtitle=said(model),
         x="layer (0-based block)",
         y="",
-        height=120 + 17 * len(table),
+        height=max(280, 120 + 17 * len(table)),  # the colour bar needs as much
     )
     figure.update_xaxes(type="category", showgrid=False)
     ticks = {"tickmode": "array", "tickvals": list(table.index), "ticktext": [escaped(token) for token in short]}

@@ -32,7 +32,7 @@ CHANGES = ("in_context", "causal", "effect")  # whose probability is a mean chan
 READABLE = "readable"
 BAND = "rgba(128, 128, 128, 0.18)"
 ROW = 22  # pixels a layer
-CELLS = 8  # of a row that two panels side by side have room for; of more, the panels stand on each other
+CELLS = 6  # of a row that two panels side by side have room for; of more, the panels stand on each other
 WIDTH = 840  # pixels below which tokens in cells cannot be read
 LETTER = 6.6  # pixels, about
 AROUND, BETWEEN = 130, 16  # pixels beside the panels, and from one to the next
@@ -282,6 +282,8 @@ def _shared(figure: go.Figure, coloraxis: dict, label: str, places: list[dict[st
     figure.update_yaxes(type="category", showgrid=False)
     if len(places) > 1 and places[1]["col"] == 2:
         figure.update_yaxes(title="", col=2)
+    elif len(places) > 1:
+        figure.update_yaxes(title="layer")  # a panel of few layers has no room for more
     return figure
 
 

@@ -62,6 +62,7 @@ def sweep_heatmap(
         x="multiplier",
         y="layer (0-based block)",
         height=max(320, 110 + 24 * len(table)),
+        cells={"layer": "y", "multiplier": "x"},
     )
 
 
@@ -85,6 +86,7 @@ def dose_response(
         subtitle=said(model, mean_of(n_questions)),
         x="multiplier",
         y=label,
+        cells={"layer": layer, "multiplier": "x"},
     )
 
 

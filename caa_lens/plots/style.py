@@ -11,6 +11,7 @@ a figure fills its page, and can be read from 390 pixels on, unless `styled` was
 
 import html
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -80,6 +81,7 @@ def styled(
     legend: bool = False,
     panels: bool = False,
     min_width: int = NARROW,
+    cells: Mapping[str, str | int] | None = None,
 ) -> go.Figure:
     """Theme, title, names of the axes and margins.
 
@@ -88,6 +90,8 @@ def styled(
         height: in pixels, with one line of title and one of subtitle; more lines make it higher.
         legend: below the figure, whatever it takes.
         panels: whether there are titles of panels.
+        cells: what a point stands for, for a page that shows its questions: the axis (`x`, `y`) that is the `layer`,
+            and the one that is the `multiplier`, or the one layer of all.
         min_width: pixels below which it cannot be read, where such a figure should scroll.
     """
     lines, under = wrapped(title, TITLE_LETTERS) or [""], wrapped(subtitle, SUBTITLE_LETTERS)
@@ -112,7 +116,7 @@ def styled(
         height=round(height + LINE * (len(lines) + len(under) - 2)),
         margin={"l": 50, "r": 16, "t": top + (26 if panels else 0), "b": 46},
         # What a page that shows the title itself needs to know.
-        meta={"title": title, "subtitle": subtitle, "title_height": top - 16, "min_width": min_width},
+        meta={"title": title, "subtitle": subtitle, "title_height": top - 16, "min_width": min_width, "cells": cells},
     )
     if legend:
         below = {"orientation": "h", "x": 0, "xref": "container", "xanchor": "left"}

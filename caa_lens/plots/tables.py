@@ -11,9 +11,9 @@ import pandas as pd
 from caa_lens.plots.style import escaped
 
 CHIP = (
-    "display: inline-block; white-space: pre; max-width: 100%; overflow: hidden; text-overflow: ellipsis; "
-    "vertical-align: bottom; border: 1px solid rgba(128, 128, 128, 0.6); border-radius: 3px; padding: 0 0.3em; "
-    "margin: 1px 3px 1px 0"
+    "display: inline-block; box-sizing: border-box; white-space: pre; max-width: 100%; overflow: hidden; "
+    "text-overflow: ellipsis; vertical-align: bottom; border: 1px solid rgba(128, 128, 128, 0.6); border-radius: 3px; "
+    "padding: 0 0.3em; margin: 1px 3px 1px 0"
 )
 CELL = "text-align: left; vertical-align: top"
 HIGHEST = "24em"  # a long table scrolls

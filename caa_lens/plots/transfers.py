@@ -76,8 +76,7 @@ def decay_curves(
             y=rows["mean"],
             customdata=_with_interval(rows, "target"),
             mode="lines",
-            line={"color": GREY, "width": 1},
-            opacity=0.45,
+            line={"color": GREY, "width": 0.7},
             showlegend=False,
             hovertemplate=f"layer {source}'s vector at layer %{{customdata[1]}}<br>%{{y:.4f}} {ENDS}<extra></extra>",
         )

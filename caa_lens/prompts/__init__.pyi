@@ -1,7 +1,7 @@
 from .prompt_formats import Prompt as Prompt
 from .prompt_formats import PromptFormat as PromptFormat
 from .prompt_formats import resolve_format as resolve_format
-from .prompt_formats import explain as explain
+from .token_table import explain as explain
 from .batches import PromptBatch as PromptBatch
 from .batches import left_pad as left_pad
 from .users_words import GuessedFormatWarning as GuessedFormatWarning

@@ -1,15 +1,17 @@
 """A prompt from the forms a user may write, held against the model that will run it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from caa_lens.arguments import describe
+from caa_lens.contrast.messages import is_messages
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat
 
 
 def as_prompt(
     model: Any, prompt: object, *, prompt_format: PromptFormat | str | None = None, system: str | None = None
 ) -> Prompt:
-    """A prompt, also of a question in words. Raises `TypeError` for anything else."""
+    """A prompt, also of a question in words or in messages. Raises `TypeError` for anything else."""
     if isinstance(prompt, Prompt):
         if system is not None and not isinstance(system, str):
             raise TypeError(f"expected a system prompt in words, got {describe(system)}")
@@ -18,12 +20,38 @@ def as_prompt(
             raise ValueError(f"got {what} for a Prompt, which is taken as it is: give a question, or leave it out")
         check_prompt(model, prompt)
         return prompt
-    if not isinstance(prompt, str):
+    if not is_question(prompt):
         raise TypeError(
-            f"expected a question in words, or a Prompt as Prompt.of makes it, got {describe(prompt)}; several stand "
-            "in a list"
+            f"expected a question in words or in messages, or a Prompt as Prompt.of makes it, got {describe(prompt)}; "
+            "several stand in a list"
         )
-    return Prompt.of(model, prompt, prompt_format=prompt_format, system=system)
+    return Prompt.of(model, prompt, prompt_format=prompt_format, system=system)  # type: ignore[arg-type]
+
+
+def is_question(value: object) -> bool:
+    """Whether a value is one question: words, or a list of messages."""
+    return isinstance(value, str) or is_messages(value)
+
+
+def listed(prompts: Any) -> list[Any]:
+    """One prompt, or a list of several, as a list. A list of messages is one prompt.
+
+    Raises:
+        TypeError: for messages among questions, which would be one conversation or several.
+        ValueError: for an empty list.
+    """
+    if not isinstance(prompts, list | tuple):
+        return [prompts]
+    if is_messages(prompts):
+        return [prompts]
+    if not prompts:
+        raise ValueError("got an empty list: expected a question, a list of messages, or a list of several questions")
+    if any(isinstance(one, Mapping) for one in prompts):
+        raise TypeError(
+            "got messages and questions in one list: a conversation is a list of messages alone, and stands as such in "
+            "a list of several"
+        )
+    return list(prompts)
 
 
 def check_prompt(model: Any, prompt: object) -> None:

@@ -15,7 +15,7 @@ Source: paper section 3 and appendix; the authors' own place of the system promp
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,15 +23,29 @@ from jaxtyping import Int
 from torch import Tensor
 
 from caa_lens.arguments import check_count, check_list
+from caa_lens.contrast.messages import Asked, Message
 from caa_lens.models.checks import check_model
 from caa_lens.prompts.chat_templates import (
+    Converse,
+    Render,
+    as_render,
     is_llama2_template,
     llama2_base,
     llama2_chat,
     llama2_chat_meta,
+    llama2_turns,
+    raw_text,
     template_renderer,
 )
-from caa_lens.prompts.token_spans import encode_as_text, encode_whole, find_special_tokens, mask, token_span
+from caa_lens.prompts.token_spans import (
+    check_offsets,
+    encode_as_text,
+    encode_whole,
+    find_special_tokens,
+    mask,
+    token_span,
+)
+from caa_lens.prompts.turns import Turn, check_held, messages_of, places, rendered, without_blanks
 from caa_lens.prompts.users_words import GuessedFormatWarning, check_text, warn_of_words
 
 
@@ -47,6 +61,7 @@ class Prompt:
         answer_start: index of the answer's first token; `len(tokens)` if there is no answer.
         read: half-open span of the tokens that extraction reads: the letter, or the whole completion.
         format_name: of the format that made it; `explain` shows it.
+        turns: of a conversation, each message's role and the half-open span of the tokens of its words.
     """
 
     text: str
@@ -55,18 +70,19 @@ class Prompt:
     answer_start: int
     read: tuple[int, int]
     format_name: str = field(default="as given", compare=False)
+    turns: tuple[Turn, ...] = field(default=(), compare=False)
 
     @classmethod
     def of(
         cls,
         model: Any,
-        question: str,
+        question: Asked,
         answer: str = "",
         *,
         system: str | None = None,
         prompt_format: "PromptFormat | str | None" = None,
     ) -> "Prompt":
-        """A question, with (the beginning of) an answer, in the model's own format; see `PromptFormat.encode`.
+        """A question (words or messages), with (the beginning of) an answer, in the model's own format; see `encode`.
 
         prompt = Prompt.of(model, "How was your day?")
         logits = model(torch.tensor([prompt.tokens]))
@@ -113,6 +129,7 @@ class PromptFormat:
     Attributes:
         name: recorded in provenance; options other than the defaults are appended to it.
         render: `(question, system) -> text`, up to and including the instruction's last token.
+        converse: the same of several turns, `(messages, tokenizer) -> text`; None if the format holds one question.
         separator: what stands between the instruction and the answer.
         prepend_bos: whether the tokenizer's BOS is put in front, once.
         strip: whether blanks around the question are left out, as the CAA authors' code does in Llama 2's formats,
@@ -124,9 +141,10 @@ class PromptFormat:
     """
 
     name: str
-    render: Callable[[str, str | None], str] = field(repr=False)
+    render: Render = field(repr=False)
     separator: str
     prepend_bos: bool
+    converse: Converse | None = field(default=None, repr=False)
     strip: bool = False
     special_tokens_as_text: bool = False
     start_offset: int = 0
@@ -144,7 +162,7 @@ class PromptFormat:
     def encode(
         self,
         tokenizer: Any,
-        question: str,
+        question: Asked,
         answer: str = "",
         *,
         system: str | None = None,
@@ -155,7 +173,7 @@ class PromptFormat:
 
         Args:
             tokenizer: a fast Hugging Face tokenizer (it must give character offsets).
-            question: the user's words.
+            question: the user's words; or messages, `{"role": ..., "content": ...}`, that end with the user's.
             answer: the answer's text, or "" for a prompt to generate from.
             system: system prompt, if any.
             read: character span of `answer` that extraction reads; the whole answer by default.
@@ -164,34 +182,28 @@ class PromptFormat:
         Raises:
             TypeError: if the tokenizer is missing or gives no character offsets, or a text is not a `str`.
             ValueError: if the question is empty, a text holds half a surrogate pair, the format drops or changes the
-                question or the system prompt, or BOS is asked of a tokenizer that has none.
+                question or the system prompt, or BOS is asked of a tokenizer that has none; for messages that the
+                format does not take, or that hold a system prompt beside `system`.
 
         Warns:
             TemplateInQuestionWarning: if the question contains marks of this format.
             SpecialTokenWarning: if the words contain other special tokens.
             StrippedQuestionWarning: if blanks around the question are left out.
         """
-        if tokenizer is None:
-            raise TypeError("this model has no tokenizer: load it from a folder that has tokenizer files")
-        if not tokenizer.is_fast:
-            raise TypeError(
-                f"{type(tokenizer).__name__} gives no character offsets, which positions are computed from: "
-                "load the fast tokenizer (AutoTokenizer with use_fast=True)"
-            )
-        if not isinstance(question, str):
-            raise TypeError(f"expected one question in words, got {type(question).__name__}")
-        check_text("question", question)
+        check_offsets(tokenizer)
+        messages = messages_of(question, system)
         check_text("answer", answer)
-        if system is not None:
-            check_text("system prompt", system)
-        if not question.strip():
-            raise ValueError("the question is empty: expected some text")
         if warn:
             warn_of_words(self, tokenizer, [question], [answer], system=system)
-        asked = question.strip() if self.strip else question
-        instruction = self._instruction(asked, system)
+        if self.render is raw_text and not isinstance(question, str):
+            raise ValueError(
+                "got messages for the format 'raw', which takes a text as it is: give a text, or choose a format with "
+                "a chat template, prompt_format='chat-template'"
+            )
+        said = without_blanks(messages) if self.strip else messages
+        instruction = self._instruction(tokenizer, said)
         text = instruction + (self.separator + answer if answer else "")
-        tokens, spans = self._tokenize(tokenizer, text, asked, answer, system)
+        tokens, spans = self._tokenize(tokenizer, text, said, answer)
         if self.prepend_bos:
             if tokenizer.bos_token_id is None:
                 raise ValueError(
@@ -207,6 +219,9 @@ class PromptFormat:
         if answer:
             answer_start, _ = token_span(spans, len(instruction), len(text), text)
             read_span = token_span(spans, answer_char + first, answer_char + last, text)
+        spoken: tuple[Turn, ...] = ()
+        if not isinstance(question, str):
+            spoken = places(instruction, said, lambda other: rendered(self, other, tokenizer))
         return Prompt(
             text=text,
             tokens=tuple(tokens),
@@ -214,25 +229,22 @@ class PromptFormat:
             answer_start=answer_start,
             read=read_span,
             format_name=self.name,
+            turns=tuple((role, *token_span(spans, start, stop, text)) for role, start, stop in spoken),
         )
 
-    def _instruction(self, question: str, system: str | None) -> str:
-        """The rendered question, which must hold what it was given: provenance says that it does."""
-        instruction = self.render(question, system)
-        for what, words in (("question", question.strip()), ("system prompt", system)):
-            if words and words not in instruction:
-                raise ValueError(
-                    f"the prompt format {self.name!r} drops or changes the {what} {words[:60]!r}: give it as the "
-                    f"format wants it{', leave it out' if what == 'system prompt' else ''}, or mend the format's render"
-                )
+    def _instruction(self, tokenizer: Any, messages: Sequence[Message]) -> str:
+        """The rendered messages, which must hold what they were given: provenance says that they do."""
+        instruction = rendered(self, messages, tokenizer)
+        check_held(self.name, instruction, messages)
         return instruction
 
-    def _tokenize(self, tokenizer: Any, text: str, question: str, answer: str, system: str | None) -> Any:
-        words = (question, answer, system or "")
+    def _tokenize(self, tokenizer: Any, text: str, messages: Sequence[Message], answer: str) -> Any:
+        words = [*(content for _, content in messages), answer]
         if not self.special_tokens_as_text or not any(find_special_tokens(tokenizer, one) for one in words):
             return encode_whole(tokenizer, text)
-        asked, answered, told = mask(tokenizer, *words)
-        masked = self._instruction(asked, told or None) + (self.separator + answered if answer else "")
+        *said, answered = mask(tokenizer, *words)
+        hidden = [Message(role, one) for (role, _), one in zip(messages, said, strict=True)]
+        masked = self._instruction(tokenizer, hidden) + (self.separator + answered if answer else "")
         if len(masked) != len(text):
             raise ValueError(
                 f"the prompt format {self.name!r} makes another text of a question with special tokens: take them out "
@@ -241,9 +253,11 @@ class PromptFormat:
         return encode_as_text(tokenizer, text, masked)
 
 
-LLAMA2_CHAT = PromptFormat(name="llama2-chat", render=llama2_chat, separator=" ", prepend_bos=True, strip=True)
-LLAMA2_CHAT_META = replace(LLAMA2_CHAT, name="llama2-chat-meta", render=llama2_chat_meta)
-LLAMA2_BASE = replace(LLAMA2_CHAT, name="llama2-base", render=llama2_base)
+LLAMA2_BASE = PromptFormat(name="llama2-base", render=llama2_base, separator=" ", prepend_bos=True, strip=True)
+LLAMA2_CHAT, LLAMA2_CHAT_META = (
+    replace(LLAMA2_BASE, name=name, render=render, converse=llama2_turns(render))
+    for name, render in (("llama2-chat", llama2_chat), ("llama2-chat-meta", llama2_chat_meta))
+)
 FORMATS = {fmt.name: fmt for fmt in (LLAMA2_CHAT, LLAMA2_CHAT_META, LLAMA2_BASE)}
 
 # A hub id, in which the owner may be anyone's copy. A folder's name, which anyone may choose, has no owner.
@@ -254,14 +268,28 @@ def chat_template_format(tokenizer: Any) -> PromptFormat:
     """The tokenizer's own chat template. It writes its special tokens itself, so no BOS is added to it.
 
     Steering starts at the last token of the generation prompt, the counterpart of the last token of `[/INST]`. A
-    question that the template strips, shortens or drops is refused, and so is a system prompt that it does not take.
+    question that the template strips, shortens or drops is refused, and so are a system prompt and turns that it does
+    not take.
 
     Raises:
         ValueError: if the tokenizer has no chat template.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("this tokenizer has no chat template: use prompts.LLAMA2_BASE or a PromptFormat of your own")
-    return PromptFormat(name="chat-template", render=template_renderer(tokenizer), separator="", prepend_bos=False)
+    converse = template_renderer(tokenizer)
+    render = as_render(converse, tokenizer)
+    return PromptFormat(name="chat-template", render=render, separator="", prepend_bos=False, converse=converse)
+
+
+def raw_format(tokenizer: Any) -> PromptFormat:
+    """A text as it is, without any template: what a base model goes on with.
+
+    The answer follows directly, without a separator. Steering starts at the text's last token, that of its last
+    character that is no blank. BOS is put in front where the tokenizer itself puts it in front of a text.
+    """
+    bos = getattr(tokenizer, "bos_token_id", None)
+    prepend_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+    return PromptFormat(name="raw", render=raw_text, separator="", prepend_bos=prepend_bos)
 
 
 def default_format(model: Any) -> PromptFormat:
@@ -294,17 +322,19 @@ def default_format(model: Any) -> PromptFormat:
 
 
 def resolve_format(model: Any, prompt_format: PromptFormat | str | None) -> PromptFormat:
-    """A format given as such, by name (`llama2-chat`, `llama2-chat-meta`, `llama2-base`, `chat-template`), or None."""
+    """A format as such, by name (`llama2-chat`, `llama2-chat-meta`, `llama2-base`, `chat-template`, `raw`), or None."""
     if prompt_format is None:
         return default_format(model)
     if isinstance(prompt_format, PromptFormat):
         return prompt_format
     if prompt_format == "chat-template":
         return chat_template_format(model.tokenizer)
+    if prompt_format == "raw":
+        return raw_format(model.tokenizer)
     if prompt_format not in FORMATS:
         raise ValueError(
-            f"unknown prompt format {prompt_format!r}: expected one of {', '.join([*FORMATS, 'chat-template'])}, "
-            "or a PromptFormat"
+            f"unknown prompt format {prompt_format!r}: expected one of {', '.join(FORMATS)}, chat-template, raw, or a "
+            "PromptFormat"
         )
     return FORMATS[prompt_format]
 
@@ -312,7 +342,7 @@ def resolve_format(model: Any, prompt_format: PromptFormat | str | None) -> Prom
 def encode_answer(
     prompt_format: PromptFormat,
     tokenizer: Any,
-    question: str,
+    question: Asked,
     answer: str,
     *,
     system: str | None = None,
@@ -326,7 +356,7 @@ def encode_answer(
 def encode_letters(
     prompt_format: PromptFormat,
     tokenizer: Any,
-    question: str,
+    question: Asked,
     letters: Sequence[str],
     *,
     system: str | None = None,
@@ -356,17 +386,3 @@ def encode_letters(
     if len(set(ids)) != len(ids):
         raise ValueError(f"the letters {tuple(letters)} have token ids {ids}, expected distinct ones")
     return opened, tuple(ids)
-
-
-def explain(prompt: Prompt, tokenizer: Any, *, steered: Sequence[bool] | None = None) -> str:
-    """A table of a prompt's tokens, headed by its format's name: which are read, which steered (by default its own)."""
-    marked = [pos >= prompt.steer_start for pos in range(len(prompt))] if steered is None else steered
-    lines = [f"format: {prompt.format_name}", f"{'pos':>4} {'id':>6}  {'token':<20} read steered"]
-    for pos, token in enumerate(prompt.tokens):
-        read = "read" if prompt.read[0] <= pos < prompt.read[1] and prompt.answer_start < len(prompt) else ""
-        mark = "steered" if marked[pos] else ""
-        piece = "" if tokenizer is None else repr(tokenizer.convert_ids_to_tokens(token))
-        lines.append(f"{pos:>4} {token:>6}  {piece:<20} {read:<4} {mark}".rstrip())
-    if steered is None:
-        lines.append("and every generated token is steered")
-    return "\n".join(lines)

@@ -16,6 +16,17 @@ Encoded = tuple[list[int], list[tuple[int, int]]]
 _MASKS = "\ue000\uf8ff\u2400\u25a1"  # a character that no text here holds stands for every one of a special token
 
 
+def check_offsets(tokenizer: Any) -> None:
+    """Raises `TypeError` if a tokenizer is missing, or gives no character offsets."""
+    if tokenizer is None:
+        raise TypeError("this model has no tokenizer: load it from a folder that has tokenizer files")
+    if not tokenizer.is_fast:
+        raise TypeError(
+            f"{type(tokenizer).__name__} gives no character offsets, which positions are computed from: "
+            "load the fast tokenizer (AutoTokenizer with use_fast=True)"
+        )
+
+
 def encode_whole(tokenizer: Any, text: str, *, as_text: bool = False) -> Encoded:
     """Tokenize a text at once, without adding anything to it."""
     options = {"split_special_tokens": True} if as_text else {}

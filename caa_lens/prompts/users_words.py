@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from caa_lens.contrast.messages import Asked, as_question, texts_of
 from caa_lens.prompts.token_spans import special_tokens
 
 
@@ -39,7 +40,7 @@ def check_text(what: str, words: object) -> None:
 def warn_of_words(
     prompt_format: Any,
     tokenizer: Any,
-    questions: Sequence[str],
+    questions: Sequence[Asked],
     answers: Iterable[str] = (),
     *,
     system: str | None = None,
@@ -54,7 +55,8 @@ def warn_of_words(
     if system is not None:
         check_text("system prompt", system)
     many = len(questions) > 1
-    stripped = sum(question != question.strip() for question in questions) if prompt_format.strip else 0
+    asked = [texts_of(as_question(question)) for question in questions]
+    stripped = sum(any(text != text.strip() for text in one) for one in asked) if prompt_format.strip else 0
     if stripped:
         of = f"{stripped} of {len(questions)} questions" if many else "the question"
         warnings.warn(
@@ -67,14 +69,14 @@ def warn_of_words(
         return
     special = () if prompt_format.special_tokens_as_text else special_tokens(tokenizer)
     marks = (*special, "[INST]")
-    texts = [*questions, *answers, system or ""]
+    texts = [*(text for one in asked for text in one), *answers, system or ""]
     found = [mark for mark in marks if any(mark in text for text in texts)]
     if not found:
         return
     around = prompt_format.render("words", None)
-    twice = [mark for mark in found if mark in around and any(mark in question for question in questions)]
+    twice = [mark for mark in found if mark in around and any(mark in text for one in asked for text in one)]
     if twice:
-        n = sum(any(mark in question for mark in twice) for question in questions)
+        n = sum(any(mark in text for mark in twice for text in one) for one in asked)
         of = f"{n} of {len(questions)} questions contain" if many else "the question contains"
         warnings.warn(
             f"{of} {_listed(twice)}, {'marks' if len(twice) > 1 else 'a mark'} of the format {prompt_format.name!r}, "

@@ -1,5 +1,6 @@
 from .page import write_report as write_report
 from .page import Section as Section
+from .cells import cells_of as cells_of
 from .comparisons import comparison_section as comparison_section
 from .trust import trust_section as trust_section
 from .trust import reliability_section as reliability_section

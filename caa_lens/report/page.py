@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from caa_lens.atomic_files import write_atomically
 from caa_lens.extras import needed_for
+from caa_lens.report.cells import Cells
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +50,7 @@ class Section:
         figures: plotly figures.
         tokens: texts with coloured tokens.
         texts: groups of labelled texts to read side by side, `(name of the group, [(label, text), ...])`.
+        cells: the questions behind the figures' cells, which a click on one, or a choice below them, shows.
         tables: frames, or `(caption, frame)`, shown with their columns (reset the index to show it).
         skipped: why there is nothing but a title.
     """
@@ -60,6 +62,7 @@ class Section:
     figures: "Sequence[go.Figure]" = ()
     tokens: Sequence[ColoredText] = ()
     texts: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
+    cells: Cells | None = None
     tables: "Sequence[pd.DataFrame | tuple[str, pd.DataFrame]]" = ()
     skipped: str = ""
 
@@ -132,6 +135,7 @@ def _rendered(section: Section, anchor: str) -> dict[str, object]:
             {"caption": one.caption, "tokens": [(text, value, _colour(value, one.bound)) for text, value in one.tokens]}
             for one in section.tokens
         ],
+        "cells": section.cells and section.cells.plain(),
         "texts": section.texts,
         "tables": [
             {
@@ -165,6 +169,7 @@ def _rendered_figure(figure: "go.Figure") -> dict[str, object]:
         "subtitle": about.get("subtitle", ""),
         "html": untitled.to_html(full_html=False, include_plotlyjs=False, config=config),
         "min_width": width if width > NARROWEST else 0,
+        "cells": about.get("cells"),
     }
 
 

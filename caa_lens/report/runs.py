@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from caa_lens.atomic_files import write_atomically
+from caa_lens.report.cells import Cells
 from caa_lens.report.page import ColoredText, Part, Section, write_parts
 
 FORMAT_VERSION = 1
@@ -32,6 +33,7 @@ def save_section(section: Section, path: str | Path) -> Path:
         for one in section.tokens
     ]
     content["texts"] = [[name, [list(text) for text in texts]] for name, texts in section.texts]
+    content["cells"] = section.cells and section.cells.plain()
     content["tables"] = [
         {"caption": caption, **json.loads(table.to_json(orient="split", index=False, double_precision=15))}
         for caption, table in section.captioned_tables()
@@ -63,6 +65,7 @@ def load_section(path: str | Path) -> Section:
                 for one in content["tokens"]
             ],
             texts=[(name, [(label, text) for label, text in texts]) for name, texts in content["texts"]],
+            cells=Cells.of_plain(content["cells"]) if content.get("cells") else None,
             tables=[(one["caption"], pd.DataFrame(one["data"], columns=one["columns"])) for one in content["tables"]],
         )
     except RunFolderError:

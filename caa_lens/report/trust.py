@@ -61,9 +61,12 @@ def slopes_told(result: Any, layer: int) -> str:
     row = result.summary().set_index("layer").loc[layer]
     if not row["n_questions"]:
         return f"Layer {layer}: no question has a slope, as scores are NaN."
+    of_mean = "one question, so no interval"
+    if row["low"] == row["low"]:
+        of_mean = f"95 % interval {row['low']:+.3f} to {row['high']:+.3f}"
     return (
-        f"At layer {layer} the score changes by {row['mean']:+.3f} a multiplier (95 % interval {row['low']:+.3f} to "
-        f"{row['high']:+.3f}); {row['n_wrong']:.0f} of {row['n_questions']:.0f} questions move the wrong way "
+        f"At layer {layer} the score changes by {row['mean']:+.3f} a multiplier ({of_mean}); "
+        f"{row['n_wrong']:.0f} of {row['n_questions']:.0f} questions move the wrong way "
         f"({row['wrong']:.0%}, interval {row['wrong_low']:.0%} to {row['wrong_high']:.0%})."
     )
 

@@ -2,6 +2,7 @@ from .interventions import Intervention as Intervention
 from .interventions import Gate as Gate
 from .steered_block import steer as steer
 from .generation import generate as generate
+from .generated_text import GeneratedText as GeneratedText
 from .generation import generate_stream as generate_stream
 from .generation import generate_tokens as generate_tokens
 from .steered_runs import NothingSteeredWarning as NothingSteeredWarning

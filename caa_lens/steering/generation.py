@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from caa_lens.arguments import as_float, as_seed, check_count
+from caa_lens.contrast.messages import Asked
 from caa_lens.engine import shared_prefix
 from caa_lens.engine.edits import Edit, inside_blocks
 from caa_lens.engine.overflow import check_finite
@@ -31,8 +32,9 @@ from caa_lens.models.placement import device_of_tokens
 from caa_lens.models.structure import structure_of
 from caa_lens.models.unembedding import final_logits
 from caa_lens.prompts.batches import PromptBatch, left_pad
-from caa_lens.prompts.checks import as_prompt, check_prompt
+from caa_lens.prompts.checks import as_prompt, check_prompt, is_question, listed
 from caa_lens.prompts.prompt_formats import Prompt, PromptFormat
+from caa_lens.steering.generated_text import GeneratedText
 from caa_lens.steering.interventions import Steering, as_interventions
 from caa_lens.steering.placing import placed
 from caa_lens.steering.steered_runs import warn_past_the_end
@@ -44,7 +46,7 @@ Forward = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch d_model"]]
 
 def generate(
     model: Any,
-    prompt: str | Prompt | Sequence[str | Prompt],
+    prompt: Asked | Prompt | Sequence[Asked | Prompt],
     vectors: Sequence[Steering] = (),
     *,
     max_new_tokens: int = 100,
@@ -53,11 +55,13 @@ def generate(
     system: str | None = None,
     prompt_format: PromptFormat | str | None = None,
     use_cache: bool = True,
-) -> str | list[str]:
+) -> GeneratedText | list[GeneratedText]:
     """Steered text: a string for one prompt, a list for several prompts or for a multiplier `[batch]`.
 
+    A string knows whether it is `cut`, by `max_new_tokens`; then its `shown` ends with an ellipsis.
+
     Args:
-        prompt: a question (put into the model's format) or a `Prompt`; or several of them.
+        prompt: a question (words, or a list of messages, put into the model's format) or a `Prompt`; or several.
         vectors: vectors, `(vector, multiplier)` pairs or `Intervention`s, which act from the instruction's end on
             unless an intervention says another start or positions. With one prompt, a multiplier tensor `[batch]` gives
             one text for each of its entries.
@@ -71,12 +75,12 @@ def generate(
             not finite in the model's dtype.
     """
     check_model(model)
-    given = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
+    given = listed(prompt)
     prompts = [as_prompt(model, one, prompt_format=prompt_format, system=system) for one in given]
     rows = {len(m) for i in as_interventions(model, vectors) if (m := torch.as_tensor(i.multiplier)).ndim}
     check_count("max_new_tokens", max_new_tokens)
     _check_text(model)
-    single = isinstance(prompt, str | Prompt) and not rows
+    single = (isinstance(prompt, Prompt) or is_question(prompt)) and not rows
     if len(prompts) == 1 and rows:
         prompts = prompts * max(rows)
     steps = generate_tokens(
@@ -89,13 +93,14 @@ def generate(
         use_cache=use_cache,
     )
     tokens = torch.stack(list(steps), dim=1).tolist()
-    texts = [_decode(model, row) for row in tokens]
+    eos = model.tokenizer.eos_token_id
+    texts = [GeneratedText(_decode(model, row), cut=eos not in row) for row in tokens]
     return texts[0] if single else texts
 
 
 def generate_stream(
     model: Any,
-    prompt: str | Prompt,
+    prompt: Asked | Prompt,
     vectors: Sequence[Steering] = (),
     *,
     max_new_tokens: int = 100,

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caa_lens.contrast.messages import Asked
 from caa_lens.engine.positions import Positions, Reach, check_positions, chosen
 from caa_lens.models.checks import check_model
 from caa_lens.models.placement import device_of_tokens
 from caa_lens.prompts.batches import PromptBatch, left_pad
-from caa_lens.prompts.checks import as_prompt
-from caa_lens.prompts.prompt_formats import Prompt, explain
+from caa_lens.prompts.checks import as_prompt, listed
+from caa_lens.prompts.prompt_formats import Prompt
+from caa_lens.prompts.token_table import explain
 from caa_lens.steering.interventions import POSITIONS, Intervention, Steering, as_interventions
 from caa_lens.steering.open_blocks import OpenBlock
 from caa_lens.steering.placing import placed, placed_span
@@ -31,7 +33,7 @@ class OverlappingBlocksWarning(UserWarning):
 def steer(
     model: Any,
     *vectors: Steering,
-    prompt: str | Prompt | Sequence[str | Prompt] | None = None,
+    prompt: Asked | Prompt | Sequence[Asked | Prompt] | None = None,
     start: int | Tensor | None = None,
     positions: str | Positions | None = None,
     multiplier: float | int | Tensor = 1.0,
@@ -50,8 +52,8 @@ def steer(
         vectors: vectors, `(vector, multiplier)` pairs or `Intervention`s, of any layers. What an intervention itself
             says (multiplier, start, positions) comes before what is said here.
         prompt: what will be run; steering starts at its instruction's last token, so every prompt takes a block of its
-            own. A string is put into the model's own prompt format: run the tokens of that, since
-            `model.to_tokens(string)` is shorter and ends before steering starts. Several prompts mean a left-padded
+            own. A string, or a list of messages, is put into the model's own prompt format: run the tokens of that,
+            since `model.to_tokens(string)` is shorter and ends before steering starts. Several prompts mean a padded
             batch of them, as `caa_lens.prompts.left_pad(prompts, n_ctx=...)` makes it: run its `tokens` with its
             `attention_mask`.
         start: instead of a prompt, the first steered position in padded coordinates, a number or `[batch]`; 0 steers
@@ -87,8 +89,7 @@ def steer(
             "positions=...; or in every vector, as an Intervention"
         )
     if prompt is not None:
-        given = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
-        prompts = [as_prompt(model, one) for one in given]
+        prompts = [as_prompt(model, one) for one in listed(prompt)]
         batch = left_pad(prompts, n_ctx=model.cfg.n_ctx, device=device_of_tokens(model))
         if isinstance(positions, str) and positions in POSITIONS:
             where = placed_span(positions, prompts, batch.padding.tolist())

@@ -32,6 +32,7 @@ from caa_lens.prompts.prompt_formats import PromptFormat
 from caa_lens.provenance import last_part
 from caa_lens.results import Result
 from caa_lens.steering.interventions import Intervention
+from caa_lens.stops import kept_if_stopped
 from caa_lens.transfers.effects import check_measure, effect_summary, effect_table, measured
 from caa_lens.vectors.checks import check_vector_set
 from caa_lens.vectors.steering_vectors import SteeringVector, SteeringVectors
@@ -197,15 +198,16 @@ def transfer_layers(
     norms = _wanted_norms(model, test, vectors, targets, size, prompt_format, system, progress)
     cells = [(source, target) for source in vectors.layers for target in targets]
     added = [_moved(vectors[source], target, norms) for source, target in cells]
-    scores = score_answers(
-        model,
-        test,
-        [(), *((Intervention(vector=vector, multiplier=multiplier),) for vector in added)],
-        prompt_format=prompt_format,
-        system=system,
-        max_tokens=max_tokens,
-        progress=progress,
-    )
+    with kept_if_stopped():
+        scores = score_answers(
+            model,
+            test,
+            [(), *((Intervention(vector=vector, multiplier=multiplier),) for vector in added)],
+            prompt_format=prompt_format,
+            system=system,
+            max_tokens=max_tokens,
+            progress=progress,
+        )
     metric, values = measured(scores, measure)  # [pair condition], the unsteered model first
     norm = np.array([vector.norm for vector in added])
     unit = (multiplier or 1) * (norm if per == "norm" else 1)

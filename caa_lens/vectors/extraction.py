@@ -28,7 +28,8 @@ from caa_lens.models.checks import check_layers, check_model
 from caa_lens.models.placement import dtype_name, dtype_of
 from caa_lens.prompts.pair_prompts import encode_pairs
 from caa_lens.prompts.prompt_formats import PromptFormat, resolve_format
-from caa_lens.provenance import PAIR_HASHES, Provenance, layer_ranges
+from caa_lens.provenance import Provenance, layer_ranges
+from caa_lens.stops import kept_if_stopped
 from caa_lens.vectors.steering_vectors import SteeringVectors
 
 
@@ -129,7 +130,7 @@ def extract(
     prompts = encode_pairs(model, pairs, prompt_format, system=system)
     batches = read_pairs(model, prompts, layers=layers, batch_size=batch_size)
     bar = tqdm(total=len(prompts), desc=f"extract {pairs.behavior}", unit="pair", disable=not progress)
-    with bar, torch.no_grad():
+    with bar, torch.no_grad(), kept_if_stopped():
         if estimate is mean_difference:
             directions, noise = _streaming_mean_difference(batches, len(prompts), bar)
         else:
@@ -153,7 +154,6 @@ def extract(
             dataset_hash=pairs.content_hash,
             expression=pairs.behavior,
             details={
-                PAIR_HASHES: " ".join(pairs.pair_hashes),
                 **pairs.provenance_details,
                 "model_dtype": dtype_name(model),
                 **({"system": system} if system else {}),

@@ -22,13 +22,14 @@ from torch import Tensor
 
 from caa_lens.atomic_files import write_atomically
 from caa_lens.file_kinds import VectorFileError, are_weights, contents, expanded, printable, some, what_is
-from caa_lens.provenance import HOOK_POINT, Provenance
+from caa_lens.provenance import FORMER_NAMES, HOOK_POINT, Provenance
 from caa_lens.vectors.algebra.rules import check_layers_of_rows
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 LAYER_CONVENTION = "0-based block; directions live at the block's output"
 KEYS_1 = {"caa_lens_format", "hook_point", "layer_convention", "layers", "dtype", *(f.name for f in fields(Provenance))}
-KEYS = {"1": KEYS_1, "2": KEYS_1 | {"library_versions", "checksum"}}
+KEYS_2 = KEYS_1 | {"library_versions", "checksum"}
+KEYS = {"1": KEYS_1, "2": KEYS_2, "3": KEYS_2}  # 3: models by the names that they have now
 MAX_HEADER = 2**20
 _DTYPES = {
     "F64": torch.float64,
@@ -136,7 +137,8 @@ def _decode(data: bytes) -> Parts:
             f"{len(tensors)} of them, {some(sorted(tensors)) or 'none'}"
         )
     if version not in KEYS:
-        readable = " and ".join(KEYS)
+        *others, newest = KEYS
+        readable = f"{', '.join(others)} and {newest}"
         raise VectorFileError(
             f"has format version '{printable(version)}', this library reads {readable}: update caa_lens"
         )
@@ -175,6 +177,8 @@ def _parts(metadata: dict[str, str], tensor: dict[str, Any]) -> Parts:
         raise ValueError(f"n_pairs is {metadata['n_pairs'][:80]!r}, expected a number")
     known: dict[str, Any] = {f.name: metadata[f.name] for f in fields(Provenance)}
     known |= {"n_pairs": int(metadata["n_pairs"]), "details": details}
+    if metadata["caa_lens_format"] in ("1", "2"):
+        known["model"] = FORMER_NAMES.get(known["model"], known["model"])
     # A bytearray, because torch wants memory that may be written to.
     directions = torch.frombuffer(bytearray(tensor["data"]), dtype=dtype).reshape(tensor["shape"])
     check_layers_of_rows(directions, layers)

@@ -14,6 +14,7 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 from caa_lens.measures.calibrating.calibrated import Calibration
+from caa_lens.steering.generated_text import shown
 
 PROMPT = "Write a few sentences about a rainy afternoon."
 
@@ -34,7 +35,8 @@ def main() -> None:
     found = Calibration.load(folder / "calibration.parquet")
     texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))[PROMPT]
     rows = "".join(
-        f"<dt>{'unsteered' if m == '+0' else m}</dt><dd style='background:{SHADES[m]}'>{html.escape(text)} …</dd>"
+        f"<dt>{'unsteered' if m == '+0' else m}</dt>"
+        f"<dd style='background:{SHADES[m]}'>{html.escape(shown(**text))}</dd>"
         for m, text in texts.items()
     )
     figure = found.sweep.plot_layer(found.layer).update_layout(height=500, font={"color": "#1d2433"})

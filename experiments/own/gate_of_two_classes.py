@@ -5,7 +5,7 @@
 Asked: InferAligner's gate, its formula unchanged, on two harmless classes, questions about cooking (open) and about
 programming (closed): how often it is right on questions that it was not fitted on, by layer; how often it opens at
 neutral questions; and the divergence of the answers when the cooking direction is added behind it. The paper gates
-harmful requests, guided by a safer model. What was found on SmolLM2-135M stands in `docs/methods.md`.
+harmful requests, guided by a safer model. What was found on the demo model stands in `docs/methods.md`.
 """
 
 import pandas as pd
@@ -106,7 +106,7 @@ def main() -> None:
     )
     for question in (held_out[0][0], held_out[1][0], REPORTING[0]):
         plain, steered = (cl.generate(model, question, list(some), max_new_tokens=24) for some in ((), condition))
-        print(f"\n{question}\n  without: {plain!r}\n  with:    {steered!r}")
+        print(f"\n{question}\n  without: {plain.shown!r}\n  with:    {steered.shown!r}")
 
 
 if __name__ == "__main__":

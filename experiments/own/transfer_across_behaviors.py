@@ -4,7 +4,7 @@
 
 Asked: the grid of behaviors by test sets beside the cosines of their vectors (normalised across behaviors, as in the
 paper), and a sentiment vector extracted with one kind of prompt and used with another. The paper asks neither; it
-finds vectors of the base model's format at work in the chat model (Figure 10). What was found on SmolLM2-135M stands
+finds vectors of the base model's format at work in the chat model (Figure 10). What was found on the demo model stands
 in `docs/interpretation.md`, with this command.
 """
 

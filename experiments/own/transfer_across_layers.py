@@ -5,7 +5,7 @@
 Asked: the effect of layer i's sentiment vector added at layer j, as it is and rescaled to layer j's own norm; how far a
 vector carries; whether the cosine of two layers' vectors predicts it. The paper (Figure 8) adds the layer-13 vector of
 Llama 2 7B at all other layers: it works at many, at some earlier ones even better, and drops steeply around 17. What
-was found on SmolLM2-135M stands in `docs/interpretation.md`, with this command.
+was found on the demo model stands in `docs/interpretation.md`, with this command.
 """
 
 from pathlib import Path

@@ -5,7 +5,7 @@
 Asked: the cosine of sentiment vectors before and after a short finetune, layer by layer, and the old vectors' effect in
 the finetuned model (the paper's Figures 9 and 10, base against chat; here a short finetune of our own);
 then a linear map between the two streams, with its held-out R^2, and the effect of what it carries. Only one model is
-in memory at any time: vectors and activations go through files. What was found on SmolLM2-135M stands in
+in memory at any time: vectors and activations go through files. What was found on the demo model stands in
 `docs/interpretation.md`, with this command.
 """
 

@@ -8,7 +8,7 @@ beside the residual stream; (4) does a vector act by itself or through the layer
 
 The paper (its section 7 and appendices) shows that letter-token activations of Llama 2 7B separate by behavior
 suddenly, at about a third of the depth, and that tokens expressing the behavior are similar to its vector. What was
-found on SmolLM2-135M stands in `docs/interpretation.md`, with this command.
+found on the demo model stands in `docs/interpretation.md`, with this command.
 """
 
 import pandas as pd

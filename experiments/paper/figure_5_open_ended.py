@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from caa_lens.prompts.prompt_formats import PromptFormat
     from caa_lens.report.page import Section
+    from caa_lens.steering.generated_text import GeneratedText
     from experiments.running.context import Context
     from experiments.running.settings import RunConfig
 
@@ -51,7 +52,7 @@ def run(unit: Unit, context: "Context") -> "pd.DataFrame":
 def answers(
     model: Any, behavior: str, multiplier: float, context: "Context", *, prompt_format: "PromptFormat | None" = None
 ) -> "pd.DataFrame":
-    """A model's steered answers to a behavior's prompts: `prompt, question, answer, layer, multiplier`.
+    """A model's steered answers to a behavior's prompts: `prompt, question, answer, cut, layer, multiplier`.
 
     Args:
         prompt_format: the model's own by default; of a copy of a model, give the original's.
@@ -62,7 +63,7 @@ def answers(
 
     layer = chosen_layer(context)
     vector, prompts = context.vectors(behavior)[layer], context.sets(behavior).open_ended
-    texts: list[str] = []
+    texts: list[GeneratedText] = []
     for first in range(0, len(prompts), BATCH):
         texts += generate(
             model,
@@ -71,7 +72,8 @@ def answers(
             max_new_tokens=context.config.max_new_tokens,
             prompt_format=prompt_format,
         )
-    frame = pd.DataFrame({"prompt": range(len(prompts)), "question": prompts, "answer": texts})
+    frame = pd.DataFrame({"prompt": range(len(prompts)), "question": prompts, "answer": list(map(str, texts))})
+    frame["cut"] = [text.cut for text in texts]
     return frame.assign(layer=layer, multiplier=multiplier)
 
 
@@ -127,11 +129,19 @@ def side_by_side(rows: "pd.DataFrame") -> list[tuple[str, list[tuple[str, str]]]
             continue
         part = part.sort_values("multiplier")
         answers = [
-            (f"{m:+g}" if m else "unsteered", a) for m, a in zip(part["multiplier"], part["answer"], strict=True)
+            (f"{row.multiplier:+g}" if row.multiplier else "unsteered", shown_answer(row))
+            for row in part.itertuples(index=False)
         ]
         groups.append((f"{behavior}: {part['question'].iloc[0]}", answers))
     order = list(dict.fromkeys(rows["behavior"]))
     return sorted(groups, key=lambda group: order.index(group[0].split(":")[0]))
+
+
+def shown_answer(row: Any) -> str:
+    """An answer with an ellipsis where it was cut; frames of older runs do not say."""
+    from caa_lens.steering.generated_text import shown
+
+    return shown(row.answer, getattr(row, "cut", False))
 
 
 def cost(unit: Unit, context: "Context") -> Cost:

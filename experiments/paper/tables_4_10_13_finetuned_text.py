@@ -16,7 +16,7 @@ letters.
 from typing import TYPE_CHECKING
 
 from experiments.paper import figure_5_judged as judged
-from experiments.paper.figure_5_open_ended import MEASURES, reading_again
+from experiments.paper.figure_5_open_ended import MEASURES, reading_again, shown_answer
 from experiments.paper.tables_4_10_13_finetuning import EXPERIMENT as FINETUNING
 from experiments.paper.tables_4_10_13_finetuning import MULTIPLIERS, SIDES, answers_file
 from experiments.paper.tables_4_10_13_finetuning import units as taught_units
@@ -95,7 +95,7 @@ def side_by_side(rows: "pd.DataFrame") -> list[tuple[str, list[tuple[str, str]]]
     return [
         (
             f"{behavior}: {part['question'].iloc[0]}",
-            [(f"taught {r.finetune}, {r.multiplier:+g}", r.answer) for r in part.itertuples(index=False)],
+            [(f"taught {r.finetune}, {r.multiplier:+g}", shown_answer(r)) for r in part.itertuples(index=False)],
         )
         for (behavior, _), part in few.groupby(["behavior", "prompt"], sort=False)
     ]

@@ -52,13 +52,13 @@ def tokens_of(texts: Iterable[str]) -> float:
 
 def reading_cost(pairs: "ContrastSet") -> Cost:
     """Both answers of every pair, behind one pass of the question."""
-    questions = tokens_of(pair.question for pair in pairs)
+    questions = tokens_of(str(pair.question) for pair in pairs)
     return Cost(forwards=2 * len(pairs), tokens=questions + _answers(pairs))
 
 
 def scoring_cost(pairs: "ContrastSet", n_conditions: int, *, depth: float = 1.0) -> Cost:
     """All pairs under some conditions: the questions once, the answers once a condition."""
-    questions = tokens_of(pair.question for pair in pairs)
+    questions = tokens_of(str(pair.question) for pair in pairs)
     sides = 1 if pairs.kind == "ab" else 2
     return Cost(forwards=sides * len(pairs) * n_conditions, tokens=questions + n_conditions * depth * _answers(pairs))
 

@@ -127,19 +127,22 @@ def as_completions(pair: "ContrastPair") -> "ContrastPair":
     Raises:
         ValueError: if what is left is no pair of completions.
     """
+    from caa_lens.contrast.messages import last_words, with_last_words
     from caa_lens.contrast.pair import ContrastPair
 
     options = pair.options
-    question = _CHOICES.sub("", pair.stem)
+    question = with_last_words(pair.question, _CHOICES.sub("", last_words(pair.without_options)))
     return ContrastPair(question=question, positive=options[pair.positive], negative=options[pair.negative])
 
 
 def as_letters(pair: "ContrastPair", *, first: str) -> "ContrastPair":
     """A pair of two short answers as an A/B pair, `first` being option (A)."""
+    from caa_lens.contrast.messages import last_words, with_last_words
     from caa_lens.contrast.pair import ContrastPair
 
     second = pair.negative if first == pair.positive else pair.positive
-    question = f"{pair.question}\n\nChoices:\n (A) {first}\n (B) {second}"
+    asked = f"{last_words(pair.question)}\n\nChoices:\n (A) {first}\n (B) {second}"
+    question = with_last_words(pair.question, asked)
     letters = ("(A)", "(B)") if first == pair.positive else ("(B)", "(A)")
     return ContrastPair(question=question, positive=letters[0], negative=letters[1])
 

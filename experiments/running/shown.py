@@ -48,6 +48,13 @@ def show_outcome(outcome: Outcome, folder: RunFolder, console: Console) -> None:
             show_table(caption, frame, console)
 
 
+def units_told(experiments: Sequence[Experiment], config: RunConfig, folder: RunFolder) -> str:
+    """How many units of a run are finished and kept."""
+    units = [(one.name, unit) for one in experiments for unit in one.units(config)]
+    done = sum(folder.is_done(*one) for one in units)
+    return f"{folder.path} keeps {done} of {len(units)} units"
+
+
 def disk_said(config: RunConfig, parameters: int, experiments: Sequence[Experiment]) -> str:
     """What a run needs on the disk, in a sentence."""
     stored, scratch = disk_bytes(config), scratch_bytes(config, parameters, experiments) / 1e9

@@ -40,6 +40,7 @@ COUNTED = {
     "generate sampled": ((3, 2), (4, 1), 2),
     "generate_stream": ((2, 2), (6, 0), 2),
     "steer": ((4, 0), (5, 4), 2),
+    "explorer": ((6, 4), (14, 0), 2),  # both texts, and one reading of each for its colours
     # lenses: of the vocabulary once a call; of the model's answer, one wait a prompt and set of directions
     "lens, direct": ((2, 0), (1, 0), 1),
     "lens, normed": ((2, 0), (1, 0), 1),

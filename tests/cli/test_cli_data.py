@@ -1,13 +1,14 @@
 """`caa-lens data`: the same sets as the library, and what happened in words."""
 
 import pytest
+import requests
 from helpers.published import ab_rows, serving, write_published
 from typer.testing import CliRunner
 
 from caa_lens.cli.data import data_app
 from caa_lens.contrast import ContrastSet, DroppedRowsWarning
 from caa_lens.paper import sources as data_sources
-from caa_lens.paper.fetch import DownloadError
+from caa_lens.paper.fetch import DownloadError, in_place
 from caa_lens.paper.questions import inventory, load_paper_set
 
 runner = CliRunner()
@@ -101,3 +102,29 @@ def test_check_says_what_the_linter_finds(tmp_path):
 def test_options_that_say_nothing_are_refused(words, message, tmp_path):
     done = runner.invoke(data_app, ["check", "sentiment", *words])
     assert message in str(done.exception)
+
+
+def test_without_network_all_that_is_missing_is_listed_at_once(clone, tmp_path, monkeypatch):
+    to, asked = tmp_path / "data", ["refusal", "sycophancy", "mmlu"]
+    runner.invoke(data_app, ["fetch", "refusal", "--from", str(clone), "--to", str(to)])
+    gone = data_sources.authors_files("refusal")["test"]
+    (to / gone.place).unlink()
+    spoilt = data_sources.authors_files("refusal")["open_ended"]
+    (to / spoilt.place).write_text("something else")
+    tries = []
+
+    def unreachable(url, **_):
+        tries.append(url)
+        raise requests.exceptions.ConnectionError("no network")
+
+    monkeypatch.setattr("pooch.retrieve", unreachable)
+    done = runner.invoke(data_app, ["fetch", *asked, "--to", str(to)])
+    said = str(done.exception)
+    others = [file for name in asked[1:] for file in data_sources.authors_files(name).values()]
+    assert len(tries) == 1
+    assert [line.split("  ->  ")[1] for line in said.splitlines() if "  ->  " in line] == [
+        str(to / file.place) for file in (gone, spoilt, *others)
+    ]
+    assert f"{1} of {3 + len(others)} files are there. Or put these {2 + len(others)} files in place" in said
+    assert f"run `caa-lens data fetch {' '.join(asked)}` again" in said
+    assert in_place(asked, to) == (1, 3 + len(others))

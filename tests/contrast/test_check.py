@@ -437,6 +437,8 @@ def test_findings_about_vectors_are_told_in_one_line_and_others_are_not():
 
 
 def test_extracting_says_that_the_check_found_something(tiny_chat):
+    from caa_lens.engine.pair_reading import pair_activations
+    from caa_lens.methods import linear_act
     from caa_lens.vectors.extraction import extract
 
     pairs = replace(with_pairs("sentiment", SENTIMENT[110])[100:], dropped=5)
@@ -445,6 +447,9 @@ def test_extracting_says_that_the_check_found_something(tiny_chat):
         vectors = extract(tiny_chat, pairs, progress=False)
     assert len([one for one in said if one.category is ContrastCheckWarning]) == 1
     assert vectors.provenance.details["dropped_rows"] == "5"
+    read = pair_activations(tiny_chat, pairs, layers=[1], progress=False)
+    fitted = linear_act.fit(tiny_chat, pairs, layers=[1], progress=False)
+    assert {one.provenance.details["dropped_rows"] for one in (read, fitted)} == {"5"}
 
 
 @pytest.mark.parametrize("name", ["animals", "coin_toss", "cooking", "correct", "upper_case"])

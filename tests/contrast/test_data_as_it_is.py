@@ -169,8 +169,9 @@ def test_columns_that_are_called_otherwise_are_named(tmp_path):
     frame.to_csv(tmp_path / "a.csv", index=False)
     for load, data in ((ContrastSet.from_pairs, frame), (ContrastSet.load, tmp_path / "a.csv")):
         assert load(data, columns=names).pairs == PAIRS
-        assert "expected a question (question, prompt, instruction, input, conversations) and the answers of" in told(
-            load, data
+        assert (
+            "expected a question (question, prompt, instruction, input, conversations, messages) and the answers of"
+            in told(load, data)
         )
         where = " in its first line" * (load == ContrastSet.load)
         assert f"found the columns ask, good, bad one{where}, expected" in told(load, data)
@@ -252,7 +253,7 @@ def test_a_long_cell_is_read_whole(tmp_path):
         ("a.xlsx", b"PK\3\4", "save it as CSV in UTF-8, or ContrastSet.from_pairs(pandas.read_excel(...))"),
         ("a.csv", "question,positive,negative\n", "found no rows, expected one pair at least"),
         ("a.parquet", b"PAR1 and no more", "a parquet table that cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b"x" * 1000)[:20], "a damaged gzip file"),
+        ("a.jsonl.gz", gzip.compress(b"x" * 1000, mtime=0)[:20], "a damaged gzip file"),
         ("a.txt", "How was it?\n", "prompts are read by load_open_ended"),
         ("a.json", json.dumps({"data": rows()}), "json.loads(Path(...).read_text('utf-8'))['data']"),
         ("a.json", json.dumps({"data": rows()}, indent=2), "one object with 4 rows under 'data'"),
@@ -382,21 +383,24 @@ def test_transcripts_are_cut_between_turns_though_the_answers_begin_alike():
     ("row", "message"),
     [
         (
-            {"chosen": talk("a", "b", "c", "d"), "rejected": talk("a", "b", "c", "e")},
-            r"chosen: found a conversation of 3 messages \(user, assistant, user\), expected one question of the user",
+            {"prompt": "q", "chosen": "a", "rejected": "b", "history": ["p", "x"]},
+            r'history: found \["p", "x"\], expected a list of \[question, answer\]; or give the question as a list',
         ),
         (
-            {side: f"\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: {side}" for side in ("chosen", "rejected")},
-            r"chosen: found a conversation of 3 messages \(user, assistant, user\)",
+            {side: [*talk("q", "x"), {"role": BOT, "content": side}] for side in ("chosen", "rejected")},
+            r"chosen: found messages of user, assistant: the assistant's last, expected what is answered at the end",
         ),
         (
-            {side: [{"role": "system", "content": "Be kind."}, *talk("q", side)] for side in ("chosen", "rejected")},
-            r'found a system message \("Be kind."\) before the question, expected .* extract\(..., system=...\)',
+            {"prompt": [{"role": "narrator", "content": "q"}], "chosen": "the a", "rejected": "the b"},
+            "prompt: found the role 'narrator' in message 1, expected one of system, developer, user, assistant, tool",
         ),
-        ({"system": "Be kind.", "prompt": "q", "chosen": "a", "rejected": "b"}, "system: found a system message"),
         (
-            {"prompt": "q", "chosen": "a", "rejected": "b", "history": [["p", "x"]]},
-            r"history: found a conversation of 2 messages \(earlier, user\)",
+            {"prompt": [{"role": USER, "content": [{"type": "image"}]}], "chosen": "the a", "rejected": "the b"},
+            r"prompt: found a message with a list of parts \(image\), expected its words in one text",
+        ),
+        (
+            {"prompt": [{**talk("q")[0], "tool_calls": [{"id": 1}]}], "chosen": "the a", "rejected": "the b"},
+            "prompt: found a message with 'tool_calls', expected .* without it: it would be lost",
         ),
         ({"chosen": talk("q", "a"), "rejected": talk("q", "a")}, "found the same conversation twice"),
         ({"chosen": talk("q", "a"), "rejected": talk("p", "b")}, r"differ in more than the last answer \(behind 0"),
@@ -542,3 +546,74 @@ def test_uneven_letters_are_told_of_data_in_memory_and_a_check_is_a_result(tmp_p
     with pytest.warns(LetterBalanceWarning):
         pairs = ContrastSet.from_pairs([(options.format(n), "(A)", "(B)") for n in range(12)])
     assert isinstance(pairs.check(), Result)
+
+
+TURNS = ({"role": "system", "content": "Be kind."}, *talk("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": list(TURNS), "positive": "yes", "negative": "no"},
+        {"prompt": list(TURNS), "chosen": "yes", "rejected": "no"},
+        {"chosen": [*TURNS, *talk("yes", first=BOT)], "rejected": [*TURNS, *talk("no", first=BOT)]},
+        {"prompt": "c", "chosen": [*TURNS, *talk("yes", first=BOT)], "rejected": [*TURNS, *talk("no", first=BOT)]},
+        {"system": "Be kind.", "prompt": "c", "history": [["a", "b"]], "chosen": "yes", "rejected": "no"},
+        {"system": "Be kind.", "prompt": talk("a", "b", "c"), "chosen": "yes", "rejected": "no"},
+        {"question": json.dumps(TURNS), "positive": "yes", "negative": "no"},
+        {
+            "conversations": [{"from": "system", "value": "Be kind."}]
+            + [{"from": who, "value": text} for who, text in (("human", "a"), ("gpt", "b"), ("human", "c"))],
+            "chosen": "yes",
+            "rejected": "no",
+        },
+    ],
+)
+def test_what_was_said_before_the_question_is_a_conversation(row, tmp_path):
+    expected = ContrastPair(question=list(TURNS), positive="yes", negative="no")
+    assert expected.question.to_list() == list(TURNS)
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    for found in (ContrastSet.from_pairs([row]), ContrastSet.load(tmp_path / "a.jsonl")):
+        assert found.pairs == (expected,)
+
+
+def test_a_transcript_of_several_turns_is_a_conversation():
+    both = {side: f"\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: {side}" for side in ("chosen", "rejected")}
+    (pair,) = ContrastSet.from_pairs([both])
+    assert pair.question.to_list() == talk("a", "b", "c")
+    assert (pair.positive, pair.negative) == ("chosen", "rejected")
+
+
+def test_conversations_are_saved_and_read_back_and_stand_in_the_frame_as_json(tmp_path):
+    said = ContrastSet.from_pairs([(list(TURNS), "yes", "no"), ("a text", "yes", "no"), (talk("alone"), "yes", "no")])
+    assert [pair.question for pair in said][1:] == ["a text", "alone"]
+    said.save(tmp_path / "a.jsonl")
+    assert json.loads((tmp_path / "a.jsonl").read_text().splitlines()[0])["question"] == list(TURNS)
+    said.frame.to_csv(tmp_path / "a.csv", index=False)
+    said.frame.to_parquet(tmp_path / "a.parquet")
+    for again in (
+        *(ContrastSet.load(tmp_path / f"a.{ending}") for ending in ("jsonl", "csv", "parquet")),
+        ContrastSet.from_pairs(said.frame),
+        ContrastSet.from_pairs(said),
+    ):
+        assert again.pairs == said.pairs
+        assert again.content_hash == said.content_hash
+        assert again.pair_hashes == said.pair_hashes
+
+
+def test_open_ended_prompts_may_be_conversations(tmp_path):
+    from caa_lens.contrast.sets import load_open_ended
+
+    rows = ["a text", list(TURNS), {"prompt": list(TURNS)}, {"question": "another"}, {"messages": talk("alone")}]
+    (tmp_path / "a.json").write_text(json.dumps(rows[:2]), encoding="utf-8")
+    assert [str(one) for one in load_open_ended(tmp_path / "a.json")] == [
+        "a text",
+        "system: Be kind.\n\nuser: a\n\nassistant: b\n\nuser: c",
+    ]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows[2:3])), encoding="utf-8")
+    assert load_open_ended(tmp_path / "b.jsonl")[0].to_list() == list(TURNS)
+    (tmp_path / "c.jsonl").write_text(json.dumps(rows[4]), encoding="utf-8")
+    assert load_open_ended(tmp_path / "c.jsonl") == ["alone"]
+    (tmp_path / "d.json").write_text(json.dumps(list(TURNS)), encoding="utf-8")
+    with pytest.raises(ContrastFileError, match="found a message alone, expected a list of prompts"):
+        load_open_ended(tmp_path / "d.json")

@@ -48,32 +48,49 @@ def test_a_conversation_is_the_templates_own_text_and_steered_from_its_last_inst
 
 
 @pytest.mark.parametrize(
-    "messages",
-    [[], [SYSTEM], [ASKED, SAID], [SAID, ASKED], [ASKED, AGAIN], [ASKED, SYSTEM, AGAIN], [SYSTEM, SYSTEM, ASKED]],
-    ids=lambda messages: "-".join(one["role"] for one in messages) or "none",
+    ("messages", "told"),
+    [
+        ([], "found an empty list, expected a text, or one message at least"),
+        ([SYSTEM], "found messages of system, expected what is answered at the end"),
+        ([ASKED, SAID], r"found messages of user, assistant: the assistant's last, .* Prompt.of\(model, messages"),
+        (
+            [ASKED, {"role": "narrator", "content": "x"}, AGAIN],
+            "found the role 'narrator' in message 2, expected one of",
+        ),
+        ([ASKED, {**SAID, "content": " "}, AGAIN], "found no text in message 2, of the role assistant"),
+    ],
+    ids=["none", "system", "answered", "narrator", "empty"],
 )
-def test_roles_in_another_order_are_refused_and_told(tiny_chat, messages):
-    with pytest.raises(
-        ValueError, match=r"got messages of .*: expected perhaps one of system, then user and assistant"
-    ):
+def test_messages_that_are_no_question_are_refused_and_told(tiny_chat, messages, told):
+    with pytest.raises(ValueError, match=told):
         encode_chat(tiny_chat, messages)
 
 
-def test_tool_messages_are_refused(tiny_chat):
-    with pytest.raises(ValueError, match="got messages of user, assistant, tool"):
-        encode_chat(tiny_chat, [ASKED, SAID, {"role": "tool", "content": "42"}])
+def test_the_order_of_roles_is_the_templates_affair(tiny_chat):
+    tokenizer = tiny_chat.tokenizer
+    orders = ([ASKED, AGAIN], [SAID, ASKED], [ASKED, SYSTEM, AGAIN], [ASKED, SAID, {"role": "tool", "content": "42"}])
+    for messages in orders:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert encode_chat(tiny_chat, messages).text == text
+        roles = ", ".join(one["role"] for one in messages)
+        with pytest.raises(ValueError, match=f"got messages of {roles}: Llama 2's format takes perhaps one system"):
+            encode_chat(tiny_chat, messages, prompt_format="llama2-chat")
 
 
 def test_a_format_of_one_question_refuses_a_conversation(tiny_chat):
-    with pytest.raises(ValueError, match="got 3 turns, but the format 'llama2-chat' holds one question"):
-        encode_chat(tiny_chat, [ASKED, SAID, AGAIN], prompt_format="llama2-chat")
+    with pytest.raises(
+        ValueError, match=r"got messages of user, assistant, user, but the format 'llama2-base' holds one"
+    ):
+        encode_chat(tiny_chat, [ASKED, SAID, AGAIN], prompt_format="llama2-base")
 
 
 @pytest.mark.parametrize(
     "wrong", ["How are you?", {"role": "user", "content": "x"}, ["How are you?"], [{"role": "user"}]]
 )
 def test_what_is_no_list_of_messages_is_refused(tiny_chat, wrong):
-    with pytest.raises(TypeError, match=r"expected (a list of )?messages with a role and a content"):
+    with pytest.raises(
+        (TypeError, ValueError), match=r"expected (a list of )?messages (with|of) a role and a (content|text)"
+    ):
         unwrap(encode_chat)(tiny_chat, wrong)
 
 
@@ -87,7 +104,7 @@ def test_a_template_that_drops_or_changes_an_earlier_turn_is_refused(tiny_chat, 
         return whole(tokenizer, kept if len(messages) > 1 else messages, **options)
 
     monkeypatch.setattr(tokenizer, "apply_chat_template", apply, raising=False)
-    with pytest.raises(ValueError, match="drops or changes what the user says, 'How are you"):
+    with pytest.raises(ValueError, match="drops or changes the words of the user in message 1, 'How are you"):
         encode_chat(tiny_chat, [ASKED, SAID, AGAIN], prompt_format="chat-template")
 
 
@@ -102,13 +119,19 @@ def test_special_tokens_of_any_turn_are_told_of(tiny_chat, turn):
         encode_chat(tiny_chat, messages)
 
 
-def test_a_format_that_keeps_special_tokens_as_text_refuses_them_in_several_turns(tiny_chat):
+def test_special_tokens_of_any_turn_can_be_kept_as_text(tiny_chat):
     from dataclasses import replace
 
     from caa_lens.prompts.prompt_formats import default_format
 
+    tokenizer = tiny_chat.tokenizer
     as_text = replace(default_format(tiny_chat), special_tokens_as_text=True)
-    messages = [ASKED, {**SAID, "content": CONTROL}, AGAIN]
-    with pytest.raises(ValueError, match="the conversation holds '<|im_start|>'"[:28]):
-        unwrap(encode_chat)(tiny_chat, messages, prompt_format=as_text)
-    assert unwrap(encode_chat)(tiny_chat, [ASKED, SAID, AGAIN], prompt_format=as_text).text
+    begins = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    for turn in range(3):
+        messages = [ASKED, SAID, AGAIN]
+        messages[turn] = {**messages[turn], "content": CONTROL}
+        prompt = unwrap(encode_chat)(tiny_chat, messages, prompt_format=as_text)
+        assert prompt.text == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        plain = unwrap(encode_chat)(tiny_chat, [ASKED, SAID, AGAIN], prompt_format=as_text)
+        assert prompt.tokens.count(begins) == plain.tokens.count(begins)  # those of the template alone
+        assert tokenizer.decode(prompt.tokens) == prompt.text

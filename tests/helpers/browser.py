@@ -15,17 +15,20 @@ setTimeout(() => {
 </script>"""
 
 
-def browse(path, tmp_path):
+DARK = "--blink-settings=preferredColorScheme=0"  # as if the reader's system were dark
+
+
+def browse(path, tmp_path, *flags):
     """(document after scripts ran, console messages, requests) of a page in headless chromium."""
     told = tmp_path / "told.html"
     told.write_text(path.read_text(encoding="utf-8") + TELL_REQUESTS, encoding="utf-8")
-    document, console = open_page(told, tmp_path)
+    document, console = open_page(told, tmp_path, *flags)
     requests = re.search(r'data-requests="([^"]*)"', document)
     assert requests, console
     return document, console, requests[1].split()
 
 
-def open_page(path, tmp_path):
+def open_page(path, tmp_path, *flags):
     """(document after scripts ran, console messages) of a file where it lies, in headless chromium."""
     quiet = "background-networking component-update sync default-apps extensions gpu breakpad"
     done = subprocess.run(
@@ -37,6 +40,7 @@ def open_page(path, tmp_path):
             *(f"--disable-{what}" for what in quiet.split()),
             f"--user-data-dir={tmp_path / 'profile'}",
             "--enable-logging=stderr",
+            *flags,
             "--virtual-time-budget=8000",
             "--dump-dom",
             path.resolve().as_uri(),

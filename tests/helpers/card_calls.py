@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 
 import caa_lens as cl
-from caa_lens import interpretation, measures, methods
+from caa_lens import explorer, interpretation, measures, methods
 from caa_lens.engine import shared_prefix
 from caa_lens.interpretation import attribution
 from caa_lens.measures.open_ended.text_measures import answer_logp
@@ -205,6 +205,12 @@ def encoded(model, texts):
     return [cl.prompts.Prompt.of(model, text) for text in texts]
 
 
+def explored(model, n):
+    """What a click in the explorer costs, but for the lens, which is counted by itself."""
+    session = explorer.Session(model, vectors_of(model), prompt_format=default_format(model))
+    return list(session.write(explorer.Asked(prompt="Hello", layer=1, max_new_tokens=2 * n, lens=False)))
+
+
 def divergence(model, n):
     prompts = measures.answered(model, encoded(model, HELLO), max_new_tokens=2 * n, progress=False)
     conditions = [(), (cl.Intervention(vector=vectors_of(model)[1]),)]
@@ -254,6 +260,7 @@ CALLS: dict[str, Run] = {
         cl.steering.generate_tokens(m, encoded(m, HELLO), vectors=[(vectors_of(m)[1], 2.0)], max_new_tokens=2 * n)
     ),
     "steer": steered_block,
+    "explorer": explored,
     "lens, direct": lens("direct"),
     "lens, normed": lens("normed"),
     "lens in context": lens("in_context", background=2),

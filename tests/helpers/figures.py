@@ -249,7 +249,7 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
     "separability_curves": lambda: geometry.separability_curves(
         separable(), of=OF_MODEL, n_pairs=60, emergence=13, chance=0.5
     ),
-    "token_heatmaps": lambda: lens.token_heatmaps(read_tokens(8), 8, vectors=OF, reading="causal", model=MODEL),
+    "token_heatmaps": lambda: lens.token_heatmaps(read_tokens(6), 6, vectors=OF, reading="causal", model=MODEL),
     "token_heatmaps of many tokens": lambda: lens.token_heatmaps(
         read_tokens(12), 12, vectors=OF, reading="normed", model=MODEL
     ),
@@ -262,7 +262,7 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
         model=MODEL,
     ),
     "residual_heatmaps": lambda: lens.residual_heatmaps(
-        streamed(7),
+        streamed(6),
         settles_at={"unsteered": 21, "steered": None},
         steered_layers=[13],
         steer_start=23,
@@ -310,6 +310,31 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
         source="Llama-2-7b-hf",
         target=MODEL,
     ),
+    "token_heatmaps of one layer": lambda: lens.token_heatmaps(
+        read_tokens(12)[lambda frame: frame["layer"] == 3], 12, vectors=OF, reading="in_context", model=MODEL
+    ),
+    "residual_heatmaps of one run": lambda: lens.residual_heatmaps(
+        streamed(3)[lambda frame: ~frame["steered"]], settles_at={"unsteered": 21}, model=MODEL
+    ),
+    "similarity_heatmap of two tokens": lambda: attribution.similarity_heatmap(
+        similar()[lambda frame: frame["position"] < 2], "cosine", behavior=OF, reach=0.4, model=MODEL
+    ),
+    "sweep_heatmap of one layer": lambda: measures.sweep_heatmap(
+        swept()[lambda frame: frame["layer"] == 3],
+        behavior=OF,
+        test="",
+        label="p(matching)",
+        unsteered=np.nan,
+        n_questions=1,
+        model=MODEL,
+    ),
+    "behavior_heatmap of two": lambda: geometry.behavior_heatmap(
+        square(behaviors()[:2], "behavior", "other_behavior").assign(layer=13), models=[MODEL]
+    ),
+    "finding_bars of nothing": lambda: findings.finding_bars(found()[:0], of=OF, n_pairs=60),
+    "changes_forest of one measure": lambda: unwanted.changes_forest(
+        changed()[:1], of=f"1.5 × {OF}[13]", n_random=1, model=MODEL
+    ),
     "changes_forest": lambda: unwanted.changes_forest(changed(), of=f"1.5 × {OF}[13]", n_random=5, model=MODEL),
 }
-"""Some functions are there twice, in two of their forms: what stands before " of " is the function."""
+"""Some functions are there more than once, in several of their forms: what stands before " of " is the function."""

@@ -216,6 +216,20 @@ def make_calls(model, folder):
                 **made,
             },
         ),
+        "explore": (
+            cl.explore,
+            {
+                "model": model,
+                "vectors": vectors,
+                "prompt": "How are you?",
+                "layer": 1,
+                "multiplier": 1.0,
+                "multipliers": (-4.0, 4.0),
+                "max_new_tokens": 20,
+                "max_chars": 2000,
+                **made,
+            },
+        ),
         "attribute": (
             cl.interpretation.attribute_logits,
             {

@@ -9,8 +9,9 @@ from helpers.browser import CHROMIUM, browse
 from helpers.models import random_vectors
 from torch.testing import assert_close
 
-from caa_lens.interpretation import similarity
-from caa_lens.interpretation.similarity import TokenColors, circuitsvis_script, token_similarity
+from caa_lens.interpretation import similarity, token_colors
+from caa_lens.interpretation.similarity import token_similarity
+from caa_lens.interpretation.token_colors import TokenColors, circuitsvis_script
 from caa_lens.prompts.prompt_formats import Prompt, default_format
 from caa_lens.steering.steered_block import steer
 from caa_lens.vectors.steering_vectors import SteeringVector
@@ -125,7 +126,7 @@ def test_a_page_is_self_contained_and_has_the_script_once(labels, tmp_path):
 
 
 def test_only_the_first_picture_of_a_process_carries_the_script(monkeypatch):
-    monkeypatch.setattr(similarity, "_script_sent", False)
+    monkeypatch.setattr(token_colors, "_script_sent", False)
     first, second = colors()._repr_html_(), colors()._repr_html_()
     assert circuitsvis_script(packed=True) in first
     assert len(first) < 600_000
@@ -136,7 +137,7 @@ def test_only_the_first_picture_of_a_process_carries_the_script(monkeypatch):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium, which runs the pictures' scripts")
 def test_in_a_notebook_pictures_are_circuitsvis_even_if_the_first_ones_output_is_cleared(tmp_path, monkeypatch):
-    monkeypatch.setattr(similarity, "_script_sent", False)
+    monkeypatch.setattr(token_colors, "_script_sent", False)
     first, second, third = (colors(labels=labels)._repr_html_() for labels in (("3",), ("1", "3"), ("4",)))
     late = json.dumps(third).replace("<", "\\u003c")
     # As a front end does: an output is put in, and its scripts are made anew, which runs them.

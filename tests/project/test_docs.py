@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 import caa_lens
 from caa_lens.cli.commands import app
+from caa_lens.models.loading.demo_model import DEMO_NAME
 
 REAL = bool(os.environ.get("CAA_LENS_DOCS_REAL"))
 INTEROP = False  # tests/interop runs the pages with what stands there for `make interop`
@@ -44,7 +45,7 @@ def stand_ins(demo_tokenizer):
         ("meta-llama/Llama-2-7b-hf", 32, llama2_tokenizer),
     ]:
         made[name] = tiny_model(n_layers=n_layers, d_vocab=len(tokenizer), n_ctx=1024)
-        made[name].cfg.model_name = "SmolLM2-135M-Instruct" if name == "demo" else name
+        made[name].cfg.model_name = DEMO_NAME if name == "demo" else name
         attach_tokenizer(made[name], tokenizer, name)
     if REAL:
         del made["demo"]

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from helpers.browser import CHROMIUM, open_page
 from helpers.pages import PAGES, ROOT, find
+from PIL import Image
 
 import caa_lens
 
@@ -119,6 +120,44 @@ def test_a_picture_with_a_dark_sister_is_shown_twice_and_any_other_once(tmp_path
     assert page == light + dark + '<img src="images/b.png">'
 
 
+def pictures_of(page):
+    """(alt text, file) of every picture on a page of Markdown."""
+    return [
+        (alt, page.parent / path)
+        for alt, path in re.findall(r"!\[([^\]]*)\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_picture_says_what_is_seen_and_is_small(page):
+    for alt, path in pictures_of(page):
+        assert len(alt.split()) > 3, f"{path.name}: say what is seen, not what it is called"
+        assert path.stat().st_size < 150_000, path.name
+        dark = path.with_name(f"{path.stem}_dark.png")
+        if dark.exists():
+            assert dark.stat().st_size < 150_000
+            with Image.open(path) as one, Image.open(dark) as other:
+                assert one.size == other.size
+
+
+def test_every_picture_of_the_script_is_there_and_on_a_page_beside_its_command():
+    script = load(ROOT / "docs" / "pictures.py")
+    texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    for name in script.PICTURES:
+        assert (script.IMAGES / f"{name}.png").exists()
+        assert (script.IMAGES / f"{name}_dark.png").exists()
+        assert any(
+            f"images/{name}.png" in text and re.search(rf"python docs/pictures\.py[\w ]*\b{name}\b", text)
+            for text in texts.values()
+        ), name
+
+
+def test_the_first_page_opens_with_pictures():
+    _, after_title = (ROOT / "docs" / "index.md").read_text(encoding="utf-8").split("\n\n", 1)
+    assert after_title.startswith("![")
+    assert len(re.findall(r"!\[", after_title.split("`caa_lens` steers")[0])) >= 6
+
+
 SEARCH = """<script>
 addEventListener("load", () => setTimeout(() => {
   const box = document.querySelector("[data-md-component=search-query]");
@@ -177,6 +216,21 @@ def test_every_mention_of_the_repository_is_the_one_in_pyproject():
     }
     assert {name for name, _ in mentions} >= {"README.md", "pyproject.toml"}
     assert {found for _, found in mentions} == {truth.removeprefix("https://")}
+
+
+def test_no_text_names_the_host_of_a_package_registry():
+    """Whoever installs has a registry of their own; a page that names one is wrong for the others."""
+    hosts = re.compile(
+        "|".join(["pypi" + r"\.org", "python" + "hosted", "registry" + r"\.npmjs", "ana" + r"conda\.org"])
+    )
+    folders = ("caa_lens", "docs", "experiments", "notebooks", "tests", "benchmarks", ".ci")
+    every = [path for folder in folders for path in (ROOT / folder).rglob("*")] + list(ROOT.glob("*"))
+    texts = [
+        path for path in every if path.suffix in {".md", ".py", ".ipynb", ".html", ".toml", ".txt", ".yml", ".json"}
+    ]
+    found = [path.name for path in texts if hosts.search(path.read_text(encoding="utf-8"))]
+    assert len(texts) > 500
+    assert not found
 
 
 def test_the_reference_has_every_public_name_once():

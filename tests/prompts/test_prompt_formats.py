@@ -23,9 +23,9 @@ from caa_lens.prompts.prompt_formats import (
     default_format,
     encode_answer,
     encode_letters,
-    explain,
     resolve_format,
 )
+from caa_lens.prompts.token_table import explain
 from caa_lens.prompts.users_words import (
     GuessedFormatWarning,
     StrippedQuestionWarning,

@@ -1,17 +1,24 @@
 """The HTML page: complete, self-contained, quiet, and safe against what models write."""
 
+import itertools
 import json
 import re
+from html import unescape
+from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from helpers.browser import CHROMIUM, browse
+from helpers.browser import CHROMIUM, DARK, browse
+from helpers.contrast import between, contrast
+from helpers.figures import FIGURES
 from typer.testing import CliRunner
 
 from caa_lens.measures.elsewhere.neutral_text import OF_TEXT
 from caa_lens.methods.compared import Choice, Comparison
 from caa_lens.methods.costs import Cost
+from caa_lens.plots.style import DARK_INK, DARK_PAPER, LIGHT_INK, LIGHT_PAPER
+from caa_lens.report import page as page_module
 from caa_lens.report.comparisons import comparison_section, differences
 from caa_lens.report.page import ColoredText, Section, write_report
 from caa_lens.report.runs import RunFolderError, load_section, read_run, save_section, write_run_report
@@ -84,6 +91,88 @@ def test_colours_have_the_sign_and_the_share_of_the_bound(tmp_path):
     assert 'style="background: rgba(200, 69, 59, 0.70)" title="-1.0"> fine<' in page(tmp_path)
     with pytest.raises(ValueError, match="bound must be positive"):
         ColoredText(caption="", tokens=[], bound=0.0)
+
+
+def test_a_list_of_tokens_in_a_table_is_a_chip_each(tmp_path):
+    table = pd.DataFrame({"layer": [3], "promoted": [("<b>", "…reciation")]})
+    path = write_report(
+        tmp_path / "r.html", title="t", lead="", sections=[Section(title="s", tables=[table])], settings={}
+    )
+    html = path.read_text(encoding="utf-8")
+    assert '<span class="chip">&lt;b&gt;</span> <span class="chip">…reciation</span>' in html
+    back = load_section(save_section(Section(title="s", tables=[table]), tmp_path / "s.json"))
+    path = write_report(tmp_path / "r2.html", title="t", lead="", sections=[back], settings={})
+    assert '<span class="chip">…reciation</span>' in path.read_text(encoding="utf-8")
+
+
+def test_a_figures_title_and_subtitle_stand_in_the_page_and_the_figure_gives_their_place_back(tmp_path):
+    figure = FIGURES["dose_response"]()
+    html = write_report(
+        tmp_path / "r.html", title="t", lead="", sections=[Section(title="s", figures=[figure])], settings={}
+    ).read_text(encoding="utf-8")
+    assert "myopic-reward at layer 13</p>" in html
+    assert "mean of 50 questions, 95 % interval</p>" in html
+    taken = figure.layout.meta["title_height"]
+    assert f'"height":{figure.layout.height - taken}' in html
+    assert figure.layout.title.text  # the figure itself is as it was
+
+
+def test_a_figure_that_a_phone_has_no_room_for_scrolls_and_others_do_not(tmp_path):
+    figures = [FIGURES["token_heatmaps"](), FIGURES["dose_response"]()]
+    html = write_report(
+        tmp_path / "r.html", title="t", lead="", sections=[Section(title="s", figures=figures)], settings={}
+    ).read_text(encoding="utf-8")
+    assert html.count('style="min-width: 840px"') == 1
+    assert html.count('<div class="figure"') == 2
+
+
+PLACES = """<script>
+setTimeout(() => {
+  const told = [...document.querySelectorAll(".js-plotly-plot")].map((plot) => {
+    const box = plot.getBoundingClientRect(), page = document.body.getBoundingClientRect();
+    const texts = [...plot.querySelectorAll("svg text")].filter((t) => !t.closest(".heatmaplayer, .hm"));
+    const inks = new Set(texts.map((text) => getComputedStyle(text).fill));
+    return { ink: [...inks], paper: getComputedStyle(plot.querySelector(".main-svg")).backgroundColor,
+             fits: box.width <= page.width };
+  });
+  document.body.setAttribute("data-told", JSON.stringify(told));
+}, 2500);
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium, which has a dark theme")
+@pytest.mark.parametrize(("flags", "ink", "paper"), [((), LIGHT_INK, LIGHT_PAPER), ((DARK,), DARK_INK, DARK_PAPER)])
+def test_figures_have_the_theme_of_the_page_around_them(tmp_path, flags, ink, paper):
+    old = go.Figure(go.Scatter(x=[1, 2], y=[2, 3]))  # as sections were kept before figures had themes
+    old.update_layout(font={"color": "#808080"}, paper_bgcolor="rgba(0,0,0,0)", title={"text": "old"})
+    sections = [Section(title="s", figures=[FIGURES["dose_response"](), FIGURES["agreement_curves"](), old])]
+    path = write_report(tmp_path / "r.html", title="t", lead="", sections=sections, settings={})
+    path.write_text(path.read_text(encoding="utf-8") + PLACES, encoding="utf-8")
+    document, said, requests = browse(path, tmp_path, *flags)
+    assert not said
+    assert not requests
+    told = json.loads(unescape(re.search(r'data-told="([^"]*)"', document)[1]))
+    assert len(told) == 3
+
+    def as_css(colour: str) -> str:
+        return f"rgb({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))})"
+
+    for one in told:
+        assert one["ink"] == [as_css(ink)]
+        assert one["paper"] == as_css(paper)
+        assert one["fits"]
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_the_pages_own_colours_can_be_read(theme):
+    css = (Path(page_module.__file__).parent / "templates" / "report.html").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", re.findall(r":root \{(.*?)\}", css, re.DOTALL)[theme]))
+    assert len(colours) == 6
+    for ink, paper in itertools.product(("ink", "soft", "accent"), ("page", "card")):
+        assert contrast(colours[ink], colours[paper]) >= 4.5, f"{ink} on {paper}"
+    for full in (page_module.ALONG, page_module.AGAINST):  # text on the strongest colour of a token
+        strongest = "#" + "".join(f"{int(part):02x}" for part in full.split(", "))
+        assert contrast(colours["ink"], between(colours["page"], strongest, page_module.FULLEST)) >= 4.5
 
 
 def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.vectors import random_set
+from safetensors import deserialize
 from safetensors.torch import save, save_file
 
 from caa_lens.atomic_files import write_atomically
@@ -463,6 +464,36 @@ def test_files_of_version_1_which_had_no_checksum_are_still_read(tmp_path):
     assert (loaded.layers, loaded.provenance) == ((3, 7, 20), some_vectors().provenance)
 
 
+def saved_as_version_2(vectors, path):
+    """What the second version wrote: the third's keys, with models by their names of then."""
+    from caa_lens.vectors import storage
+
+    path = vectors.save(path)
+    data = path.read_bytes()
+    tensor = dict(deserialize(data))["directions"]
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    metadata = {**metadata, "caa_lens_format": "2"}
+    del metadata["checksum"]
+    metadata["checksum"] = storage._checksum(metadata, tensor["data"])
+    path.write_bytes(save({"directions": vectors.directions}, metadata))
+    return path
+
+
+def test_a_file_from_before_the_demo_model_had_its_name_says_the_new_one(tmp_path):
+    now = some_vectors(model="SmolLM2-135M-Instruct-4bit")
+    for name, read in [
+        ("SmolLM2-135M-Instruct", now.provenance.model),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+    ]:
+        old = some_vectors(model=name)
+        before = SteeringVectors.load(saved_as_version_2(old, tmp_path / "old.safetensors"))
+        assert before.provenance.model == read
+        assert SteeringVectors.load(version_1(tmp_path, model=name)).provenance.model == read
+        # Saved today, a model of that name is one that somebody has in a folder called so.
+        assert SteeringVectors.load(old.save(tmp_path / "new.safetensors")).provenance.model == name
+    assert (before.directions == now.directions).all()
+
+
 def test_a_file_of_version_2_cannot_pass_for_one_of_version_1(tmp_path):
     with pytest.raises(VectorFileError, match="has the unknown metadata 'checksum'"):
         SteeringVectors.load(file_with(tmp_path, caa_lens_format="1"))
@@ -501,7 +532,7 @@ def test_a_missing_metadata_key_is_named(tmp_path, key):
 def test_a_newer_or_unreadable_version_asks_for_an_update(tmp_path, version):
     path = file_with(tmp_path, caa_lens_format=version)
     with pytest.raises(
-        VectorFileError, match=f"format version '{version}', this library reads 1 and 2: update caa_lens"
+        VectorFileError, match=f"format version '{version}', this library reads 1, 2 and 3: update caa_lens"
     ):
         SteeringVectors.load(path)
 

@@ -35,7 +35,7 @@ def said(pair: ContrastPair, side: str) -> str:
 
 def asked(pair: ContrastPair) -> str:
     """The question without its options."""
-    return _OPTIONS_HEAD.sub("", pair.stem) if pair.is_ab else pair.question
+    return _OPTIONS_HEAD.sub("", pair.stem) if pair.is_ab else str(pair.question)
 
 
 def plain(text: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from caa_lens.contrast.checking.findings import Finding, examples
 from caa_lens.contrast.checking.sides import sign_test
+from caa_lens.contrast.messages import last_words
 from caa_lens.contrast.pair import ContrastPair
 
 P_PLACE, OF_CHANCE = 1e-3, 1.5  # how often a place may be right, in units of chance
@@ -75,4 +76,4 @@ def _is_label(pair: ContrastPair, side: str) -> bool:
     if label[1] and label[3]:
         return True
     mark = rf"(?:\A|\s)[(\[]?{re.escape(label[2])}[)\].:]"  # a bare number may be an answer, unless it marks an option
-    return re.search(mark, pair.question, re.IGNORECASE) is not None
+    return re.search(mark, last_words(pair.question), re.IGNORECASE) is not None

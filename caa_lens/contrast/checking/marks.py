@@ -7,6 +7,7 @@ from typing import Any
 
 from caa_lens.arguments import describe
 from caa_lens.contrast.checking.findings import Finding, asked, examples, short, words
+from caa_lens.contrast.messages import Asked, last_words, texts_of
 from caa_lens.contrast.pair import ContrastPair
 
 MARKS = re.compile(
@@ -23,7 +24,11 @@ def marks(pairs: Sequence[ContrastPair], tokenizer: Any = None) -> list[Finding]
     pattern = re.compile("|".join([MARKS.pattern, *own]), re.MULTILINE)
     rows, counts = [], Counter[str]()
     for n, pair in enumerate(pairs, start=1):
-        found = {m[0].strip() for text in (pair.question, pair.positive, pair.negative) for m in pattern.finditer(text)}
+        found = {
+            m[0].strip()
+            for text in (*texts_of(pair.question), pair.positive, pair.negative)
+            for m in pattern.finditer(text)
+        }
         counts.update(found)
         if found:
             rows.append(n)
@@ -83,11 +88,11 @@ def tokenizer_of(given: Any) -> Any:
     return found
 
 
-def _rendered(tokenizer: Any, question: str) -> tuple[str, str]:
-    """What stands before an answer, and what is between the two."""
+def _rendered(tokenizer: Any, question: Asked) -> tuple[str, str]:
+    """What stands before an answer, behind the last turn of a conversation; and what is between the two."""
     if not getattr(tokenizer, "chat_template", None):
-        return f"Input: {question}\nResponse:", " "
-    messages = [{"role": "user", "content": question}]
+        return f"Input: {last_words(question)}\nResponse:", " "
+    messages = [{"role": "user", "content": last_words(question)}]
     before = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     # Llama 2's mark is no token of its own, and its format has a blank behind it; other models' marks are tokens.
     is_llama2 = before.endswith("[/INST]") and len(tokenizer.tokenize("[/INST]")) > 1

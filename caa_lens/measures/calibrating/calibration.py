@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caa_lens.arguments import as_float, as_seed
+from caa_lens.contrast.messages import Asked
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.operators import Formula
 from caa_lens.measures.calibrating.affordable import Lengths, lengths_for, sizes_of
@@ -71,7 +72,7 @@ def calibrate(
     test: float | int | ContrastSet = 0.5,
     layers: Sequence[int] | None = None,
     multipliers: Sequence[float | int] = MULTIPLIERS,
-    neutral: tuple[Sequence[str], Sequence[str]] = (CHOOSING, REPORTING),
+    neutral: tuple[Sequence[Asked], Sequence[Asked]] = (CHOOSING, REPORTING),
     price: float | int = 0.5,
     operator: str | Formula = "add",
     positions: str = "caa",

@@ -12,12 +12,14 @@ import torch
 from tqdm.auto import tqdm
 
 from caa_lens.arguments import describe
+from caa_lens.contrast.messages import Asked, Question, as_question
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.measures.divergence import answered, token_kl
 from caa_lens.measures.elsewhere.neutral import CHOOSING, REPORTING
 from caa_lens.measures.intervals import bootstrap_interval
 from caa_lens.measures.open_ended.text_measures import answer_logp, distinct
 from caa_lens.measures.placed_conditions import Condition
+from caa_lens.prompts.checks import is_question
 from caa_lens.prompts.prompt_formats import Prompt
 
 Check = Callable[[str], float]
@@ -96,8 +98,8 @@ def with_answer(prompt: Prompt, answer_of: Prompt) -> Prompt:
 
 
 def neutral_questions(
-    neutral: tuple[Sequence[str], Sequence[str]], seen: Sequence[ContrastSet]
-) -> tuple[list[str], list[str]]:
+    neutral: tuple[Sequence[Asked], Sequence[Asked]], seen: Sequence[ContrastSet]
+) -> tuple[list[Question], list[Question]]:
     """The questions to choose on and to report, once it is certain that they are no others'.
 
     Of the lists of `elsewhere.neutral` those that are questions of the pairs are left out; of other lists, refused.
@@ -127,7 +129,7 @@ def neutral_questions(
     return choosing, reporting
 
 
-def distinct_questions(what: str, given: Sequence[str], seen: Sequence[ContrastSet]) -> list[str]:
+def distinct_questions(what: str, given: Sequence[Asked], seen: Sequence[ContrastSet]) -> list[Question]:
     """Questions, once it is certain that each is there once and that none is a question of the pairs.
 
     Of the lists of `elsewhere.neutral` those that are questions of the pairs are left out; of other lists, refused.
@@ -136,19 +138,19 @@ def distinct_questions(what: str, given: Sequence[str], seen: Sequence[ContrastS
         TypeError: for anything but a list of texts.
         ValueError: for one that is there twice, or that is a question of the pairs.
     """
-    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(one, str) for one in given):
+    if not _are_questions(given):
         raise TypeError(f"{what} must be a list of texts, got {describe(given)}")
-    given = _without_those_of(list(given), given, seen)
-    if len(given) != len(set(map(_plain, given))):
+    asked = _without_those_of([as_question(one) for one in given], given, seen)
+    if len(asked) != len(set(map(_plain, asked))):
         raise ValueError(f"one of the {what} is there twice: give each once")
-    if shared := _questions_of(seen) & set(map(_plain, given)):
+    if shared := _questions_of(seen) & set(map(_plain, asked)):
         raise ValueError(
             f"{len(shared)} of the {what} are questions of the pairs, {sorted(shared)[0]!r} among them: give others"
         )
-    return given
+    return asked
 
 
-def _without_those_of(questions: list[str], given: Sequence[str], seen: Sequence[ContrastSet]) -> list[str]:
+def _without_those_of(questions: list[Question], given: Sequence[Asked], seen: Sequence[ContrastSet]) -> list[Question]:
     if given is not CHOOSING and given is not REPORTING:
         return questions
     taken = _questions_of(seen)
@@ -159,14 +161,20 @@ def _questions_of(seen: Sequence[ContrastSet]) -> set[str]:
     return {_plain(text) for some in seen for pair in some for text in (pair.question, pair.stem)}
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold()
+def _plain(question: Asked) -> str:
+    return " ".join(str(as_question(question)).split()).casefold()
 
 
-def _texts(some: object) -> list[str]:
-    if isinstance(some, str) or not isinstance(some, Sequence) or not all(isinstance(one, str) for one in some):
+def _are_questions(some: object) -> bool:
+    """Whether a value is a list of questions, in words or in messages, and not one of them."""
+    listed = isinstance(some, Sequence) and not is_question(some)
+    return listed and all(is_question(one) for one in some)  # type: ignore[attr-defined]
+
+
+def _texts(some: Any) -> list[Question]:
+    if not _are_questions(some):
         raise TypeError(f"neutral must be two lists of questions, got {type(some).__name__} among them")
-    return [str(one) for one in some]
+    return [as_question(one) for one in some]
 
 
 def _divergence(kl: Sequence[torch.Tensor]) -> dict[str, float]:

@@ -20,6 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from caa_lens.arguments import as_multiplier, as_seed, check_count, describe
+from caa_lens.contrast.messages import Asked
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.overflow import check_steps
 from caa_lens.measures.answers import Condition
@@ -132,9 +133,9 @@ def side_effects(
     vector: SteeringVector,
     multiplier: float | int = 1.0,
     *,
-    neutral: Sequence[str] = REPORTING,
+    neutral: Sequence[Asked] = REPORTING,
     capability: Mapping[str, ContrastSet] | ContrastSet | None = None,
-    requests: Sequence[str] = HARMLESS,
+    requests: Sequence[Asked] = HARMLESS,
     others: Mapping[str, Any] | str | None = None,
     other_tests: Mapping[str, ContrastSet] | None = None,
     positions: str = "caa",
@@ -248,7 +249,9 @@ def side_effects(
     return SideEffects(
         frame=pd.DataFrame(rows, columns=list(COLUMNS)),
         answers=tuple(
-            AnswerBeside(group="neutral" if i < len(asked) else "harmless", question=question, unsteered=a, steered=b)
+            AnswerBeside(
+                group="neutral" if i < len(asked) else "harmless", question=str(question), unsteered=a, steered=b
+            )
             for i, (question, a, b) in enumerate(zip((*asked, *requested), answers[0], answers[1], strict=True))
         ),
         multiplier=multiplier,

@@ -5,11 +5,13 @@ from typing import Any
 
 import pandas as pd
 
+from caa_lens.contrast.messages import Conversation, as_question, is_messages
+
 COLUMNS = ["question", "answer"]
 
 
 def answers_frame(items: Any, *, adds: Sequence[str] = ()) -> pd.DataFrame:
-    """A copy with `question` and `answer` as text; other columns, the order and the index stay.
+    """A copy with `question` (or messages, as a `Conversation`) and `answer`; other columns, order and index stay.
 
     Args:
         items: a frame, or an iterable of dicts or of (question, answer) pairs.
@@ -42,8 +44,13 @@ def answers_frame(items: Any, *, adds: Sequence[str] = ()) -> pd.DataFrame:
         raise ValueError(f"got the columns {names}, expected question and answer: {', '.join(missing)} is missing")
     if wrong := sorted({str(name) for name in names if names.count(name) > 1 or name in adds}):
         raise ValueError(f"the column {', '.join(wrong)} is repeated, or is added here: rename or drop it")
+    if any(is_messages(value) for value in frame["question"]):
+        asked = [as_question(value) if is_messages(value) else value for value in frame["question"]]
+        frame["question"] = pd.Series(asked, index=frame.index, dtype=object)
     for name in COLUMNS:
         for label, value in frame[name].items():
+            if name == "question" and isinstance(value, Conversation):
+                value = str(value)
             if not isinstance(value, str):
                 raise TypeError(f"{name} of row {label!r} is {value!r}, expected text: drop rows without an answer")
             try:

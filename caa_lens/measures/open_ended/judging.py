@@ -29,6 +29,7 @@ from caa_lens.measures.open_ended.judge_file import Reply, ReplyFile
 from caa_lens.measures.open_ended.rubrics import Rubric, find_rubric
 from caa_lens.plots.measures import score_histogram
 from caa_lens.results import Result
+from caa_lens.stops import kept_if_stopped
 
 SETTINGS = {"temperature": 0, "max_tokens": 16}
 _NUMBER = re.compile(r"\s*(?:score:\s*)?(10(?:\.0+)?|[0-9](?:\.[0-9]+)?)(?:\s*/\s*10)?\.?\s*", re.IGNORECASE)
@@ -159,6 +160,7 @@ def judge_texts(
     """
     rubric = find_rubric(rubric)
     frame = answers_frame(items, adds=["score", "raw", "attempts", "error"])
+    frame["question"] = [str(question) for question in frame["question"]]
     if settings is not None and not isinstance(settings, Mapping):
         raise TypeError(f"settings must be a mapping, got {type(settings).__name__}")
     sent = {name: value for name, value in {**SETTINGS, **(settings or {})}.items() if value is not None}
@@ -200,7 +202,10 @@ def judge_texts(
         # Short ones first: if even the first one is refused, it is not for its length.
         waiting = sorted(missing.values(), key=lambda request: len(request.prompt))
         used_before = any(key in file.last for key in keys)
-        with tqdm(total=len(waiting), desc=f"judge {rubric.behavior}", unit="answer", disable=not progress) as bar:
+        with (
+            tqdm(total=len(waiting), desc=f"judge {rubric.behavior}", unit="answer", disable=not progress) as bar,
+            kept_if_stopped(lambda: f"{file.path} keeps the {len(file.last)} replies that came; the same call goes on"),
+        ):
             ask_all(endpoint, waiting, keep, used_before=used_before, done=bar.update)
 
     replies = [file.last.get(key) for key in keys]

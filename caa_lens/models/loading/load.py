@@ -7,6 +7,7 @@ memory, and `loading.weights` fills it with Hugging Face's values, unfolded; `lo
 """
 
 import copy
+import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from caa_lens.arguments import describe
+from caa_lens.models.cpu_threads import choose_threads
 from caa_lens.models.loading import bridges
 from caa_lens.models.loading.causal_models import (
     causal_config,
@@ -82,11 +84,12 @@ def load_model(
             * a folder with ``config.json`` and safetensors, in one file or sharded; ``cfg.model_name`` is its
               name, or the hub id if it is a snapshot in a hub's cache, ``models--owner--name/snapshots/<commit>``,
             * a ``.gguf`` file of the Llama architecture, which is dequantised,
-            * ``"demo"``: SmolLM2-135M-Instruct (see `caa_lens.models.loading.demo_model.demo_model_path`).
+            * ``"demo"``: SmolLM2-135M-Instruct from 4 bits (`caa_lens.models.loading.demo_model.demo_model_path`).
         dtype: type of the weights and activations, a ``torch.dtype`` or one of "float32", "bfloat16",
             "float16" ("fp32", "bf16", "fp16"). None: float32 on the CPU, the checkpoint's own type on an
             accelerator.
-        device: where the whole model goes, for example "cuda:1". None: cuda, else mps, else cpu.
+        device: where the whole model goes, for example "cuda:1". None: cuda, else mps, else cpu. On the
+            CPU a `CpuThreadsWarning` says if torch was given fewer threads than it would take.
         revision: branch, tag or commit, for a Hugging Face id only.
         backend: "hooked" for a ``HookedTransformer`` (Llamas only, and TransformerLens before 4 only), "bridge" for a
             ``TransformerBridge`` over transformers' own module. None: "hooked" for what it computes, else "bridge".
@@ -101,8 +104,7 @@ def load_model(
             mode. Do not use it by itself, or boot it again, afterwards.
         tokenizer: in the place of the checkpoint's; a copy is used.
         check: of a bridge, compare its log-probabilities on 8 tokens with those of transformers' untouched module,
-            and say on standard error what was compared. A HookedTransformer's adapter is this library's own, and is
-            compared with transformers in its tests.
+            and say on standard error what was compared. (A HookedTransformer's adapter is this library's own.)
 
     Returns:
         A model with a tokenizer, whose ``model.to_tokens(text)`` is what the tokenizer itself gives: one BOS
@@ -130,6 +132,8 @@ def load_model(
     wanted = _Placement(_dtype(dtype), _device(device), device_map, quantised)
     options = _Options(wanted, backend, tokenizer, check)
     _check_options(options, dtype=dtype, device=device, hf_model=hf_model)
+    if wanted.device == "cpu":
+        choose_threads()
     # Parameters made in inference mode could never be used with gradients.
     with torch.inference_mode(False):
         if hf_model is not None:
@@ -141,7 +145,7 @@ def load_model(
             return _load_folder(demo_model_path(), DEMO_NAME, options)
         path = Path(name).expanduser()
         if name and path.is_dir():
-            return _load_folder(path, cached_id(path) or path.resolve().name, options)
+            return _load_folder(path, _name_of(path), options)
         if path.suffix == ".gguf" and path.is_file():
             return _load_gguf(path, options)
         if path.is_file():
@@ -223,8 +227,6 @@ def _check_options(options: _Options, *, dtype: Any, device: Any, hf_model: Any)
         )
     if backend == "hooked":
         if not has_hooked_transformer():
-            import importlib.metadata
-
             raise ValueError(
                 f"got backend='hooked', but TransformerLens {importlib.metadata.version('transformer-lens')} has no "
                 "HookedTransformer, which 4.0 removed, expected 'bridge': leave backend out, or install "
@@ -256,8 +258,7 @@ def _device(device: torch.device | str | None) -> str:
         wanted = torch.device(device)
     except RuntimeError:
         raise ValueError(f"got device={device!r}, expected 'cpu', 'mps', 'cuda' or 'cuda:1'") from None
-    n_found = devices()
-    if (wanted.index or 0) >= n_found.get(wanted.type, 0):
+    if (wanted.index or 0) >= (n_found := devices()).get(wanted.type, 0):
         found = ", ".join(f"{count} {kind}" for kind, count in n_found.items() if count)
         raise ValueError(
             f"got device={str(wanted)!r}, but this machine has {found}: choose one of these, or leave it out"
@@ -339,6 +340,13 @@ def _load_bridge(folder: Path, name: str, config: Config, options: _Options) -> 
     return bridges.boot(hf_model, name, tokenizer, checkpoint_id(folder) or name, check=options.check)
 
 
+def _name_of(folder: Path) -> str:
+    """What a model is called that lies in a folder: by its hub id in a hub's cache, else as the folder."""
+    from caa_lens.models.loading.demo_model import DEMO_NAME, is_demo
+
+    return DEMO_NAME if is_demo(folder) else cached_id(folder) or folder.resolve().name
+
+
 def _boot_given(hf_model: "PreTrainedModel", name: str, revision: str | None, options: _Options) -> "TransformerBridge":
     """A bridge over a model that the caller loaded; files are looked for only where a tokenizer has to be read."""
     path, folder, called = Path(name).expanduser(), None, name
@@ -347,7 +355,7 @@ def _boot_given(hf_model: "PreTrainedModel", name: str, revision: str | None, op
 
         folder, called = demo_model_path(), DEMO_NAME
     elif name and path.is_dir():
-        folder, called = path, cached_id(path) or path.resolve().name
+        folder, called = path, _name_of(path)
     elif options.tokenizer is None:
         if not HUB_ID.fullmatch(name):
             raise FileNotFoundError(

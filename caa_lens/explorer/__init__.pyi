@@ -1,0 +1,11 @@
+from .widgets import explore as explore
+from .widgets import Explorer as Explorer
+from .session import Session as Session
+from .session import Asked as Asked
+from .session import BusyError as BusyError
+from .session import Event as Event
+from .session import Piece as Piece
+from .session import Coloured as Coloured
+from .session import Finished as Finished
+from .session import LensRead as LensRead
+from .page import serve as serve
