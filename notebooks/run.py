@@ -21,6 +21,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 FIGURE, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
 WIDTH = 900  # pixels of a PNG at most, as many as a notebook's column has; a picture that is wider is cut off there
+ANSWER, CHECK = "answer", "check"  # tags of the cells of an exercise: one to fill in, and one that judges what is there
 SOLUTION = re.compile(r"<details>.*?```python\n(.*?)```.*?</details>", re.DOTALL)
 COLAB = """\
 import sys
@@ -68,7 +70,8 @@ def execute(path: Path, *, pairs: int | None = None, solutions: bool = False, be
     Args:
         pairs: caps every `N_... = number` of the notebook: as many contrast pairs, questions or steps at most, and a
             third of that for `N_TEST`, whose questions run once for every layer and multiplier.
-        solutions: run the code of the hidden solutions too, each where it stands; their outputs are not kept.
+        solutions: run the code of the hidden solutions too, each where it stands; their outputs are not kept. What the
+            solution of an exercise answers is given to the exercise's check, which has to find it right.
         before: code to run first; its output is not kept.
 
     Raises:
@@ -76,13 +79,17 @@ def execute(path: Path, *, pairs: int | None = None, solutions: bool = False, be
     """
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [copy.deepcopy(cell) for cell in notebook.cells]
-    cells = [_extra(f"{QUIET}\n{before}")]
+    cells, check = [_extra(f"{QUIET}\n{before}")], ""
     for cell in notebook.cells:
         cells.append(cell)
+        check = cell.source if CHECK in cell.metadata.get("tags", []) else check
         if cell.cell_type == "code" and pairs is not None:
             cell.source = SIZE.sub(partial(_capped, pairs), cell.source)
         if cell.cell_type == "markdown" and solutions:
-            cells += [_extra(code) for code in SOLUTION.findall(cell.source)]
+            for code in SOLUTION.findall(cell.source):
+                judged = f"_verdict = {check}\nassert _verdict.right, _verdict" if check else ""
+                cells.append(_extra(f"{code}\n{judged}"))
+                check = ""
     notebook.cells = cells
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
@@ -221,11 +228,14 @@ def main() -> None:
     options = parser.parse_args()
     for path in options.notebooks:
         print(path.name, flush=True)
+        began, used = time.perf_counter(), os.times().children_user
         notebook = nbformat.read(path, as_version=4)
         put_first_cell(notebook)
         nbformat.write(notebook, path)
         if not options.first_cell:
             notebook = execute(path)
+            took, computed = time.perf_counter() - began, os.times().children_user - used
+            print(f"    {took:.0f} seconds, of a processor {computed:.0f}", flush=True)
             add_pictures(notebook)
             nbformat.write(notebook, path)
 

@@ -25,6 +25,7 @@ from helpers.models import SHARED
 nbformat = pytest.importorskip("nbformat", reason="needs the notebooks extra: pip install -e '.[notebooks]'")
 Image = pytest.importorskip("PIL.Image", reason="needs the notebooks extra: pip install -e '.[notebooks]'")
 pytest.importorskip("nbclient", reason="needs the notebooks extra: pip install -e '.[notebooks]'")
+from nbclient.exceptions import CellExecutionError  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 _spec = importlib.util.spec_from_file_location("run_notebooks", FOLDER / "run.py")
@@ -37,6 +38,8 @@ PAPER = "https://arxiv.org/abs/2312.06681"
 MACHINE = re.compile(r"/(?:home|root|tmp|work|opt|usr|Users)/|[A-Z]:\\|\b\d{1,2}:\d{2}:\d{2}\b|it/s\b|\d+%\|")
 NUMBER = re.compile(r"(?<![\w.])(\d+\.\d+)(?![\w.]|\d)")
 SETTINGS = 3  # which cell has them: behind what is learnt, what Colab needs, and the imports
+EXERCISE = re.compile(r"\*\*Change this\.\*\* (●○○|●●○|●●●) · (\d+) minutes\. ")
+CHECKED = ("1_", "2_", "3_")  # the notebooks whose exercises have a check
 DETAILS = re.compile(r"<details>.*?</details>", re.DOTALL)
 
 
@@ -80,6 +83,30 @@ def switched_on(path, flag, target):
 def bound_names(code):
     """Names that a cell binds at its top level: by assignments, functions and loops, but not inside of them."""
     return {name.get_name() for name in symtable.symtable(code, "cell", "exec").get_symbols() if name.is_assigned()}
+
+
+def tagged(notebook, tag):
+    return [i for i, cell in enumerate(notebook.cells) if tag in cell.metadata.get("tags", [])]
+
+
+def answers(notebook):
+    return [notebook.cells[i] for i in tagged(notebook, run.ANSWER)]
+
+
+def answer_of(cell):
+    """The one name of an answer cell that is still open."""
+    (name,) = (
+        node.targets[0].id
+        for node in ast.parse(cell.source).body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and node.value.value is ...
+    )
+    return name
+
+
+def levels_of(path):
+    """Of a notebook's exercises in their order: how hard, and how many minutes."""
+    text = "\n".join(sources(nbformat.read(path, as_version=4), "markdown"))
+    return [(level, int(minutes)) for level, minutes in EXERCISE.findall(text)]
 
 
 def test_there_are_six_and_each_leads_to_the_next():
@@ -137,15 +164,79 @@ def test_every_part_ends_with_an_exercise_and_its_solution(notebook):
         parts[-1].append(text)
     assert len(parts) > 3
     for part in parts[1:]:
-        assert "**Change this.**" in part[-1]
+        assert len(EXERCISE.findall("\n".join(part[-2:]))) == 1
         assert run.SOLUTION.search(part[-1])
 
 
 def test_a_solution_overwrites_nothing_that_the_notebook_uses(notebook):
-    names = set().union(*map(bound_names, sources(notebook, "code")))
+    names = set().union(*map(bound_names, sources(notebook, "code"))) - {answer_of(cell) for cell in answers(notebook)}
     for text in sources(notebook, "markdown"):
         for code in run.SOLUTION.findall(text):
             assert not bound_names(code) & names
+
+
+def test_an_exercise_is_an_empty_answer_then_its_check_and_then_the_hidden_solution(path, notebook):
+    checks = tagged(notebook, run.CHECK)
+    n_exercises = len(EXERCISE.findall("\n".join(sources(notebook, "markdown"))))
+    assert len(checks) == len(answers(notebook)) == (n_exercises if path.name.startswith(CHECKED) else 0)
+    for i in checks:
+        task, answer, check, solution = notebook.cells[i - 2 : i + 2]
+        name = answer_of(answer)
+        assert EXERCISE.search(task.source)
+        assert answer.source.splitlines()[-1].startswith(f"{name} = ...  # your code: ")
+        assert solution.source.startswith("<details><summary>Solution</summary>")
+        assert name in bound_names(run.SOLUTION.findall(solution.source)[0])
+        (asked,) = (node.value for node in ast.parse(check.source).body)
+        assert asked.func.value.id == "check"
+        assert asked.args[0].id == name
+        constants = [node.value for node in ast.walk(asked) if isinstance(node, ast.Constant)]
+        assert all(isinstance(value, str) for value in constants), "a number might be the answer"
+        assert [output.data["text/plain"] for output in check.outputs] == ["not answered yet"]
+        for later in notebook.cells[i + 1 :]:
+            if later.cell_type == "code":
+                assert not re.search(rf"\b{name}\b", later.source), f"{name} may still be open"
+
+
+def test_every_check_belongs_to_an_exercise():
+    for path in run.NOTEBOOKS:
+        notebook = nbformat.read(path, as_version=4)
+        imported = re.search(r"from caa_lens\.lessons import (\w+) as check", notebook.cells[2].source)
+        assert bool(imported) == path.name.startswith(CHECKED)
+        if imported:
+            module = importlib.import_module(f"caa_lens.lessons.{imported[1]}")
+            made = [name for name, of in vars(module).items() if getattr(of, "__module__", "") == module.__name__]
+            asked = [notebook.cells[i].source.partition("(")[0] for i in tagged(notebook, run.CHECK)]
+            assert [f"check.{name}" for name in made if not name.startswith("_")] == asked
+
+
+@pytest.mark.parametrize(("answer", "right"), [(2, True), (3, False)])
+def test_a_solution_that_its_check_finds_wrong_stops_the_run(tmp_path, answer, right):
+    verdict = "type('Verdict', (), {'right': given == 2})()"
+    cells = [
+        nbformat.v4.new_code_cell("given = ...", metadata={"tags": ["answer"]}),
+        nbformat.v4.new_code_cell(verdict, metadata={"tags": ["check"]}),
+        nbformat.v4.new_markdown_cell(f"<details>\n\n```python\ngiven = {answer}\n```\n</details>"),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "one.ipynb")
+    run.execute(tmp_path / "one.ipynb")
+    if right:
+        run.execute(tmp_path / "one.ipynb", solutions=True)
+    else:
+        with pytest.raises(CellExecutionError, match="AssertionError"):
+            run.execute(tmp_path / "one.ipynb", solutions=True)
+
+
+def test_the_plan_of_the_lesson_has_ninety_minutes_and_the_exercises_of_its_notebooks():
+    plan = (FOLDER.parent / "docs" / "teaching.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) to (\d+) \|.*\| ?(?:(●\S+) (\d+))? \|$", plan, re.MULTILINE)
+    starts, ends = ([int(row[i]) for row in rows] for i in (0, 1))
+    assert [0, *ends] == [*starts, 90]
+    assert all(int(row[3] or 0) < int(row[1]) - int(row[0]) for row in rows)
+    taught = [*levels_of(run.NOTEBOOKS[0]), *levels_of(run.NOTEBOOKS[2])]
+    assert [(level, int(minutes)) for *_, level, minutes in rows if level] == taught
+    for path in run.NOTEBOOKS:
+        (minutes,) = re.findall(rf"^\| \[.*\]\(\.\./notebooks/{path.name}\) \| \d+ \| (\d+) \|", plan, re.MULTILINE)
+        assert int(minutes) == sum(minutes for _, minutes in levels_of(path))
 
 
 def test_the_committed_outputs_come_from_one_run_from_top_to_bottom(notebook):
