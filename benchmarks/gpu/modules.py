@@ -61,6 +61,9 @@ RUN = (
 # Modules that use a model, too, and why they stay on the CPU.
 STAY = {
     "tests/contrast/test_check.py": "is about pairs; a model only says that something was found",
+    "tests/lessons/test_from_scratch.py": "is about the answers of a class",
+    "tests/lessons/test_meanings.py": "is about the answers of a class",
+    "tests/lessons/test_pushes.py": "is about the answers of a class",
     "tests/prompts/test_conversations_as_prompts.py": "is about tokens",
     "tests/engine/test_any_model.py": "makes models of its own, of many families, on the CPU",
     "tests/explorer/test_in_a_browser.py": "needs a browser, and its server loads the demo model on the CPU",
