@@ -2,8 +2,8 @@
 
 Formulas are written between dollar signs, which code hosts draw, and become MathML, which browsers draw by themselves:
 no script and no font is loaded for them. A picture `x.png` that has a sister `x_dark.png` is shown as that one in dark
-mode. A wide picture keeps its width on a phone and is pushed sideways there. Links to notebooks lead to rendered copies (`notebook_pages`). The repository's address stands in
-`pyproject.toml` alone.
+mode. A wide picture keeps its width on a phone and is pushed sideways there. Links to notebooks lead to rendered copies
+(`notebook_pages`). The repository's address stands in `pyproject.toml` alone.
 """
 
 import html
