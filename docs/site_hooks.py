@@ -2,8 +2,8 @@
 
 Formulas are written between dollar signs, which code hosts draw, and become MathML, which browsers draw by themselves:
 no script and no font is loaded for them. A picture `x.png` that has a sister `x_dark.png` is shown as that one in dark
-mode. Links to notebooks lead to rendered copies (`notebook_pages`). The repository's address stands in
-`pyproject.toml` alone.
+mode. A wide picture keeps its width on a phone and is pushed sideways there. Links to notebooks lead to rendered copies
+(`notebook_pages`). The repository's address stands in `pyproject.toml` alone.
 """
 
 import html
@@ -23,6 +23,8 @@ from notebook_pages import NOTEBOOKS, notebook_page  # noqa: E402
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 _PICTURE = re.compile(r'<img (?P<before>[^>]*?)src="(?P<path>[^"]*images/)(?P<name>[\w-]+)\.png"(?P<after>[^>]*)>')
+_ANY_PICTURE = re.compile(r'<img (?P<given>[^>]*?src="(?P<path>[^"#]+\.png)(?:#[^"]*)?"[^>]*)>')
+_NARROW = 520  # pixels of a page: text of a picture that was drawn for this width is legible on a phone
 _NOTEBOOK = re.compile(r"\]\(\.\./notebooks/(\w+)\.ipynb\)")
 
 
@@ -71,6 +73,26 @@ def with_dark_pictures(page: str, images: Path = DOCS / "images") -> str:
     return _PICTURE.sub(sisters, page)
 
 
+def with_wide_pictures(page: str, images: Path = DOCS / "images") -> str:
+    """A page's HTML with the class `wide` at pictures whose text a phone's width would make too small to read.
+
+    Pictures with a dark sister have two pixels for one of the page (`pictures.py`); those of notebooks are all wide.
+    """
+
+    def marked(picture: re.Match[str]) -> str:
+        file = images / Path(picture["path"]).name
+        sister = file.with_name(f"{file.stem.removesuffix('_dark')}_dark.png")
+        if file.exists() and _png_width(file) / (2 if sister.exists() else 1) <= _NARROW:
+            return picture[0]
+        return f'<img class="wide" {picture["given"]}>'
+
+    return _ANY_PICTURE.sub(marked, page)
+
+
+def _png_width(file: Path) -> int:
+    return int.from_bytes(file.read_bytes()[16:20], "big")
+
+
 def on_config(config: Any) -> Any:
     config.repo_url = repository()
     config.repo_name = repository().removeprefix("https://github.com/")
@@ -94,6 +116,6 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:
     try:
-        return with_dark_pictures(with_formulas(content))
+        return with_wide_pictures(with_dark_pictures(with_formulas(content)))
     except ValueError as error:
         raise PluginError(f"{page.file.src_uri}: {error}") from error

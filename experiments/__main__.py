@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from caa_lens.cli.stopping import StoppableCommand, keeps, stop_on_terminate
+from caa_lens.cli.stopping import StoppableCommand, command_given, keeps, stop_on_terminate
 from caa_lens.models.cpu_threads import sleep_while_waiting
 
 if __name__ == "__main__":
@@ -30,7 +30,7 @@ from experiments.running.engines import Engine, Here
 from experiments.running.experiment import Experiment
 from experiments.running.first_units import measured
 from experiments.running.identity import hold, run_identity, run_notes, start_notes
-from experiments.running.plan import memory_bytes, planned, rates_elsewhere, unit_costs
+from experiments.running.plan import memory_bytes, planned, rates_elsewhere, this_device, unit_costs
 from experiments.running.rates import GPUS, gpu_rates, stated_rates
 from experiments.running.ray_cluster import demanded, load
 from experiments.running.ray_workers import RayWorkers
@@ -134,7 +134,9 @@ def main(
         skipped = skip_reasons(experiments, config)
         able = [one for one in experiments if one.name not in skipped]
         hold(able, config, folder)
-        folder.record_start(start_notes(config, [one.name for one in experiments]))
+        where = None if by_ray else device or this_device()
+        started = [one.name for one in experiments]
+        folder.record_start(start_notes(config, started, device=where, command=command_given()))
         keeps(lambda: units_told(able, config, folder))
         costs = unit_costs(able, Context(config, folder, device=device))
         weights = {key: 1e3 + cost.work + 2e3 * cost.requests for key, cost in costs.items()}

@@ -4,7 +4,9 @@ import json
 import shutil
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from helpers.models import load_in_its_place
@@ -15,6 +17,7 @@ from caa_lens.demo.duration import Duration, about
 from caa_lens.demo.found import Found
 from caa_lens.demo.made_with import command_of
 from caa_lens.demo.main_job import DemoConfig, run_demo
+from caa_lens.demo.on_screen import depth_told
 from caa_lens.measures.agreement.reliabilities import Reliability
 from caa_lens.measures.calibrating.calibrated import Calibration
 from caa_lens.measures.elsewhere.capability import easy_questions
@@ -387,3 +390,26 @@ def test_a_run_says_how_long_it_takes_before_its_first_step_and_a_second_one_doe
     assert shown.index("This takes") < shown.index("Do the pairs agree?")
     _, shown = run()
     assert "This takes" not in shown
+
+
+@pytest.mark.parametrize(
+    ("readable", "told"),
+    [
+        (
+            [1, 0, 0, 1, 1],
+            "are readable from layer 11 on: there the median rank of 2 of them among 1,000 tokens is 40, ",
+        ),
+        ([1, 1, 1, 1, 1], "are readable from layer 2 on"),
+        (
+            [1, 0, 1, 0, 0],
+            "at layers 2, 8 of those read, and not at the last. Best at layer 14, with a median rank of 30",
+        ),
+        ([0, 0, 0, 0, 0], "at no layer read do 2 of them"),
+    ],
+)
+def test_words_are_readable_from_the_layer_above_which_none_is_unreadable(readable, told):
+    medians = pd.DataFrame({"layer": [2, 5, 8, 11, 14], "median": [70.0, 60, 50, 40, 30]})
+    medians = medians.assign(control_low=80.0, control_high=900.0)
+    medians["verdict"] = ["readable" if each else "nothing to read here" for each in readable]
+    words = SimpleNamespace(medians=lambda: medians, frame=pd.DataFrame({"word": ["a", "b"]}), d_vocab=1000)
+    assert told in depth_told(words)

@@ -67,22 +67,31 @@ def show_lens(lens: "LogitLens", words: "WordRanks | None", console: Console) ->
 
 
 def depth_told(words: "WordRanks") -> str:
-    """From which depth on words of the behavior can be read.
+    """From which depth on words of the behavior can be read, at every layer that was read from there.
 
-    The layer of the smallest median is the best of those that were read, on these very words.
+    One layer of twenty is readable by chance; so the depth begins where no layer above is unreadable. The layer of the
+    smallest median is the best of those that were read, on these very words.
     """
     from caa_lens.interpretation.lens_controls import READABLE
 
     medians = words.medians()
-    readable = medians[medians["verdict"] == READABLE]
+    readable = medians["verdict"] == READABLE
     n = words.frame["word"].nunique()
-    if readable.empty:
+    if not readable.any():
         return f"Words of the behavior: at no layer read do {n} of them rank above those of random directions."
-    first, best = readable.iloc[0], medians.sort_values("median").iloc[0]
+    best = medians.sort_values("median").iloc[0]
+    if not readable.iloc[-1]:
+        layers = ", ".join(f"{layer:.0f}" for layer in medians.loc[readable, "layer"])
+        return (
+            f"Words of the behavior: {n} of them rank above those of random directions at layers {layers} of those "
+            f"read, and not at the last. Best at layer {best['layer']:.0f}, with a median rank of "
+            f"{best['median']:,.0f}."
+        )
+    first = medians[readable[::-1].cummin()[::-1]].iloc[0]
     return (
-        f"Words of the behavior become readable at layer {first['layer']:.0f}: the median rank of {n} of them among "
-        f"{words.d_vocab:,} tokens is {first['median']:,.0f}, of random directions {first['control_low']:,.0f} to "
-        f"{first['control_high']:,.0f}. Best at layer {best['layer']:.0f}, with {best['median']:,.0f}."
+        f"Words of the behavior are readable from layer {first['layer']:.0f} on: there the median rank of {n} of them "
+        f"among {words.d_vocab:,} tokens is {first['median']:,.0f}, of random directions {first['control_low']:,.0f} "
+        f"to {first['control_high']:,.0f}. Best at layer {best['layer']:.0f}, with {best['median']:,.0f}."
     )
 
 

@@ -118,10 +118,11 @@ def rank_curves(
             hoverinfo="skip",
             name="median word, random directions (5 to 95 %)",
         )
+    step = frame["layer"].drop_duplicates().sort_values().diff().min()
     for i, (word, rows) in enumerate(frame.groupby("word", sort=False)):
         rows = rows.sort_values("layer")
-        # A line between two layers that are not neighbours would tell of layers that were never read.
-        gaps = rows["layer"].diff().gt(1).cumsum()
+        # Where layers are missing from an even series, a line would tell of layers that were never read.
+        gaps = rows["layer"].diff().gt(step).cumsum()
         shown = escaped(str(word))
         n_pieces = int(rows["pieces"].iloc[0])
         if n_pieces > 1:

@@ -184,7 +184,9 @@ def _colour(value: float, bound: float) -> str:
 
 
 def _cell(value: object) -> str | list[str]:
-    """A list is of tokens, which become chips."""
+    """A list is of tokens, which become chips; what is not known is empty."""
+    if value is None:
+        return ""
     if isinstance(value, float):
         return "" if value != value else f"{value:.4g}"
     return [str(one) for one in value] if isinstance(value, list | tuple) else str(value)

@@ -85,7 +85,13 @@ def read_run(folder: str | Path) -> Part:
     folder = Path(folder)
     try:
         about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        settings = {**about["config"], **_own_settings(folder), **about["versions"], **about["about"]}
+        settings = {
+            **about["config"],
+            **_own_settings(folder),
+            **about["versions"],
+            **about["about"],
+            **_starts(folder),
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         demo = f"; the demo's own report is {folder / 'report.html'}" if (folder / "report.html").exists() else ""
         raise RunFolderError(
@@ -115,6 +121,16 @@ def _own_settings(folder: Path) -> dict[str, Any]:
     for file in sorted(folder.glob("*/identity.json")):
         own |= json.loads(file.read_text(encoding="utf-8"))
     return {name: value for name, value in sorted(own.items()) if "/" not in name}
+
+
+def _starts(folder: Path) -> dict[str, Any]:
+    """The commands and devices of all starts, each once; nothing of a folder from before they were noted."""
+    file = folder / "starts.json"
+    starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    told = {
+        name: list(dict.fromkeys(start[name] for start in starts if start.get(name))) for name in ("device", "command")
+    }
+    return {name: "; ".join(each) for name, each in told.items() if each}
 
 
 def _first_line(file: Path) -> str:

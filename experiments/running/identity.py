@@ -17,12 +17,13 @@ The base model is held to its contents too. A judge's weights lie behind its end
 endpoint, the settings and the rubrics, and what stands behind a name there is the endpoint's to say.
 
 How patiently a judge is asked (`settings.OF_NONE`) may change from start to start. Every start is noted, in
-`starts.json`, with its time, commit, versions and settings.
+`starts.json`, with its time, command, device, commit, versions and settings.
 """
 
 import hashlib
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -143,11 +144,39 @@ def run_notes(experiments: Sequence[str]) -> dict[str, Any]:
     return {**_when_and_from_what(), "experiments": [*experiments]}
 
 
-def start_notes(config: RunConfig, experiments: Sequence[str]) -> dict[str, Any]:
-    """When, from what code and with what settings a run was started, whether for the first time or again."""
+def start_notes(
+    config: RunConfig, experiments: Sequence[str], *, device: str | None = None, command: str | None = None
+) -> dict[str, Any]:
+    """When, from what code and with what settings a run was started, whether for the first time or again.
+
+    Args:
+        device: as torch names it, where the model is run; None where workers choose theirs.
+        command: as it was given; addresses in it are written down without passwords.
+    """
     settings = config.model_dump(mode="json") | {"judge_url": without_password(config.judge_url)}
     versions = {**library_versions(), "python": platform.python_version()}
-    return {**_when_and_from_what(), "versions": versions, "settings": settings, "experiments": [*experiments]}
+    return {
+        **_when_and_from_what(),
+        "command": None if command is None else _without_passwords(command),
+        "device": None if device is None else _device_told(device),
+        "versions": versions,
+        "settings": settings,
+        "experiments": [*experiments],
+    }
+
+
+def _device_told(device: str) -> str:
+    """With the card's name, or the processor's kind."""
+    import torch
+
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({platform.machine()})"
+
+
+def _without_passwords(command: str) -> str:
+    """A command's addresses as `without_password` writes them."""
+    return re.sub(r"[\w+.-]+://[^\s'\"]+", lambda found: str(without_password(found[0])), command)
 
 
 def library_versions() -> dict[str, str]:

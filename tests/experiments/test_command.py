@@ -174,6 +174,8 @@ def test_the_command_runs_one_experiment_with_what_it_needs_and_refuses_other_se
     (first,) = json.loads((tmp_path / "run" / "starts.json").read_text())  # once, not once a worker
     assert first["settings"]["n_test"] == 3
     assert first["versions"]["torch"] == torch.__version__
+    assert first["command"].startswith("python -m experiments multipliers --model ")
+    assert (first["device"] is None) == bool(several)  # workers choose theirs
     settings = {"model": str(models / "chat"), "behaviors": "sentiment", "n_generate": 4, "n_test": 3, "layer_step": 2}
     main(["multipliers"], out=tmp_path / "alone", **settings)  # by this process: the same to the bit
     assert "0 of 3 experiments failed" in capsys.readouterr().out

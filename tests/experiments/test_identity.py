@@ -1,6 +1,7 @@
 """What a run is held to and what only some experiments are: settings and data that join, differ or are left out."""
 
 import json
+import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -292,6 +293,13 @@ def test_every_start_is_noted(folder):
         assert {"torch", "caa-lens", "python"} <= set(start["versions"])
         assert {"commit", "began"} <= set(start)
         assert start["experiments"] == ["numbers"]
+
+
+def test_a_start_notes_its_device_and_its_command_without_passwords():
+    command = "python -m experiments judged --judge-url 'https://me:secret@judge.example:8080/v1?key=1' --judge x"
+    notes = start_notes(cheap.CONFIG, [], device="cpu", command=command)
+    assert notes["device"] == f"cpu ({platform.machine()})"
+    assert notes["command"] == "python -m experiments judged --judge-url 'https://judge.example:8080/v1' --judge x"
 
 
 def test_no_password_is_written_into_a_run():

@@ -12,6 +12,7 @@ import pkgutil
 import re
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 from helpers.browser import CHROMIUM, browse
@@ -19,7 +20,7 @@ from helpers.contrast import between, contrast, linear
 from helpers.figures import FIGURES
 
 from caa_lens import plots
-from caa_lens.plots import style
+from caa_lens.plots import lens, style
 from caa_lens.plots.style import COLOURS, DARK, DIVERGING, LIGHT, SEQUENTIAL, WIDEST, styled, wrapped
 
 TEXT, GRAPHICS = 4.5, 3.0  # WCAG 2.2: 1.4.3 and 1.4.11
@@ -248,3 +249,10 @@ def test_no_text_is_on_another_one_or_leaves_its_figure(figures, width, tmp_path
     assert not said
     wrong = json.loads(unescape(re.search(r'data-wrong="([^"]*)"', document)[1]))
     assert not wrong, "\n".join(wrong[:40])
+
+
+def test_ranks_at_every_third_layer_are_joined_and_no_line_crosses_layers_that_were_left_out():
+    layers = [2, 5, 8, 17, 20]
+    frame = pd.DataFrame({"layer": layers, "word": "good", "token": "good", "pieces": 1, "rank": 3, "score": 1.0})
+    figure = lens.rank_curves(frame, vectors="v", reading="normed", d_vocab=100)
+    assert [list(trace.x) for trace in figure.data if trace.mode == "lines+markers"] == [[2, 5, 8], [17, 20]]

@@ -14,6 +14,7 @@ import nbformat
 import pytest
 import yaml
 from helpers.browser import CHROMIUM, open_page
+from helpers.driven_browser import DrivenBrowser
 from helpers.pages import PAGES, ROOT, find
 from PIL import Image
 
@@ -118,6 +119,31 @@ def test_a_picture_with_a_dark_sister_is_shown_twice_and_any_other_once(tmp_path
     page = hooks.with_dark_pictures('<img alt="A" src="../images/a.png"><img src="images/b.png">', tmp_path)
     light, dark = '<img alt="A" src="../images/a.png#only-light">', '<img alt="A" src="../images/a_dark.png#only-dark">'
     assert page == light + dark + '<img src="images/b.png">'
+
+
+def test_a_picture_too_wide_for_a_phone_is_marked_and_a_narrow_one_is_not(tmp_path):
+    hooks = load(ROOT / "docs" / "site_hooks.py")
+    for name, width in {"narrow": 500, "wide": 800, "dense": 960, "dense_dark": 960, "large": 1290}.items():
+        Image.new("L", (width, 4)).save(tmp_path / f"{name}.png")
+
+    def marked(path):
+        return 'class="wide"' in hooks.with_wide_pictures(f'<img alt="A" src="{path}">', tmp_path)
+
+    for path in ("images/narrow.png", "../images/dense.png#only-light", "images/dense_dark.png#only-dark"):
+        assert not marked(path), path
+    for path in ("images/wide.png", "images/large.png", "1_of_a_notebook_23_0.png"):
+        assert marked(path), path
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
+@pytest.mark.parametrize("name", ["index", "interpretation", "notebooks/1_caa_from_scratch"])
+def test_wide_pictures_are_640_pixels_wide_on_a_phone_whose_page_does_not_scroll_sideways(name, site_folder, tmp_path):
+    with DrivenBrowser(tmp_path) as page:
+        page.size(390, 844, phone=True)
+        page.open((site_folder / f"{name}.html").as_uri())
+        widths = page.value("[...document.querySelectorAll('img.wide')].map((one) => one.offsetWidth).filter(Boolean)")
+        assert set(widths) == {640}
+        assert page.value("document.documentElement.scrollWidth") == 390
 
 
 def pictures_of(page):

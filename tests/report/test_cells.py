@@ -6,6 +6,7 @@ import re
 import pandas as pd
 import pytest
 from helpers.browser import CHROMIUM, open_page
+from helpers.driven_browser import DrivenBrowser
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.measures.sweeps import Sweep
@@ -104,6 +105,20 @@ def test_a_cell_without_texts_says_where_they_were_written(tmp_path):
     assert heading.startswith("Layer 3, multiplier -1: mean -0.120 of 2 questions")
     assert [row[5] for row in rows] == ["-0.1", "-0.2"]
     assert "Texts were written at layer 7 only." in cell
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_no_word_of_an_answer_is_broken_on_a_phone(tmp_path):
+    path = write_page(tmp_path)
+    with DrivenBrowser(tmp_path) as page:
+        page.size(390, 844, phone=True)
+        page.open(path.as_uri())
+        page.wait_for("document.querySelector('.js-plotly-plot .nsewdrag') !== null", 30)
+        page.value("void document.querySelector('.js-plotly-plot').emit('plotly_click', {points: [{x: '-1', y: '3'}]})")
+        page.wait_for("document.querySelector('.cell h3') !== null", 30)
+        widths = page.value("[...document.querySelectorAll('.cell .answer')].map((one) => one.offsetWidth)")
+        assert min(widths) >= 144
+        assert page.value("document.documentElement.scrollWidth") == 390
 
 
 def test_figures_say_what_their_points_stand_for():

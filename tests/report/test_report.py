@@ -216,6 +216,28 @@ def test_a_run_is_reported_in_its_own_order_with_what_was_not_run(tmp_path):
     assert "@inproceedings" in html
 
 
+def test_a_runs_report_has_the_devices_and_commands_of_all_starts_each_once(tmp_path):
+    run = make_run(tmp_path / "run", experiments=["z"])
+    assert not {"device", "command"} & set(read_run(run).settings), "of a run from before they were noted"
+    starts = [
+        {"device": "cpu (x86_64)", "command": each} for each in ("python -m one", "python -m two", "python -m one")
+    ]
+    (run / "starts.json").write_text(json.dumps([{"began": "long ago"}, *starts, {"device": None, "command": None}]))
+    settings = read_run(run).settings
+    assert settings["device"] == "cpu (x86_64)"
+    assert settings["command"] == "python -m one; python -m two"
+    html = write_run_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "python -m one; python -m two" in html
+
+
+def test_what_is_not_known_is_an_empty_cell(tmp_path):
+    table = pd.DataFrame({"layer": [20], "effect": pd.Series([None], dtype=object)})
+    path = write_report(
+        tmp_path / "page.html", title="t", lead="l", sections=[Section(title="s", tables=[table])], settings={}
+    )
+    assert "None" not in re.findall(r"<table>.*?</table>", path.read_text(encoding="utf-8"), re.DOTALL)[0]
+
+
 def test_what_failed_or_was_not_finished_is_listed_with_the_reason(tmp_path):
     run = make_run(tmp_path / "run", experiments=["z", "broken", "half", "never", "c"])
     for name in ("broken", "half", "c", "z", "old"):
