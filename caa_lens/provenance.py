@@ -9,8 +9,9 @@ PAIR_HASHES = "pair_hashes"  # the key of `Provenance.details` that lists `Contr
 LONGEST_SHOWN = 80  # characters of a detail; the whole is in `details`
 HOOK_POINT = "hook_resid_post"
 UNKNOWN = "unknown"
-# The demo model, before it was called after its 4 bits. The original of that name is told by its owner.
-FORMER_NAMES = {"SmolLM2-135M-Instruct": "SmolLM2-135M-Instruct-4bit"}
+DEMO_NAME = "SmolLM2-135M-Instruct-4bit"  # what the model "demo" is
+# And was called before it had a name after its 4 bits. The original of that name is told by its owner.
+FORMER_NAMES = {"SmolLM2-135M-Instruct": DEMO_NAME}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -85,6 +86,11 @@ def one_model(names: Iterable[str]) -> str | None:
     if len(known) <= 1:
         return known[0] if known else UNKNOWN
     return "/".join([*owners, parts[0][1]])
+
+
+def called(model: str) -> str:
+    """What pages call a model: as it was asked for, but `demo`, which says nothing of what it is."""
+    return DEMO_NAME if model == "demo" else model
 
 
 def last_part(model: str) -> str:

@@ -144,7 +144,7 @@ def _run_demo(config: DemoConfig, folder: Path, console: Console) -> Path:
     side_effects = _side_effects(model, vectors, found, kept)
     show_side_effects(side_effects, console)
     how = made_with(model, config, folder)
-    made = {**config.model_dump(), "vectors": vectors.provenance.method, **how}
+    made = {**config.model_dump(), "model": model.cfg.model_name, "vectors": vectors.provenance.method, **how}
     tested = _tested(held_out, config)
     report = write_page(folder / "report.html", found, tested, texts, lens, words, side_effects, made)
     console.print()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from caa_lens.atomic_files import write_atomically
+from caa_lens.provenance import called
 from caa_lens.report.cells import Cells
 from caa_lens.report.page import ColoredText, Part, Section, write_parts
 
@@ -98,6 +99,7 @@ def read_run(folder: str | Path) -> Part:
             f"{folder} holds no run of experiments ({error}): expected a folder that `python -m experiments ... --out` "
             f"made{demo}"
         ) from None
+    settings |= {key: called(settings[key]) for key in ("model", "base_model") if isinstance(settings.get(key), str)}
     order: list[str] = settings.pop("experiments", [])
     sections = {file.parent.name: load_section(file) for file in folder.glob("*/section.json")}
     if not sections:

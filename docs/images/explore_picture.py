@@ -1,7 +1,7 @@
 """The explorer's picture, from its page while it is served.
 
-    make explore ARGS="--port 8712"
-    .venv/bin/python docs/images/explore_picture.py http://127.0.0.1:8712
+make explore ARGS="--port 8712"
+.venv/bin/python docs/images/explore_picture.py http://127.0.0.1:8712
 """
 
 import sys

