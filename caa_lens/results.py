@@ -262,7 +262,10 @@ def _about(file: Path) -> dict[str, Any]:
 def _parquet_path(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if path.suffix != FRAME:
-        raise ValueError(f"results are saved as {FRAME}, got {path.name!r}")
+        raise ValueError(
+            f"results are saved as {FRAME}, got {path.name!r}; a table is written by .frame.to_csv(...), a page "
+            "by .plot().write_html(...)"
+        )
     return path
 
 

@@ -310,6 +310,17 @@ def _held_out(pairs: "ContrastSet", test: int, vectors: "SteeringVectors") -> "C
     return scored
 
 
+_SAID_IN_PYTHON = {
+    "on_bad='drop' leaves": "`caa-lens data convert IN OUT --on-bad drop` leaves",
+    "columns={'question': ..., 'positive': ..., 'negative': ...}": (
+        "`caa-lens data convert IN OUT --columns 'question=...,positive=...,negative=...'`"
+    ),
+    "columns={'question': ...}": "--columns 'question=...,positive=...,negative=...'",
+    ", which columns= names for": ", which --columns names for",
+}
+"""Remedies that messages say in Python, and what is written for them on the command line."""
+
+
 def main() -> None:
     """Run the command line; mistakes of the caller end in one line and with exit code 2, not in a traceback."""
     import sys
@@ -323,6 +334,8 @@ def main() -> None:
         end_stopped(stop)
     except (ValueError, TypeError, OSError, MemoryError, IndexError, ImportError) as error:
         # What the system could not read as text stands in messages as it does in `repr`.
-        said = str(error).replace("on_bad='drop' leaves", "`caa-lens data convert IN OUT --on-bad drop` leaves")
+        said = str(error)
+        for python, command in _SAID_IN_PYTHON.items():
+            said = said.replace(python, command)
         typer.echo(f"error: {said}".encode(errors="backslashreplace").decode(), err=True)
         sys.exit(2)

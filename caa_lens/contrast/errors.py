@@ -91,7 +91,15 @@ class Reading(Generic[T]):
         if not self.problems:
             return self.kept
         if on_bad == "raise" or not self.kept or any(line is None for line, _ in self.problems):
-            raise ContrastFileError(source.of, self.problems, unit=source.unit, n_rows=n_rows)
+            no_columns = source.columns is not None and any(
+                isinstance(error, SchemaError) for _, error in self.problems
+            )
+            raise ContrastFileError(
+                source.of,
+                self.problems,
+                unit=source.unit,
+                n_rows=0 if no_columns else n_rows,  # of a table whose columns are not understood, no row is left
+            )
         groups: dict[tuple[str | None, str], list[Problem]] = defaultdict(list)
         for problem in self.problems:
             groups[problem[1].field, problem[1].expected].append(problem)
@@ -101,7 +109,9 @@ class Reading(Generic[T]):
             for some in told[:SHOWN]
         ]
         if told[SHOWN:]:
-            why.append(f"and {sum(map(len, told[SHOWN:]))} for {len(told) - SHOWN} other reasons")
+            n_others, n_reasons = sum(map(len, told[SHOWN:])), len(told) - SHOWN
+            reasons = "another reason" if n_reasons == 1 else f"{n_reasons} other reasons"
+            why.append(f"and {n_others} row{'s' * (n_others > 1)} for {reasons}")
         head = f"{source.of}: {len(self.problems)} of {n_rows} rows are no pairs and were left out"
         warnings.warn("\n  ".join([head, *why]), DroppedRowsWarning, stacklevel=stacklevel)
         return self.kept

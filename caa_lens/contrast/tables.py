@@ -139,7 +139,13 @@ def _pair(given: object, n: int, on_bad: OnBad) -> object:
         return FieldError(
             None, shown, "(question, positive, negative), each a text; a question may be a list of messages"
         )
-    raise TypeError(f"pair {n}: got {shown}, {EXPECTED}")
+    remedy = ""
+    if len(texts) == 2 and all(isinstance(text, str) for text in texts):
+        remedy = (
+            "; two texts are a pair with the question that both answer, as in [(question, a, b) for a, b in pairs], or "
+            "where they begin alike, as in [{'positive': a, 'negative': b} for a, b in pairs]"
+        )
+    raise TypeError(f"pair {n}: got {shown}, {EXPECTED}{remedy}")
 
 
 def _table(of: str, names: Iterable[str], rows: Iterable[Sequence[Any]]) -> Source:

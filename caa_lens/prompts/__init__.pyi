@@ -5,6 +5,7 @@ from .token_table import explain as explain
 from .batches import PromptBatch as PromptBatch
 from .batches import left_pad as left_pad
 from .users_words import GuessedFormatWarning as GuessedFormatWarning
+from .users_words import JoinedWordsWarning as JoinedWordsWarning
 from .users_words import SpecialTokenWarning as SpecialTokenWarning
 from .users_words import StrippedQuestionWarning as StrippedQuestionWarning
 from .users_words import TemplateInQuestionWarning as TemplateInQuestionWarning

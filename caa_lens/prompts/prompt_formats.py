@@ -189,6 +189,7 @@ class PromptFormat:
             TemplateInQuestionWarning: if the question contains marks of this format.
             SpecialTokenWarning: if the words contain other special tokens.
             StrippedQuestionWarning: if blanks around the question are left out.
+            JoinedWordsWarning: if the format puts nothing between text and answer, and neither do they.
         """
         check_offsets(tokenizer)
         messages = messages_of(question, system)

@@ -1,5 +1,6 @@
 """The words that go into a prompt: what is no text is refused; what a format or a tokenizer makes of them is told."""
 
+import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,6 +19,10 @@ class SpecialTokenWarning(UserWarning):
 
 class StrippedQuestionWarning(UserWarning):
     """A format leaves out the blanks around a question."""
+
+
+class JoinedWordsWarning(UserWarning):
+    """An answer follows a text directly, without the blank that is between two words."""
 
 
 class GuessedFormatWarning(UserWarning):
@@ -47,11 +52,14 @@ def warn_of_words(
 ) -> None:
     """One warning of each kind for all words that go into prompts, with what it is about and how often.
 
-    `prompt_format` is a `PromptFormat`, or anything with its fields.
+    `prompt_format` is a `PromptFormat`, or anything with its fields. Answers are in the order of their questions, as
+    many of each.
 
     Warns:
-        TemplateInQuestionWarning, SpecialTokenWarning, StrippedQuestionWarning: as `PromptFormat.encode`.
+        TemplateInQuestionWarning, SpecialTokenWarning, StrippedQuestionWarning, JoinedWordsWarning: as
+            `PromptFormat.encode`.
     """
+    answers = list(answers)
     if system is not None:
         check_text("system prompt", system)
     many = len(questions) > 1
@@ -65,7 +73,26 @@ def warn_of_words(
             StrippedQuestionWarning,
             stacklevel=3,
         )
-    if tokenizer is None or not questions:
+    if not questions:
+        return
+    of_each = len(answers) // len(questions)
+    joined = [
+        (one[-1], answer)
+        for n, one in enumerate(asked)
+        for answer in answers[n * of_each : (n + 1) * of_each]
+        if prompt_format.separator == "" and _are_joined(one[-1], answer)
+    ]
+    if joined and prompt_format.render("words", None).endswith("words"):
+        before, after = joined[0]
+        of = f"{len(joined)} of {len(answers)} answers follow" if many else "the answer follows"
+        seam = before.split()[-1] + after.split()[0]
+        warnings.warn(
+            f"{of} the text without a blank in the format {prompt_format.name!r}, as in {seam!r}: begin answers with "
+            "the blank, as in [(pair.question, ' ' + pair.positive, ' ' + pair.negative) for pair in pairs]",
+            JoinedWordsWarning,
+            stacklevel=3,
+        )
+    if tokenizer is None:
         return
     special = () if prompt_format.special_tokens_as_text else special_tokens(tokenizer)
     marks = (*special, "[INST]")
@@ -94,6 +121,13 @@ def warn_of_words(
             SpecialTokenWarning,
             stacklevel=3,
         )
+
+
+def _are_joined(text: str, answer: str) -> bool:
+    """Whether a blank is missing between both; scripts of wide characters are written without."""
+    if not text or not answer or "W" in map(unicodedata.east_asian_width, (text[-1], answer[0])):
+        return False
+    return (text[-1].isalnum() or text[-1] in ".,;:?!)") and answer[0].isalnum()
 
 
 def _listed(marks: Sequence[str]) -> str:

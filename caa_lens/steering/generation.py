@@ -63,8 +63,8 @@ def generate(
     Args:
         prompt: a question (words, or a list of messages, put into the model's format) or a `Prompt`; or several.
         vectors: vectors, `(vector, multiplier)` pairs or `Intervention`s, which act from the instruction's end on
-            unless an intervention says another start or positions. With one prompt, a multiplier tensor `[batch]` gives
-            one text for each of its entries.
+            unless an intervention says another start or positions: `Intervention(vector=v, start=0)` is every token.
+            With one prompt, a multiplier tensor `[batch]` gives one text for each of its entries.
         max_new_tokens: the end-of-sequence token ends a text earlier.
         temperature: 0 is greedy (the paper's), else softmax sampling from `seed`; None draws a fresh seed.
         use_cache: False recomputes everything for every token: the same text, slower.

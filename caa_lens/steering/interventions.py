@@ -6,6 +6,7 @@ where steering starts.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from typing import Any
 
 from jaxtyping import Bool, Float
@@ -284,6 +285,10 @@ def as_interventions(
                 remedy = "a multiplier stands in a pair with its vector, as in (vectors[13], 2.0)"
             elif isinstance(given, list):
                 remedy = "leave out the list: steer takes vectors one after another, generate one list of them"
+            elif isinstance(given[0] if isinstance(given, tuple) and given else given, str | PathLike):
+                remedy = (
+                    "a file is read by SteeringVectors.load, and a layer chosen, as in SteeringVectors.load(path)[13]"
+                )
             else:
                 remedy = (
                     "of SteeringVectors choose a layer, as in vectors[13], and of a tensor make a vector with "

@@ -5,6 +5,7 @@ import requests
 from helpers.published import ab_rows, serving, write_published
 from typer.testing import CliRunner
 
+from caa_lens.cli.commands import main
 from caa_lens.cli.data import data_app
 from caa_lens.contrast import ContrastSet, DroppedRowsWarning
 from caa_lens.paper import sources as data_sources
@@ -128,3 +129,16 @@ def test_without_network_all_that_is_missing_is_listed_at_once(clone, tmp_path, 
     assert f"{1} of {3 + len(others)} files are there. Or put these {2 + len(others)} files in place" in said
     assert f"run `caa-lens data fetch {' '.join(asked)}` again" in said
     assert in_place(asked, to) == (1, 3 + len(others))
+
+
+@pytest.mark.parametrize("command", ["check", "convert"])
+def test_columns_that_are_not_understood_are_told_as_words_of_the_command_line(command, tmp_path, monkeypatch, capsys):
+    table, out = tmp_path / "theirs.csv", tmp_path / "mine.jsonl"
+    table.write_text(THEIRS)
+    monkeypatch.setattr("sys.argv", ["caa-lens", "data", command, str(table), *[str(out)] * (command == "convert")])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert "`caa-lens data convert IN OUT --columns 'question=...,positive=...,negative=...'`" in said
+    assert "{" not in said
+    assert "on-bad" not in said  # no row is left of a table whose columns are not understood

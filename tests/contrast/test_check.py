@@ -188,6 +188,7 @@ def test_a_planted_fault_is_found_and_nothing_else(planted):
     assert found.rows(finding) == rows
     line = next(line for line in repr(found).split("\n") if line.strip().startswith(f"{finding}: "))
     assert re.search(r"\d+ of \d+|\d+ words stand|one word stands|answers are \(A\)", line)
+    assert finding != "no question" or f"[pair {rows[0]}: ''" in line
 
 
 def test_numbers_and_names_that_are_answers_are_no_labels_of_options():

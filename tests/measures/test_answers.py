@@ -297,6 +297,7 @@ def twin_of_own_tokens(model, prompt_format, question, answer, steps=()):
     return torch.stack(wanted).mean(), shared < len(alone)
 
 
+@pytest.mark.filterwarnings("ignore:.*without a blank in the format:UserWarning")  # joined on purpose
 def test_an_answer_that_merges_with_the_prompt_is_scored_by_the_texts_own_tokens(tiny_chat):
     prompt_format = resolve_format(tiny_chat, None)
     base = PromptFormat(name="inside", render=lambda question, system: question, separator="", prepend_bos=False)
@@ -334,6 +335,7 @@ def test_a_merging_pair_changes_nothing_for_the_others(tiny_chat):
     assert torch.equal(together.values[0], together.values[-1])
 
 
+@pytest.mark.filterwarnings("ignore:.*without a blank in the format:UserWarning")  # joined on purpose
 def test_an_answer_that_nothing_predicts_is_refused_by_name_before_anything_runs(tiny_chat, monkeypatch):
     bare = PromptFormat(name="bare", render=lambda question, system: question, separator="", prepend_bos=False)
     pairs = ContrastSet.from_pairs([("How was it?", "Fine.", "Bad."), ("won", "derful", " the game")], name="bare")

@@ -43,7 +43,7 @@ def without_question(pairs: Sequence[ContrastPair]) -> list[Finding]:
     """Pairs that ask nothing: of A/B pairs, there are options only."""
     rows = tuple(n for n, pair in enumerate(pairs, start=1) if not words(asked(pair)))
     message = f"{len(rows)} of {len(pairs)}: nothing is asked; leave them out"
-    return [Finding(finding="no question", message=message, rows=rows)] if rows else []
+    return [Finding(finding="no question", message=message, rows=rows, examples=examples(pairs, rows))] if rows else []
 
 
 def within_tokens(pairs: Sequence[ContrastPair], tokenizer: Any) -> list[Finding]:

@@ -15,7 +15,7 @@ from caa_lens.vectors.algebra.combinations import mean_vector
 from caa_lens.vectors.algebra.expressions import LONGEST
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {"mean": mean_vector}
-METHODS = ("at_layer", "lerp", "normalized", "onto", "rotated", "scaled_to", "slerp", "top_k", "without")
+METHODS = ("at", "at_layer", "lerp", "normalized", "onto", "rotated", "scaled_to", "slerp", "top_k", "without")
 ATTRIBUTES = ("norm", "norms")
 SIGNS: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
     ast.Add: ("+", operator.add),
@@ -32,7 +32,8 @@ class ExpressionError(ValueError):
 def evaluate(text: str, vectors: Mapping[str, VectorAlgebra]) -> VectorAlgebra:
     """The vectors that an expression describes.
 
-    It may use names, numbers, `+ - * /`, parentheses, `A[13]`, `mean(A, B)`, `A.norms` and the methods of vectors.
+    It may use names, numbers, `+ - * /`, parentheses, `A[13]`, `A.at([13, 14])`, `mean(A, B)`, `A.norms` and
+    the methods of vectors.
 
     Raises:
         ExpressionError: if it is not understood, uses an unknown name, cannot be computed, or is a mere number.
