@@ -1,5 +1,6 @@
 """The command line of the experiments; `python -m experiments --help`."""
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -179,6 +180,7 @@ def _chosen(names: list[str]) -> list[Experiment]:
 
 if __name__ == "__main__":
     stop_on_terminate()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that nothing here needs
     app = typer.Typer(add_completion=False)
     app.command(cls=StoppableCommand)(main)
     try:

@@ -3,6 +3,7 @@
 Modules are imported inside the commands, so that `--help` answers at once.
 """
 
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -327,6 +328,8 @@ def main() -> None:
 
     sleep_while_waiting()
     stop_on_terminate()
+    # Where it is installed, TransformerLens imports it, and it says that kernels which nothing here needs are not.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.showwarning = lambda message, *_, **__: typer.echo(f"note: {message}", err=True)
     try:
         app()
