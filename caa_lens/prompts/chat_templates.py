@@ -18,6 +18,7 @@ _NEITHER = "choose another format with prompt_format=..., or write a PromptForma
 _KNOWN = ("user", "assistant", "system")  # to every template that takes them at all
 
 Render = Callable[[str, str | None], str]
+"""A question and a system prompt to a text, up to and including the instruction's last token."""
 Converse = Callable[[Sequence[Message], Any], str]
 """Messages and the tokenizer to a text, up to and including the last token of the instruction."""
 

@@ -8,9 +8,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from helpers.driven_browser import DrivenBrowser
 
+PICTURE = Path(__file__).resolve().parent / "explore.png"
 STATUS = "document.getElementById('status').textContent"
 
 
@@ -23,7 +26,8 @@ def main(address: str) -> None:
         page.value("document.getElementById('multiplier').value = -2; say(); ask()")
         page.wait_for(f"{STATUS}.startsWith('done')")
         page.value("document.activeElement.blur()")
-        page.picture(str(Path(__file__).resolve().parent / "explore.png"))
+        page.picture(str(PICTURE))
+    Image.open(PICTURE).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
 
 
 if __name__ == "__main__":
