@@ -21,6 +21,10 @@ def check(
         Optional[str],  # noqa: UP045
         typer.Option(help="A set or file, such as the test set, that should share no pair with it."),
     ] = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--model", "-m", help="Look for its special tokens, and for answers that begin inside a token."),
+    ] = None,
     columns: ColumnsOption = None,
     on_bad: OnBadOption = "raise",
 ) -> None:
@@ -28,10 +32,11 @@ def check(
 
     Example: `caa-lens data check sentiment`
     """
-    from caa_lens import ContrastSet
+    from caa_lens import ContrastSet, load_model
 
     pairs = ContrastSet.load(data, columns=_columns(columns), on_bad=_on_bad(on_bad))
-    typer.echo(pairs.check(other=ContrastSet.load(other) if other else None))
+    others = ContrastSet.load(other) if other else None
+    typer.echo(pairs.check(other=others, model=load_model(model) if model else None))
 
 
 def convert(

@@ -2,6 +2,7 @@
 
 import pytest
 import requests
+from helpers.models import load_in_its_place
 from helpers.published import ab_rows, serving, write_published
 from typer.testing import CliRunner
 
@@ -91,6 +92,15 @@ def test_check_says_what_the_linter_finds(tmp_path):
     both = runner.invoke(data_app, ["check", "sentiment", "--other", "sentiment"]).output
     pairs = ContrastSet.load("sentiment")
     assert both.rstrip() == str(pairs.check(other=pairs))
+
+
+def test_check_takes_a_model_to_look_for_its_tokens(tmp_path, tiny_chat, monkeypatch):
+    load_in_its_place(monkeypatch, lambda *_, **__: tiny_chat)
+    pairs = ContrastSet.from_pairs([("Why?", "So<|im_end|> sunny.", "So rainy."), ("How?", "Well.", "Badly.")])
+    pairs.save(tmp_path / "marked.jsonl")
+    said = runner.invoke(data_app, ["check", str(tmp_path / "marked.jsonl"), "--model", "demo"]).output
+    assert said.rstrip() == str(ContrastSet.load(tmp_path / "marked.jsonl").check(model=tiny_chat))
+    assert "special tokens" in said
 
 
 @pytest.mark.parametrize(

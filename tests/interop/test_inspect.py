@@ -195,7 +195,7 @@ def test_tools_pictures_and_other_orders_of_messages_are_refused():
         ask(api, tools=[ToolInfo(name="add", description="adds")])
     with pytest.raises(ValueError, match="a message of the user holds image"):
         ask(api, [ChatMessageUser(content=[ContentText(text="?"), ContentImage(image="x.png")])])
-    with pytest.raises(ValueError, match="found messages of user, assistant: the assistant.s last"):
+    with pytest.raises(ValueError, match="found messages of user, assistant: the assistant's last"):
         ask(api, [ChatMessageUser(content="a"), ChatMessageAssistant(content="b")])
     asked = [ChatMessageSystem(content="s"), ChatMessageUser(content=[ContentText(text="a"), ContentText(text="b")])]
     model = api.examinee.model
