@@ -98,7 +98,7 @@ wheel: $(READY)
 	$(PYTHON) -m venv build/env
 	build/env/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	PIP_CONSTRAINT=constraints.txt build/env/bin/python -m pip install --quiet --disable-pip-version-check build/wheel/*.whl
-	cd build/wheel && ../env/bin/python -c "import caa_lens as cl; cl.load_model('demo')" 2>&1 | grep "pip install 'caa-lens.demo.'"
+	cd build/wheel && CAA_LENS_CACHE=empty ../env/bin/python -c "import caa_lens as cl; cl.load_model('demo')" 2>&1 | grep "pip install 'caa-lens.demo.'"
 	PIP_CONSTRAINT=constraints.txt build/env/bin/python -m pip install --quiet --disable-pip-version-check "$$(echo build/wheel/*.whl)[demo]"
 	cd build/wheel && ../env/bin/python -m caa_lens extract sentiment v.safetensors --layers 15 --test 100
 	cd build/wheel && ../env/bin/caa-lens vectors show v.safetensors
