@@ -198,9 +198,11 @@ def _missing(plans: Mapping[str, Mapping[str, PublishedFile]], folder: Path) -> 
     for files in plans.values():
         for file in files.values():
             path, before = folder / file.place, record.get(file.place.as_posix())
-            recorded = before["sha256"] if before and before["revision"] == file.revision else None
-            known = file.sha256 or recorded
-            if not path.is_file() or (known and pooch.file_hash(str(path)) != known):
+            own = before is not None and before["revision"] == file.revision
+            known = file.sha256 or (before["sha256"] if before and own else None)
+            digest = pooch.file_hash(str(path)) if path.is_file() else None
+            of_another_commit = known is None and before is not None and digest == before["sha256"]
+            if digest is None or of_another_commit or (known and digest != known):
                 found.append(file)
     return list(dict.fromkeys(found))
 

@@ -9,11 +9,13 @@ from helpers.fake_gpu import GB, HELD, fake_gpu
 from helpers.models import ROOT, random_llama
 
 import caa_lens as cl
+from caa_lens.demo.made_with import _device
 from caa_lens.models.loading.device_memory import devices, free_memory, make_room
 from caa_lens.models.loading.load import ModelTooLargeError
 
 # Functions of the library that ask torch about CUDA, or whether a device is one, and the test here that runs them.
 ASKING = {
+    "caa_lens/demo/made_with.py": {"_device"},
     "caa_lens/models/loading/device_memory.py": {"devices", "free_memory", "make_room"},
     "caa_lens/models/loading/load.py": {"_device"},
 }
@@ -42,6 +44,12 @@ def test_devices_and_free_memory_are_the_cards():
         make_room("cuda", 4.5 * GB)
         assert gpu.emptied == 1
         del held
+
+
+def test_the_demo_names_the_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a card called {device}")
+    assert _device(torch.device("cuda:1")) == "cuda:1 (a card called cuda:1)"
+    assert _device(torch.device("cpu")).startswith("cpu (")
 
 
 @pytest.mark.hooked

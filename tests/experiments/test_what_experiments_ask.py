@@ -20,6 +20,7 @@ from caa_lens.interpretation.similarity import token_similarity
 from caa_lens.interpretation.vector_cosines import cosines
 from caa_lens.models.loading.demo_model import demo_model_path
 from caa_lens.provenance import Provenance
+from caa_lens.steering.generated_text import GeneratedText
 from caa_lens.vectors.steering_vectors import SteeringVectors
 from experiments.own import vector_words
 from experiments.paper import figure_2_contrast_pca as contrast_pca
@@ -66,7 +67,7 @@ def generated(monkeypatch):
 
     def generate(model, prompts, *, vectors=(), max_new_tokens, **_):
         calls.append((model, list(prompts), [(v, float(m)) for v, m in vectors], max_new_tokens))
-        return [prompt[::-1] for prompt in prompts]
+        return [GeneratedText(prompt[::-1], cut=False) for prompt in prompts]
 
     monkeypatch.setattr("caa_lens.steering.generation.generate", generate)
     return calls

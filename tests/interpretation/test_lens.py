@@ -308,7 +308,7 @@ def test_words_that_cannot_be_ranked_are_refused(tiny, tiny_chat):
 
 
 def test_figures_show_tokens_as_text_and_layers_by_their_number(tiny_chat):
-    vectors = random_vectors(tiny_chat).at([1, 4])
+    vectors = random_vectors(tiny_chat).at([0, 1, 4])
     tag = tiny_chat.tokenizer.encode("<b>", add_special_tokens=False)[0]
     own = torch.linalg.solve(tiny_chat.W_U @ tiny_chat.W_U.T, tiny_chat.W_U[:, tag]) / tiny_chat.ln_final.w
     tagged = SteeringVector.from_direction(own, layer=2, behavior="<i>")
@@ -316,14 +316,15 @@ def test_figures_show_tokens_as_text_and_layers_by_their_number(tiny_chat):
     assert figure.data[0].text[0][0] == tiny_chat.tokenizer.decode([tag]).replace("<", "&lt;").replace(">", "&gt;")
     assert "<i>" not in figure.layout.title.text
     figure = logit_lens(tiny_chat, vectors, k=3).plot()
-    assert [list(panel.y) for panel in figure.data] == [["1", "4"]] * 2
+    assert [list(panel.y) for panel in figure.data] == [["0", "1", "4"]] * 2
     assert [panel.title.text for panel in (figure.layout.xaxis, figure.layout.yaxis)] == [
         "rank (1 is the extreme)",
         "layer (0-based block)",
     ]
     curves = word_ranks(tiny_chat, vectors, ["happy", "<b>"]).plot()
     assert {line.name.split(" (")[0] for line in curves.data} == {"happy", "&lt;b&gt;"}
-    assert all(len(line.x) == 1 for line in curves.data), "layers 1 and 4 are no neighbours: no line between them"
+    runs = {tuple(line.x) for line in curves.data}
+    assert runs == {(0, 1), (4,)}, "layers 1 and 4 are further apart than 0 and 1: no line between them"
     assert curves.layout.yaxis.range[0] > curves.layout.yaxis.range[1]
     json.loads(curves.to_json())
 

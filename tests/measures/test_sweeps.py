@@ -334,7 +334,7 @@ def test_white_is_the_unsteered_level_and_without_it_nothing_is_above_or_below()
     assert (cells.zmin, cells.zmax) == (None, None)
     assert "nan" not in without.plot().layout.title.text
     elsewhere = replace(with_zero, settings={"test": "other pairs"})
-    assert elsewhere.plot().layout.title.text.startswith("b, tested on other pairs: ")
+    assert elsewhere.plot().layout.meta["title"].startswith("b, tested on other pairs: ")
 
 
 def test_of_one_layer_the_best_is_known_whatever_was_swept():
