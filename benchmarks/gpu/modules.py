@@ -65,6 +65,7 @@ STAY = {
     "tests/lessons/test_meanings.py": "is about the answers of a class",
     "tests/lessons/test_pushes.py": "is about the answers of a class",
     "tests/prompts/test_conversations_as_prompts.py": "is about tokens",
+    "tests/prompts/test_joined_words.py": "is about what is said of texts",
     "tests/engine/test_any_model.py": "makes models of its own, of many families, on the CPU",
     "tests/explorer/test_in_a_browser.py": "needs a browser, and its server loads the demo model on the CPU",
     "tests/explorer/test_page.py": "is about a page",
