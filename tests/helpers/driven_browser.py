@@ -72,17 +72,19 @@ class DrivenBrowser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if hasattr(self, "_reader"):
-            self._reader.cancel()
-            self._socket.close()
-            self._loop.run_until_complete(asyncio.sleep(0.1))
-        self._process.terminate()
         try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._loop.close()
+            if hasattr(self, "_reader"):
+                self._reader.cancel()
+                self._socket.close()
+                self._loop.run_until_complete(asyncio.sleep(0.1))
+        finally:  # whatever is left of the connection
+            self._process.terminate()
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._loop.close()
 
     def call(self, method: str, **given: object) -> dict:
         """A command of the protocol, and its answer."""
