@@ -4,9 +4,8 @@ from html import escape
 
 from caa_lens.explorer.session import STEERED, Coloured, Finished, LensRead, Piece
 from caa_lens.interpretation.lens_results import LogitLens
+from caa_lens.plots.token_background import AGAINST, ALONG, FULLEST
 
-ALONG, AGAINST = "59, 125, 216", "200, 69, 59"  # red, green, blue of token_similarity's two colours
-STRONGEST = 0.7  # of the background's opacity, so that text on it reads in light and in dark
 NOT_READ = '<p class="soft">The lens was not read, as the text was stopped.</p>'
 WHY = {"end": "", "length": " …", "stopped": " … (stopped)"}
 
@@ -26,7 +25,7 @@ def text_html(coloured: Coloured) -> str:
     spans = []
     for text, cosine in coloured.tokens:
         share = max(-1.0, min(1.0, cosine / coloured.bound))
-        colour = f"rgba({ALONG if share > 0 else AGAINST}, {STRONGEST * abs(share):.3f})"
+        colour = f"rgba({ALONG if share > 0 else AGAINST}, {FULLEST * abs(share):.3f})"
         if text:
             spans.append(f'<span style="background: {colour}" title="{number(cosine, 3)}">{escape(text)}</span>')
     return "".join(spans)
@@ -40,7 +39,7 @@ def end_html(finished: Finished) -> str:
 def legend_html(coloured: Coloured) -> str:
     """What the colours mean, in words."""
     along, against = (
-        f'<span style="background: rgba({colour}, {STRONGEST})">&nbsp;{number(end, 2)}&nbsp;</span>'
+        f'<span style="background: rgba({colour}, {FULLEST})">&nbsp;{number(end, 2)}&nbsp;</span>'
         for colour, end in ((ALONG, coloured.bound), (AGAINST, -coloured.bound))
     )
     return (

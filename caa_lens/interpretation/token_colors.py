@@ -17,11 +17,10 @@ from typing import Any
 from uuid import uuid4
 
 from caa_lens.atomic_files import write_atomically
+from caa_lens.plots.token_background import background
 
 NEGATIVE_COLOUR, POSITIVE_COLOUR = "#c8453b", "#3b7dd8"  # the ends of the heat maps' red and blue
 
-POSITIVE_RGB, NEGATIVE_RGB = (59, 125, 216), (200, 69, 59)  # the same
-FULLEST = 0.7  # opacity of the strongest colour of a picture without a script, so that text on it can be read
 
 # An element runs the code, as a page that allows this script allows that one too.
 UNPACK = """<script>
@@ -117,9 +116,7 @@ class TokenColors:
         middle = len(self.labels) // 2
         spans = []
         for token, row in zip(self.tokens, self.values, strict=True):
-            red, green, blue = POSITIVE_RGB if row[middle] > 0 else NEGATIVE_RGB
-            strength = min(1.0, abs(row[middle]) / self.bound) * FULLEST
-            style = f"background: rgba({red}, {green}, {blue}, {strength:.2f}); white-space: pre-wrap"
+            style = f"background: {background(row[middle], self.bound)}; white-space: pre-wrap"
             spans.append(f'<span style="{style}" title="{row[middle]:.4g}">{html.escape(token)}</span>')
         choice = ""
         if len(self.labels) > 1:

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 from caa_lens.atomic_files import write_atomically
 from caa_lens.extras import needed_for
+from caa_lens.plots.token_background import background
 from caa_lens.report.cells import Cells
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-ALONG, AGAINST = "59, 125, 216", "200, 69, 59"  # red, green, blue of token_similarity's two colours
-FULLEST = 0.7  # opacity of the strongest colour, so that text on it can be read, in light and in dark
 OPEN_TEXTS = 6  # groups of texts that are unfolded at first
 WIDE, NARROWEST = 768, 390  # pixels: panels side by side, which a phone scrolls; and a phone
 _TAG = re.compile(r"</?\w[^<>]*>")  # plotly's small HTML in titles
@@ -132,7 +131,10 @@ def _rendered(section: Section, anchor: str) -> dict[str, object]:
         "found": section.found,
         "figures": [_rendered_figure(figure) for figure in section.figures],
         "tokens": [
-            {"caption": one.caption, "tokens": [(text, value, _colour(value, one.bound)) for text, value in one.tokens]}
+            {
+                "caption": one.caption,
+                "tokens": [(text, value, background(value, one.bound)) for text, value in one.tokens],
+            }
             for one in section.tokens
         ],
         "cells": section.cells and section.cells.plain(),
@@ -176,11 +178,6 @@ def _rendered_figure(figure: "go.Figure") -> dict[str, object]:
 def _has_columns(figure: "go.Figure") -> bool:
     """Whether panels stand side by side: too wide for a phone, where such a figure scrolls."""
     return len({axis.domain[0] for axis in figure.select_xaxes() if axis.domain}) > 1
-
-
-def _colour(value: float, bound: float) -> str:
-    """A background as CSS; the page's own colour at 0."""
-    return f"rgba({ALONG if value > 0 else AGAINST}, {min(1.0, abs(value) / bound) * FULLEST:.2f})"
 
 
 def _cell(value: object) -> str | list[str]:

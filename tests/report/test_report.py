@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from caa_lens.measures.elsewhere.neutral_text import OF_TEXT
 from caa_lens.methods.compared import Choice, Comparison
 from caa_lens.methods.costs import Cost
+from caa_lens.plots import token_background
 from caa_lens.plots.style import DARK_INK, DARK_PAPER, LIGHT_INK, LIGHT_PAPER
 from caa_lens.report import page as page_module
 from caa_lens.report.comparisons import comparison_section, differences
@@ -170,9 +171,9 @@ def test_the_pages_own_colours_can_be_read(theme):
     assert len(colours) == 6
     for ink, paper in itertools.product(("ink", "soft", "accent"), ("page", "card")):
         assert contrast(colours[ink], colours[paper]) >= 4.5, f"{ink} on {paper}"
-    for full in (page_module.ALONG, page_module.AGAINST):  # text on the strongest colour of a token
+    for full in (token_background.ALONG, token_background.AGAINST):  # text on the strongest colour of a token
         strongest = "#" + "".join(f"{int(part):02x}" for part in full.split(", "))
-        assert contrast(colours["ink"], between(colours["page"], strongest, page_module.FULLEST)) >= 4.5
+        assert contrast(colours["ink"], between(colours["page"], strongest, token_background.FULLEST)) >= 4.5
 
 
 def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
