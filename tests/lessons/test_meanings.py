@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.models import random_vectors
+from helpers.verdicts import hint_of
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.interpretation.lens import logit_lens, word_ranks
@@ -22,11 +23,6 @@ TURNED = "The soup was cold, but the staff were kind."
 @pytest.fixture(scope="module")
 def vectors(tiny_chat):
     return random_vectors(tiny_chat, scale=2.0)
-
-
-def hint_of(said, hint):
-    assert not said.right
-    assert hint in repr(said), (hint, said)
 
 
 def test_the_promoted_tokens_are_right(tiny_chat, vectors):

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from helpers.models import random_vectors
+from helpers.verdicts import hint_of
 
 from caa_lens.contrast.sets import ContrastSet
 from caa_lens.engine.pair_reading import pair_activations
@@ -24,11 +25,6 @@ QUESTION = "How was the party?"
 @pytest.fixture(scope="module")
 def vectors(tiny_chat):
     return random_vectors(tiny_chat, scale=0.7)
-
-
-def hint_of(said, hint):
-    assert not said.right
-    assert hint in repr(said), (hint, said)
 
 
 def test_a_quarter_of_the_stream_is_right(tiny_chat, vectors):
